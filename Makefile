@@ -1,0 +1,58 @@
+# Everything runs in .venv; the first target that needs it makes it. `make` alone lists the targets.
+PYTHON ?= python3
+# cpu, cu128, … or auto: the CUDA build where there is a GPU driver, else the CPU build
+TORCH_BACKEND ?= auto
+# a folder with a PyTorch wheel, where one is at hand, wins over the download
+TORCH_SOURCE := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend $(TORCH_BACKEND))
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export NUMBA_CACHE_DIR ?= $(CURDIR)/.venv/numba_cache
+export PYTHONHASHSEED := 0
+unexport PYTHONHOME
+
+.PHONY: help install export clean repro lab test proofs bench check lock readme
+help:       ## list the targets
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
+
+install: .venv/installed  ## make .venv and install the locked dependencies
+.venv/installed: requirements.lock settings.ini pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "smc_ml needs Python 3.11 or newer; run make PYTHON=python3.11")'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	pip install --quiet "$$(grep -oE '^uv==[^ ]+' requirements.lock)"
+	uv pip install --quiet --compile-bytecode $(TORCH_SOURCE) "$$(grep -oE 'torch==[^ ]+' settings.ini)"
+	uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
+	uv pip install --quiet --no-deps -e .
+	@touch $@
+
+export: install  ## write smc_ml/ from the notebooks
+	nbdev_export
+
+clean: install  ## strip outputs and stray metadata from the notebooks
+	nbdev_clean
+
+repro: export  ## run the whole pipeline; read reports/index.html
+	python -m smc_ml.cli check params.yaml
+	dvc repro
+	@echo "The report is at $(CURDIR)/reports/index.html"
+
+lab: export  ## explore the notebooks
+	jupyter lab nbs
+
+test: install  ## every test but the long proofs
+	pytest
+
+proofs: install  ## the long proofs: LSTM controls, the whole real year
+	pytest -m slow
+
+bench: install  ## speed, side by side with the peers
+	pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds --benchmark-group-by=group
+
+check: install  ## notebooks are clean, modules equal notebooks, README is current
+	tools/check.sh
+
+readme: export  ## write README.md from nbs/index.ipynb
+	python tools/readme.py
+
+lock: install  ## resolve the dependencies anew into requirements.lock
+	python tools/lock.py --upgrade
