@@ -11,17 +11,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-import vectorbt
 from numba import njit
 from pydantic import Field
 from .config import Section, UserError
 from .labels.outcomes import Costs
 
-vectorbt.settings["engine"] = "rust" # an unsupported call fails instead of compiling for half a minute
-
 # %% ../nbs/68_backtest.ipynb #7eaa73ae
 class BacktestConfig(Section):
     "Which predictions are traded, and how large."
+    model_config = {"title": "backtest"}
     minimum_expected_r: float = Field(0.0, description="smallest expected result after costs that is traded, multiples of the risk")
     initial_cash: float = Field(100_000.0, gt=0, description="account at the start, quote currency")
     risk_per_trade: float = Field(0.005, gt=0, lt=1, description="share of the equity lost at the stop")
@@ -79,6 +77,8 @@ def run_backtest(trades: pd.DataFrame,                # from `select_trades`
                  start: pd.Timestamp, end: pd.Timestamp, # span of the account
                  config: BacktestConfig = BacktestConfig(), costs: Costs = Costs(), step: pd.Timedelta = pd.Timedelta("5min")) -> Backtest:
     "The account over a span, beside buying every symbol in equal parts and holding it."
+    import vectorbt
+    vectorbt.settings["engine"] = "rust"
     symbols = sorted(candles)
     opens = pd.concat([pd.DataFrame({s: candles[s].loc[start:end, c] for s in symbols}) for c in ("open", "close")], keys=("open", "close"), axis=1).ffill().bfill()
     marks = opens.to_numpy().reshape(2 * len(opens), len(symbols))
@@ -90,7 +90,7 @@ def run_backtest(trades: pd.DataFrame,                # from `select_trades`
     equity = pd.DataFrame({"equity": value, "drawdown": value / np.maximum.accumulate(value) - 1, "buy_and_hold": config.initial_cash * held.mean(axis=1).to_numpy()}, index=opens.index + step)
     return Backtest(_with_profit(trades, portfolio, symbols), equity.rename_axis("time"))
 
-def _with_profit(trades: pd.DataFrame, portfolio: vectorbt.Portfolio, symbols: list[str]) -> pd.DataFrame:
+def _with_profit(trades: pd.DataFrame, portfolio: "vectorbt.Portfolio", symbols: list[str]) -> pd.DataFrame:
     "Trades with the profit and fees that the account booked."
     booked = portfolio.trades.records.assign(symbol=lambda t: t["col"].map(dict(enumerate(symbols)))).sort_values(["symbol", "entry_idx"])
     ordered = trades.sort_values(["symbol", "time"], kind="stable")

@@ -26,6 +26,7 @@ def _sentence(section: str, error: dict[str, Any], known: list[str]) -> str:
     if error["type"] == "extra_forbidden": return f"{place} is not a known key (known: {', '.join(known)})"
     if error["type"] == "missing": return f"{place} is missing"
     message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]: return message
     return f"{place}: {message[0].lower()}{message[1:]}, found {error['input']!r}"
 
 # %% ../nbs/00_config.ipynb #2274ce4c
@@ -36,7 +37,7 @@ class Section(BaseModel):
     def __init__(self, **values: Any):
         try: super().__init__(**values)
         except ValidationError as error:
-            name, known = type(self).__name__, list(type(self).model_fields)
+            name, known = type(self).model_config.get("title") or type(self).__name__, list(type(self).model_fields)
             raise ConfigError("; ".join(_sentence(name, e, known) for e in error.errors())) from None
 
 # %% ../nbs/00_config.ipynb #5640aa52

@@ -24,6 +24,7 @@ from ..patterns.detection import PatternConfig
 # %% ../../nbs/35_features.smc.ipynb #1faa6a6a
 class FeatureConfig(Section):
     "Windows of the features, in base candles unless said otherwise."
+    model_config = {"title": "features"}
     momentum_bars: int = Field(12, ge=1, description="candles over which the price change is taken")
     short_range: int = Field(14, ge=2, description="candles in the average true range")
     long_range: int = Field(100, ge=3, description="candles in the average true range it is compared with")

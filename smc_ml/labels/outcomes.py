@@ -18,6 +18,7 @@ from ..config import Section
 # %% ../../nbs/30_labels.outcomes.ipynb #b3444d66
 class Costs(Section):
     "What a trade pays, as shares of the price on each side."
+    model_config = {"title": "costs"}
     fee_rate: float = Field(0.0004, ge=0, lt=0.1, description="exchange fee a side, share of the price (0.0004 = 4 basis points)")
     slippage_rate: float = Field(0.0001, ge=0, lt=0.1, description="half spread and slippage a side, share of the price")
 
@@ -28,6 +29,7 @@ class Costs(Section):
 
 class LabelingConfig(Section):
     "Which patterns are traded, and how."
+    model_config = {"title": "labels"}
     kinds: tuple[str, ...] = Field(("order_block", "fair_value_gap", "liquidity_sweep"), strict=False, description="kinds of patterns that are traded")
     timeframes: tuple[str, ...] = Field(("15m",), strict=False, description="timeframes of those patterns")
     maximum_wait: int = Field(288, ge=1, description="base candles that a zone waits for its first touch")

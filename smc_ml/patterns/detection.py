@@ -24,6 +24,7 @@ KINDS = ("swing_high", "swing_low", "break_of_structure", "change_of_character",
 
 class PatternConfig(Section):
     "What counts as a pattern; the same on every timeframe."
+    model_config = {"title": "patterns"}
     timeframes: tuple[str, ...] = Field(("5m", "15m", "1h", "4h", "1d"), strict=False, description="candles on which patterns are sought")
     wing: int = Field(3, ge=1, description="candles on each side that confirm a swing")
     average_range_window: int = Field(14, ge=2, description="candles in the average true range")
