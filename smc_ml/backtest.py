@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BacktestConfig', 'BacktestError', 'select_trades', 'Backtest', 'run_backtest', 'random_selections',
-           'backtest_metrics']
+           'backtest_metrics', 'cost_curve']
 
 # %% ../nbs/68_backtest.ipynb #eea951af
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ import pandas as pd
 from numba import njit
 from pydantic import Field
 from .config import Section, UserError
+from .evaluation.metrics import mean_interval
 from .labels.outcomes import Costs
 
 # %% ../nbs/68_backtest.ipynb #7eaa73ae
@@ -107,15 +108,23 @@ def random_selections(predictions: pd.DataFrame, labels: pd.DataFrame, config: B
     if not wanted.any(): return np.zeros(config.draws)
     return np.sort([result[_one_at_a_time(symbol, entry, exit, generator.permutation(wanted))].mean() for _ in range(config.draws)])
 
-def backtest_metrics(account: Backtest, costs: Costs) -> dict[str, float | int | None]:
-    "Counts, returns and costs of an account; None where nothing was traded."
+def backtest_metrics(account: Backtest, costs: Costs, config: BacktestConfig = BacktestConfig(), random_means: np.ndarray | None = None) -> dict[str, float | int | None]:
+    "Counts, returns, costs and chance of an account; None where nothing was traded."
     trades, equity = account.trades, account.equity
     mean = lambda name: float(trades[name].mean()) if len(trades) else None
-    paid_slippage = costs.slippage_rate / costs.fee_rate if costs.fee_rate else np.nan
-    cost_per_rate = (trades["cost_r"] / costs.rate).mean() if costs.rate and len(trades) else None
-    return {"trades": len(trades), "win_rate": mean("won"), "mean_gross_r": mean("gross_r"), "mean_cost_r": mean("cost_r"), "mean_r": mean("realised_r"),
-            "total_return": float(equity["equity"].iloc[-1] / equity["equity"].iloc[0] - 1), "maximum_drawdown": float(equity["drawdown"].min()),
-            "buy_and_hold_return": float(equity["buy_and_hold"].iloc[-1] / equity["buy_and_hold"].iloc[0] - 1),
-            "fees_paid": float(trades["fees"].sum()), "slippage_paid": float(trades["fees"].sum() * paid_slippage) if costs.fee_rate else None,
+    change = lambda name: float(equity[name].iloc[-1] / equity[name].iloc[0] - 1)
+    value, low, high = mean_interval(trades["realised_r"].to_numpy(), trades["time"], config.draws, config.seed)
+    cost_per_rate = float((trades["cost_r"] / costs.rate).mean()) if costs.rate and len(trades) else None
+    slippage_share = costs.slippage_rate / costs.fee_rate if costs.fee_rate else None
+    at_random = {} if random_means is None else {"random_mean_r": float(random_means.mean()), "random_as_good_share": float((random_means >= value).mean())}
+    return {"trades": len(trades), "win_rate": mean("won"), "mean_gross_r": mean("gross_r"), "mean_cost_r": mean("cost_r"), "mean_r": mean("realised_r"), "mean_r_low": low, "mean_r_high": high,
+            **at_random, "total_return": change("equity"), "maximum_drawdown": float(equity["drawdown"].min()), "buy_and_hold_return": change("buy_and_hold"),
+            "fees_paid": float(trades["fees"].sum()), "slippage_paid": float(trades["fees"].sum() * slippage_share) if slippage_share is not None else None,
             "fee_rate": costs.fee_rate, "slippage_rate": costs.slippage_rate,
             "break_even_cost_basis_points": 1e4 * mean("gross_r") / cost_per_rate if cost_per_rate else None}
+
+def cost_curve(trades: pd.DataFrame, costs: Costs, basis_points: np.ndarray = np.arange(0, 16.0), config: BacktestConfig = BacktestConfig()) -> pd.DataFrame:
+    "Mean R of the same trades, with its 95 % interval, at other costs a side (basis points)."
+    if not costs.rate: raise BacktestError("costs are zero: the cost of a trade in R cannot be scaled from nothing")
+    rows = [(cost, *mean_interval((trades["gross_r"] - trades["cost_r"] / costs.rate * cost / 1e4).to_numpy(), trades["time"], config.draws, config.seed)) for cost in basis_points]
+    return pd.DataFrame(rows, columns=["cost_bp", "mean_r", "low", "high"])
