@@ -11,7 +11,8 @@ export NUMBA_CACHE_DIR ?= $(CURDIR)/.venv/numba_cache
 export PYTHONHASHSEED := 0
 unexport PYTHONHOME
 
-.PHONY: help install export clean repro lab test proofs bench check lock readme
+SHELL := /bin/bash
+.PHONY: help install export clean repro files lab test proofs bench check lock readme
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
@@ -34,6 +35,15 @@ clean: install  ## strip outputs and stray metadata from the notebooks
 repro: export  ## run the whole pipeline; read reports/index.html
 	python -m smc_ml.cli check params.yaml
 	dvc repro
+	@echo "The report is at $(CURDIR)/reports/index.html"
+
+# FILES="A=a.parquet B=b.parquet" becomes {A: a.parquet,B: b.parquet}
+empty :=
+comma := ,
+space := $(empty) $(empty)
+files: export  ## run it on your own candles: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
+	@test -n "$(FILES)" || { echo 'say which: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"'; exit 1; }
+	dvc exp run -S collect.source=files -S collect.start=null -S collect.end=null -S 'collect.files={$(subst $(space),$(comma),$(subst =,: ,$(strip $(FILES))))}'
 	@echo "The report is at $(CURDIR)/reports/index.html"
 
 lab: export  ## explore the notebooks
