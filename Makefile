@@ -56,7 +56,7 @@ proofs: install  ## the long proofs: LSTM controls, the whole real year
 	pytest -m slow
 
 bench: install  ## speed, side by side with the peers
-	pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds --benchmark-group-by=group
+	pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-columns=min,median,rounds --benchmark-group-by=group --benchmark-sort=name
 
 check: install  ## notebooks are clean, modules equal notebooks, README is current
 	tools/check.sh

@@ -443,4 +443,8 @@ d = { 'settings': { 'branch': 'main',
                                'smc_ml.tables.read_table': ('tables.html#read_table', 'smc_ml/tables.py'),
                                'smc_ml.tables.read_tables': ('tables.html#read_tables', 'smc_ml/tables.py'),
                                'smc_ml.tables.write_metrics': ('tables.html#write_metrics', 'smc_ml/tables.py'),
-                               'smc_ml.tables.write_tables': ('tables.html#write_tables', 'smc_ml/tables.py')}}}
+                               'smc_ml.tables.write_tables': ('tables.html#write_tables', 'smc_ml/tables.py')},
+            'smc_ml.terminal': { 'smc_ml.terminal.TerminalEngine': ('terminal.html#terminalengine', 'smc_ml/terminal.py'),
+                                 'smc_ml.terminal.TerminalEngine.execute_managed_notebook': ( 'terminal.html#terminalengine.execute_managed_notebook',
+                                                                                              'smc_ml/terminal.py'),
+                                 'smc_ml.terminal.one_sentence': ('terminal.html#one_sentence', 'smc_ml/terminal.py')}}}

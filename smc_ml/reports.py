@@ -81,8 +81,7 @@ img { max-width: 100%; height: auto; } .figure { background: #fff; border: 1px s
 _CSS_INDEX = """
 .banner { background: var(--warn); color: var(--warn-ink); border-radius: 10px; padding: .7rem 1.1rem; font-weight: 600; max-width: none; }
 .verdict { font-size: 1.75rem; line-height: 1.3; font-weight: 650; margin: 1rem 0 1.2rem; max-width: 52ch; }
-.tiles { display: grid; grid-template-columns: repeat(6, 1fr); gap: .8rem; }
-@media (max-width: 1080px) { .tiles { grid-template-columns: repeat(3, 1fr); } } @media (max-width: 560px) { .tiles { grid-template-columns: repeat(2, 1fr); } }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: .8rem; }
 .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: .7rem .95rem; }
 .tile .name { color: var(--soft); font-size: .85rem; } .tile .value { font-size: 1.4rem; font-weight: 650; font-variant-numeric: tabular-nums; }
 .tile .note { color: var(--soft); font-size: .82rem; }
@@ -375,6 +374,7 @@ def tiles_of(backtest: dict[str, Any]) -> list[tuple[str, str, str]]:
     losing = bearable is not None and bearable <= 0
     return [("trades", shown(get("trades"), "count"), f"{shown(get('win_rate'), 'percent')} won after costs"),
             ("mean R after costs", shown(get("mean_r"), "r"), f"95 % interval {limits[0]} to {limits[1]}" if "–" not in limits else "no interval"),
+            *([("as good by chance", shown(get("random_as_good_share"), "percent"), f"of random selections of as many events; these earned {shown(get('random_mean_r'), 'r')} on average")] if get("random_as_good_share") is not None else []),
             ("total return", shown(get("total_return"), "change"), f"buy and hold {shown(get('buy_and_hold_return'), 'change')}"),
             ("maximum drawdown", shown(get("maximum_drawdown"), "percent"), "below the highest equity so far"),
             ("costs paid", shown(sum(paid) if paid else None, "money"), "fees and slippage, quote currency"),

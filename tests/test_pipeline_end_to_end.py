@@ -32,9 +32,9 @@ def set_parameters(project: Path, **sections: dict) -> None:
     for name, values in sections.items(): settings[name] |= values
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
-def clone(folder: Path, name: str, candles: Path) -> Path:
-    "The files of this repository as they are, committed, and set to the slice of real candles."
-    project = folder/name/"project"
+def clone(folder: Path, candles: Path) -> Path:
+    "The files of this repository as they are, set to the slice of real candles, committed."
+    project = folder/"project"
     for path in subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
         if not (ROOT/path).is_file(): continue
         (project/path).parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def slice_file(market, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def project(slice_file, tmp_path_factory) -> Path:
-    project = clone(tmp_path_factory.mktemp("first"), "one", slice_file)
+    project = clone(tmp_path_factory.mktemp("first"), slice_file)
     run(project, "dvc", "repro")
     return project
 
@@ -62,8 +62,9 @@ def hashes(project: Path) -> dict[str, str]:
     stages = yaml.safe_load((project/"dvc.lock").read_text())["stages"]
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"] if not out["path"].startswith("reports/notebooks/")}
 
-def test_two_runs_in_two_places_give_the_same_bytes(project, slice_file, tmp_path_factory):
-    other = clone(tmp_path_factory.mktemp("second"), "two", slice_file)
+def test_two_runs_in_two_places_give_the_same_bytes(project, tmp_path_factory):
+    other = tmp_path_factory.mktemp("second")/"project"
+    run(project, "git", "clone", "-q", str(project), str(other))
     run(other, "dvc", "repro")
     first, second = hashes(project), hashes(other)
     assert first == second and {"reports/index.html", "artifacts/models/lstm", "artifacts/backtest"} <= set(first)

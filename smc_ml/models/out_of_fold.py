@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import Field
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import has_fit_parameter
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from ..config import Section, UserError
 from .classical import LogisticConfig, XGBoostConfig, logistic, xgboost
 from .lstm import LSTMClassifier, LSTMConfig

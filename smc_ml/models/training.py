@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from ..config import Section, UserError
 from .windows import EventWindows
 
