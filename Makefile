@@ -37,13 +37,10 @@ repro: export  ## run the whole pipeline; read reports/index.html
 	dvc repro
 	@echo "The report is at $(CURDIR)/reports/index.html"
 
-# FILES="A=a.parquet B=b.parquet" becomes {A: a.parquet,B: b.parquet}
-empty :=
-comma := ,
-space := $(empty) $(empty)
 files: export  ## run it on your own candles: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
 	@test -n "$(FILES)" || { echo 'say which: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"'; exit 1; }
-	dvc exp run -S collect.source=files -S collect.start=null -S collect.end=null -S 'collect.files={$(subst $(space),$(comma),$(subst =,: ,$(strip $(FILES))))}'
+	python -m smc_ml.cli files params.yaml $(FILES)
+	dvc repro
 	@echo "The report is at $(CURDIR)/reports/index.html"
 
 lab: export  ## explore the notebooks

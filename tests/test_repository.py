@@ -15,7 +15,7 @@ def test_notebooks_are_clean_and_modules_and_readme_equal_them():
 def test_every_requirement_but_torch_is_locked_with_hashes():
     settings = ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT/"settings.ini", encoding="utf-8")
-    wanted = {re.match(r"[\w.-]+", entry)[0].lower().replace("_", "-") for key, value in settings["DEFAULT"].items() if key.endswith("requirements") for entry in value.split()}
+    wanted = {re.match(r"[\w.-]+", entry)[0].lower().replace("_", "-").replace(".", "-") for key, value in settings["DEFAULT"].items() if key.endswith("requirements") for entry in value.split()}
     locked = (ROOT/"requirements.lock").read_text()
     pinned = {name.lower() for name in re.findall(r"^([\w.-]+)(?:\[[^\]]*\])?==", locked, re.MULTILINE)}
     assert wanted - pinned == {"torch"}
