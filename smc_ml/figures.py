@@ -81,6 +81,8 @@ def png(figure: Figure) -> bytes:
 
 def _percent(value: float, digits: int = 1) -> str: return "–" if pd.isna(value) else f"{100 * value:.{digits}f} %"
 
+def _percent_tick(value: float, position: int | None = None) -> str: return f"{round(100 * value, 2):g} %"
+
 def _words(kind: str) -> str: return kind.replace("_", " ")
 
 def _listed(names: Iterable[str]) -> str:
@@ -245,7 +247,7 @@ def equity_figure(equity: pd.Series,            # indexed by time
         figure.add_scatter(row=row, col=1, x=[_plain(t) for t in some.index], y=[float(f"{v:.8g}") for v in some], mode="lines", name=name, fill=fill,
                            fillcolor=_rgba(colour, 0.2), line={"color": colour, "width": 1.4}, hovertemplate=f"%{{x|%Y-%m-%d %H:%M}}<br>{name} %{{y:{form}}}<extra></extra>")
     figure.add_hline(y=float(equity.iloc[0]), row=1, col=1, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
-    figure.update_yaxes(title_text="equity", row=1, col=1).update_yaxes(title_text="drawdown", tickformat=".0%", row=2, col=1)
+    figure.update_yaxes(title_text="equity", row=1, col=1).update_yaxes(title_text="drawdown", tickformat="~%", row=2, col=1)
     return figure.update_layout(template="smc_ml", height=520, showlegend=False, margin_t=70, title=title or _equity_title(equity, drawdown))
 
 # %% ../nbs/85_figures.ipynb #f577e764
@@ -260,7 +262,7 @@ def equity_plot(equity: pd.Series, drawdown: pd.Series | None = None, title: str
     below.fill_between(some.index, some, 0, color=DOWN, alpha=0.2, linewidth=0)
     above.set_ylabel("equity")
     below.set_ylabel("drawdown")
-    below.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    below.yaxis.set_major_formatter(_percent_tick)
     return figure
 
 # %% ../nbs/85_figures.ipynb #c5761b56
@@ -277,10 +279,11 @@ def accuracy_plot(scores: pd.DataFrame) -> Figure:  # columns model accuracy acc
         axes.plot([score.accuracy_low, score.accuracy_high], [height] * 2, color=colour, linewidth=3, solid_capstyle="round", label="95 % interval" if not height else None)
         axes.plot(score.accuracy, height, "o", color=colour, markersize=8)
         axes.plot([score.majority_rate] * 2, [height - 0.32, height + 0.32], color=DOWN, linewidth=2.5, label="majority rate" if not height else None)
-        axes.annotate(_percent(score.accuracy), (score.accuracy, height), (0, 9), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(_percent(score.accuracy), (np.nanmax([score.accuracy, score.accuracy_high, score.majority_rate]), height), (8, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(scores)), [f"{s.model}" + (f"\n{int(s.events):,} events" if "events" in scores else "") for s in scores.iloc[::-1].itertuples()])
     axes.set_ylim(-0.6, len(scores) - 0.25)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter(_percent_tick)
     axes.set_xlabel("accuracy on events the model was never trained on")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -368,7 +371,7 @@ def outcome_plot(labels: pd.DataFrame) -> Figure:
             axes.plot(row[middle], height, "o", color=direction_colour(row["direction"]), markersize=7)
     left.set_yticks(range(len(table)), [f"{_words(kind)}, {'long' if direction > 0 else 'short'}\n{count:,} events"
                                           for kind, direction, count in zip(table["kind"], table["direction"], table["count"])])
-    left.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    left.xaxis.set_major_formatter(_percent_tick)
     left.set_ylim(-0.6, len(table) - 0.4)
     left.set_xlabel("share won")
     right.set_xlabel("mean R after costs")
