@@ -20,7 +20,7 @@ install: .venv/installed  ## make .venv and install the locked dependencies
 .venv/installed: requirements.lock settings.ini pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "smc_ml needs Python 3.11 or newer; run make PYTHON=python3.11")'
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	pip install --quiet "$$(grep -oE '^uv==[^ ]+' requirements.lock)"
+	pip install --quiet --disable-pip-version-check "$$(grep -oE '^uv==[^ ]+' requirements.lock)"
 	uv pip install --quiet --compile-bytecode $(TORCH_SOURCE) "$$(grep -oE 'torch==[^ ]+' settings.ini)"
 	uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
 	uv pip install --quiet --no-deps -e .
@@ -49,7 +49,7 @@ lab: export  ## explore the notebooks
 test: install  ## every test but the long proofs
 	pytest
 
-proofs: install  ## the long proofs: LSTM controls, the whole real year
+proofs: install  ## the long proofs: the controls with the whole ensemble
 	pytest -m slow
 
 bench: install  ## speed, side by side with the peers

@@ -22,4 +22,5 @@ class TerminalEngine(NBClientEngine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name: str, **options) -> None:
         sys.excepthook = one_sentence
-        super().execute_managed_notebook(nb_man, kernel_name, **options | {"stderr_file": sys.stderr})
+        quiet = {"extra_arguments": ["--IPKernelApp.log_level=ERROR"], "stderr_file": sys.stderr}
+        super().execute_managed_notebook(nb_man, kernel_name, **options | quiet)
