@@ -20,6 +20,7 @@ import plotly.io as pio
 import seaborn as sns
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 from .config import UserError
@@ -82,6 +83,12 @@ def png(figure: Figure) -> bytes:
 def _percent(value: float, digits: int = 1) -> str: return "–" if pd.isna(value) else f"{100 * value:.{digits}f} %"
 
 def _percent_tick(value: float, position: int | None = None) -> str: return f"{round(100 * value, 2):g} %"
+
+def _date_axis(axes: Axes) -> None:
+    "At most eight dates, each as short as it can be."
+    locator = AutoDateLocator(maxticks=8)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 def _words(kind: str) -> str: return kind.replace("_", " ")
 
@@ -415,7 +422,7 @@ def quality_plot(candles: dict[str, pd.DataFrame]) -> Figure:  # symbol -> candl
         left.set_ylabel(symbol)
         for side, name in ((left, "close"), (right, "mean volume a candle")):
             side.set_title(name, fontsize=9, fontweight="normal", pad=4)
-            side.tick_params(axis="x", labelrotation=20)
+            _date_axis(side)
     return figure
 
 # %% ../nbs/85_figures.ipynb #56541e15
@@ -430,7 +437,7 @@ def fold_plot(folds: pd.DataFrame) -> Figure:  # columns fold train_start train_
     "Which span each fold was trained on and which it was judged on."
     _need(folds, "fold", "train_start", "train_end", "test_start", "test_end")
     gap = (folds["test_start"] - folds["train_end"]).min()
-    title = (f"{len(folds)} folds, each judged at least {gap / pd.Timedelta('1h'):.0f} hours after its training ended" if gap >= pd.Timedelta(0) else
+    title = (f"{len(folds)} folds, each judged at least {gap / pd.Timedelta('1h'):.0f} h after its training ended" if gap >= pd.Timedelta(0) else
              f"Fold {folds.loc[(folds['test_start'] - folds['train_end']).idxmin(), 'fold']} is judged on times it was trained on")
     figure, axes = _canvas(title, size=(9, 1.4 + 0.36 * len(folds)))
     for start, end, colour, name in (("train_start", "train_end", NEUTRAL, "training"), ("test_start", "test_end", UP, "judged")):
@@ -438,6 +445,7 @@ def fold_plot(folds: pd.DataFrame) -> Figure:  # columns fold train_start train_
     axes.set_yticks(range(len(folds)), [f"fold {fold}" for fold in folds["fold"]])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
+    _date_axis(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
