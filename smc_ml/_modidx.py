@@ -452,4 +452,7 @@ d = { 'settings': { 'branch': 'main',
             'smc_ml.terminal': { 'smc_ml.terminal.TerminalEngine': ('terminal.html#terminalengine', 'smc_ml/terminal.py'),
                                  'smc_ml.terminal.TerminalEngine.execute_managed_notebook': ( 'terminal.html#terminalengine.execute_managed_notebook',
                                                                                               'smc_ml/terminal.py'),
-                                 'smc_ml.terminal.one_sentence': ('terminal.html#one_sentence', 'smc_ml/terminal.py')}}}
+                                 'smc_ml.terminal.TerminalEngine.execute_notebook': ( 'terminal.html#terminalengine.execute_notebook',
+                                                                                      'smc_ml/terminal.py'),
+                                 'smc_ml.terminal.one_sentence': ('terminal.html#one_sentence', 'smc_ml/terminal.py'),
+                                 'smc_ml.terminal.timeless': ('terminal.html#timeless', 'smc_ml/terminal.py')}}}
