@@ -82,19 +82,23 @@ def _auc_draws(probability: np.ndarray, won: np.ndarray, day: np.ndarray, weight
     "AUC of each draw, a block of draws at a time to bound the memory."
     return np.concatenate([weighted_auc(probability, won, weights[start:start + block, day]) for start in range(0, len(weights), block)])
 
+def _advantages(correct: np.ndarray, won: np.ndarray, day: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    "Share right less the larger class's share, one value a draw; from whole counts, so that guessing the majority gives exactly 0."
+    right, wins, events = (weights @ np.column_stack([np.bincount(day, part, weights.shape[1]) for part in (correct, won, np.ones(len(won)))])).T
+    return np.divide(right - np.maximum(wins, events - wins), events, out=np.full(len(events), np.nan), where=events > 0)
+
 def _score_model(table: pd.DataFrame, labels: pd.DataFrame, draws: int, seed: int) -> dict[str, float]:
     "One row of `score`."
     day, weights = day_weights(table["time"], draws, seed)
     probability, won, result, days = table["probability"].to_numpy(float), table["won"].to_numpy(), table["realised_r"].to_numpy(), weights.shape[1]
     everyone, correct, chosen, base = np.ones(len(won)), (probability > .5) == won, table["expected_r"].to_numpy() > 0, base_rates(table, labels)
-    accuracy, share = _ratio(correct, everyone, day, weights), _ratio(won, everyone, day, weights)
-    majority = max(won.mean(), 1 - won.mean())
-    intervals = {"accuracy": _interval(correct.mean(), accuracy, days),
-                 "advantage": _interval(correct.mean() - majority, accuracy - np.maximum(share, 1 - share), days),
+    majority = max(won.sum(), (~won).sum())
+    intervals = {"accuracy": _interval(correct.mean(), _ratio(correct, everyone, day, weights), days),
+                 "advantage": _interval((correct.sum() - majority) / len(won), _advantages(correct, won, day, weights), days),
                  "auc": _interval(weighted_auc(probability, won, everyone[None])[0], _auc_draws(probability, won, day, weights), days),
                  "mean_r": _interval(result[chosen].mean() if chosen.any() else np.nan, _ratio(result * chosen, chosen, day, weights), days)}
     return ({"events": len(won), "days": days} | {f"{name}{end}": part for name, interval in intervals.items() for end, part in zip(("", "_low", "_high"), interval)}
-            | {"majority_rate": majority, "majority_accuracy": ((base > .5) == won).mean(), "log_loss": _log_loss(probability, won), "base_log_loss": _log_loss(base, won),
+            | {"majority_rate": majority / len(won), "majority_accuracy": ((base > .5) == won).mean(), "log_loss": _log_loss(probability, won), "base_log_loss": _log_loss(base, won),
                "brier": np.square(probability - won).mean(), "chosen_events": int(chosen.sum()), "mean_r_all": result.mean()})
 
 def score(predictions: pd.DataFrame, # of one or more models
@@ -104,7 +108,7 @@ def score(predictions: pd.DataFrame, # of one or more models
     joined = join_outcomes(predictions, labels)
     return pd.DataFrame([{"model": name} | _score_model(table, labels, draws, seed) for name, table in joined.groupby("model", sort=False)])
 
-# %% ../../nbs/65_evaluation.metrics.ipynb #a9df846c
+# %% ../../nbs/65_evaluation.metrics.ipynb #51583ed1
 def calibration(predictions: pd.DataFrame, labels: pd.DataFrame,
                 bins: int = 10,                 # of equal counts
                 draws: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -116,7 +120,7 @@ def calibration(predictions: pd.DataFrame, labels: pd.DataFrame,
             rows.append((name, number, len(part), part["probability"].mean(), *mean_interval(part["won"], part["time"], draws, seed)))
     return pd.DataFrame(rows, columns=["model", "bin", "events", "mean_probability", "won_share", "won_low", "won_high"])
 
-# %% ../../nbs/65_evaluation.metrics.ipynb #03bb5775
+# %% ../../nbs/65_evaluation.metrics.ipynb #3566e69a
 def _against(low: float, high: float, zero: float, words: tuple[str, str, str]) -> str:
     "The first word above, the second below, the third where the interval holds `zero` or is unknown."
     return words[0] if low > zero else words[1] if high < zero else words[2]
