@@ -100,13 +100,17 @@ def _with_profit(trades: pd.DataFrame, portfolio: "vectorbt.Portfolio", symbols:
 
 # %% ../nbs/68_backtest.ipynb #2e8a0fb5
 def random_selections(predictions: pd.DataFrame, labels: pd.DataFrame, config: BacktestConfig = BacktestConfig()) -> np.ndarray:
-    "Mean realised R of `draws` accounts that pick the same number of events at random; NaN-free, sorted."
+    "Mean realised R of `draws` accounts that pick the same number of events at random, sorted; empty where no event is wanted."
     events = predictions[["event_id", "expected_r"]].merge(labels, on="event_id").sort_values("time", kind="stable", ignore_index=True)
     symbol, entry, exit = _arrays(events)
     wanted, result = (events["expected_r"] > config.minimum_expected_r).to_numpy(), events["realised_r"].to_numpy()
     generator = np.random.default_rng(config.seed)
-    if not wanted.any(): return np.zeros(config.draws)
+    if not wanted.any(): return np.empty(0)
     return np.sort([result[_one_at_a_time(symbol, entry, exit, generator.permutation(wanted))].mean() for _ in range(config.draws)])
+
+def _turnover(trades: pd.DataFrame) -> pd.Series:
+    "What each trade buys and sells, in multiples of its risk: the R that it pays at a cost rate of one."
+    return (trades["entry"] + trades["exit_price"]) / (trades["entry"] - trades["stop"]).abs()
 
 def backtest_metrics(account: Backtest, costs: Costs, config: BacktestConfig = BacktestConfig(), random_means: np.ndarray | None = None) -> dict[str, float | int | None]:
     "Counts, returns, costs and chance of an account; None where nothing was traded."
@@ -114,17 +118,15 @@ def backtest_metrics(account: Backtest, costs: Costs, config: BacktestConfig = B
     mean = lambda name: float(trades[name].mean()) if len(trades) else None
     change = lambda name: float(equity[name].iloc[-1] / equity[name].iloc[0] - 1)
     value, low, high = mean_interval(trades["realised_r"].to_numpy(), trades["time"], config.draws, config.seed)
-    cost_per_rate = float((trades["cost_r"] / costs.rate).mean()) if costs.rate and len(trades) else None
     slippage_share = costs.slippage_rate / costs.fee_rate if costs.fee_rate else None
-    at_random = {} if random_means is None else {"random_mean_r": float(random_means.mean()), "random_as_good_share": float((random_means >= value).mean())}
+    at_random = {"random_mean_r": float(random_means.mean()), "random_as_good_share": float((random_means >= value).mean())} if len(trades) and random_means is not None else {}
     return {"trades": len(trades), "win_rate": mean("won"), "mean_gross_r": mean("gross_r"), "mean_cost_r": mean("cost_r"), "mean_r": mean("realised_r"), "mean_r_low": low, "mean_r_high": high,
             **at_random, "total_return": change("equity"), "maximum_drawdown": float(equity["drawdown"].min()), "buy_and_hold_return": change("buy_and_hold"),
             "fees_paid": float(trades["fees"].sum()), "slippage_paid": float(trades["fees"].sum() * slippage_share) if slippage_share is not None else None,
             "fee_rate": costs.fee_rate, "slippage_rate": costs.slippage_rate,
-            "break_even_cost_basis_points": 1e4 * mean("gross_r") / cost_per_rate if cost_per_rate else None}
+            "break_even_cost_basis_points": 1e4 * mean("gross_r") / float(_turnover(trades).mean()) if len(trades) else None}
 
-def cost_curve(trades: pd.DataFrame, costs: Costs, basis_points: np.ndarray = np.arange(0, 16.0), config: BacktestConfig = BacktestConfig()) -> pd.DataFrame:
+def cost_curve(trades: pd.DataFrame, basis_points: np.ndarray = np.arange(0, 16.0), config: BacktestConfig = BacktestConfig()) -> pd.DataFrame:
     "Mean R of the same trades, with its 95 % interval, at other costs a side (basis points)."
-    if not costs.rate: raise BacktestError("costs are zero: the cost of a trade in R cannot be scaled from nothing")
-    rows = [(cost, *mean_interval((trades["gross_r"] - trades["cost_r"] / costs.rate * cost / 1e4).to_numpy(), trades["time"], config.draws, config.seed)) for cost in basis_points]
+    rows = [(cost, *mean_interval((trades["gross_r"] - _turnover(trades) * cost / 1e4).to_numpy(), trades["time"], config.draws, config.seed)) for cost in basis_points]
     return pd.DataFrame(rows, columns=["cost_bp", "mean_r", "low", "high"])

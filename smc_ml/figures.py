@@ -238,6 +238,7 @@ def drawdown_of(equity: pd.Series) -> pd.Series:
     return equity / equity.cummax() - 1
 
 def _equity_title(equity: pd.Series, drawdown: pd.Series) -> str:
+    if equity.nunique() == 1: return "No trade was taken: the account stands still"
     change = equity.iloc[-1] / equity.iloc[0] - 1
     return f"After costs the account {'gained' if change >= 0 else 'lost'} {_percent(abs(change))}; its deepest drawdown was {_percent(-drawdown.min())}"
 
@@ -474,7 +475,8 @@ def cost_plot(costs: pd.DataFrame,            # columns cost_bp (basis points a 
     "Mean R of the same trades at rising costs, with the break-even and the charged costs."
     _need(costs, "cost_bp", "mean_r")
     known = break_even_bp is not None and np.isfinite(break_even_bp) and break_even_bp > 0
-    title = (f"The trades bear {break_even_bp:.1f} bp a side; {charged_bp:.1f} bp are charged" if known else "The trades lose before any costs")
+    title = ("No trade was taken: there is nothing to pay for" if costs["mean_r"].isna().all() else
+             f"The trades bear {break_even_bp:.1f} bp a side; {charged_bp:.1f} bp are charged" if known else "The trades lose before any costs")
     figure, axes = _canvas(title, size=(8, 3.8))
     axes.axhline(0, color=NEUTRAL, linewidth=1)
     if {"low", "high"} <= set(costs): axes.fill_between(costs["cost_bp"], costs["low"], costs["high"], color=INK, alpha=0.1, linewidth=0, label="95 % interval")

@@ -372,7 +372,7 @@ def tiles_of(backtest: dict[str, Any]) -> list[tuple[str, str, str]]:
     limits = [shown(get(name), "r").removesuffix(" R") for name in ("mean_r_low", "mean_r_high")]
     bearable = get("break_even_cost_basis_points")
     losing = bearable is not None and bearable <= 0
-    return [("trades", shown(get("trades"), "count"), f"{shown(get('win_rate'), 'percent')} won after costs"),
+    return [("trades", shown(get("trades"), "count"), f"{shown(get('win_rate'), 'percent')} won after costs" if get("trades") else "no event was expected to pay"),
             ("mean R after costs", shown(get("mean_r"), "r"), f"95 % interval {limits[0]} to {limits[1]}" if "–" not in limits else "no interval"),
             *([("as good by chance", shown(get("random_as_good_share"), "percent"), f"of random selections of as many events; these earned {shown(get('random_mean_r'), 'r')} on average")] if get("random_as_good_share") is not None else []),
             ("total return", shown(get("total_return"), "change"), f"buy and hold {shown(get('buy_and_hold_return'), 'change')}"),

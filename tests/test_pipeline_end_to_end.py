@@ -95,6 +95,17 @@ def test_the_report_is_whole_and_needs_no_network(project):
     metrics = json.loads((project/"reports/metrics/backtest.json").read_text())
     assert "simulated" not in text.split("<details")[0].lower() and f"{metrics['trades']:,}" in text
 
+def test_a_run_without_a_single_trade_says_so_and_claims_nothing(project):
+    kept = (project/"params.yaml").read_text()
+    set_parameters(project, backtest={"minimum_expected_r": 9.0})
+    try:
+        run(project, "dvc", "repro")
+        text = (project/"reports/index.html").read_text()
+    finally: (project/"params.yaml").write_text(kept)
+    assert "no trade was taken" in text and "No trade was taken" in text
+    assert "as good by chance" not in text and "lose before" not in text
+    run(project, "dvc", "repro")
+
 def test_dvc_shows_metrics_and_plots(project):
     assert "accuracy" in run(project, "dvc", "metrics", "show", "--json").stdout
     assert "equity" in run(project, "dvc", "plots", "show", "--json").stdout
