@@ -86,6 +86,8 @@ def validate_candles(candles: pd.DataFrame,
     if not len(candles): raise CandleError(f"{source}: no candles: check the dates and the file")
     if not isinstance(candles.index, pd.DatetimeIndex) or str(candles.index.tz) != "UTC":
         raise CandleError(f"{source}: open_time must be a UTC time index, found {candles.index.dtype}: convert it before reading")
+    if candles.index.unit != "ns" or candles.index.name != "open_time":
+        raise CandleError(f"{source}: the index is {candles.index.name} in {candles.index.unit}, not open_time in ns: candles.index = candles.index.as_unit('ns').rename('open_time')")
     _check_times(candles.index, timeframe, source, allow_gaps)
     _check_prices(candles, source)
     try: CANDLES.validate(candles)

@@ -29,5 +29,14 @@ def bitcoin(market) -> pd.DataFrame:
 @pytest.fixture(scope="session")
 def ether(market) -> pd.DataFrame: return real_candles(ETH)
 
+@pytest.fixture(scope="session")
+def euro(market) -> pd.DataFrame:
+    "A year of real quarter-hour candles of EURUSD: no weekends, times of an export's broker (New York plus seven hours)."
+    table = pd.read_parquet(market/"EURUSD_15m_mt5_2022-10_2023-10.parquet")
+    broker = pd.DatetimeIndex(table.pop("timestamp_broker_naive")).as_unit("ns")
+    times = (broker - pd.Timedelta(hours=7)).tz_localize("America/New_York", ambiguous=False, nonexistent="shift_forward").tz_convert("UTC")
+    candles = table[["open", "high", "low", "close"]].assign(volume=table["tick_volume"]).astype(float).set_index(times.rename("open_time"))
+    return validate_candles(candles, "15m", "EURUSD", allow_gaps=True)
+
 def by_timeframe(candles: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {timeframe: candles if timeframe == "5m" else resample(candles, "5m", timeframe) for timeframe in TIMEFRAMES}

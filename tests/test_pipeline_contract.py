@@ -106,7 +106,7 @@ def test_a_notebook_names_its_language_and_stays_small(path):
     assert notebook["metadata"]["kernelspec"] == {"display_name": "python3", "language": "python", "name": "python3"}
     assert path.stat().st_size < 400_000
 
-def number_of(path: Path) -> int: return int(path.stem[:2])
+def number_of(path: Path) -> str: return path.stem.split("_", 1)[0]
 
 def test_modules_import_only_modules_of_lower_numbers():
     modules = {}

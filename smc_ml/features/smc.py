@@ -19,7 +19,9 @@ from numba import njit
 from pydantic import Field
 from ..candles import TIMEFRAMES, average_true_range, closes_at, known_rows, resample, window_mean
 from ..config import Section
+from ..patterns.confluence import trend_at
 from ..patterns.detection import PatternConfig
+from ..patterns.sessions import PERIODS
 
 # %% ../../nbs/35_features.smc.ipynb #1faa6a6a
 class FeatureConfig(Section):
@@ -56,8 +58,9 @@ class FeatureInputs:
     def range(self) -> np.ndarray: return average_true_range(self.candles, self.config.short_range)
 
     def known(self, *kinds: str, timeframes: tuple[str, ...] | None = None) -> pd.DataFrame:
-        "Patterns of these kinds with their `start` and `end` row; the end of a living zone is the end of the candles."
-        table = self.patterns[self.patterns["kind"].isin(kinds) & self.patterns["timeframe"].isin(timeframes or self.config.timeframes)]
+        "Patterns that `PatternConfig.lookback` candles fix (no zigzag, no extremes of periods) with their `start` and `end` row; the end of a living zone is the end of the candles."
+        fixed = self.patterns["kind"].isin(kinds) & (self.patterns["scale"] != "swing") & ~self.patterns["label"].isin(PERIODS)
+        table = self.patterns[fixed & self.patterns["timeframe"].isin(timeframes or self.config.timeframes)]
         end = np.where(table["ended_at"].isna(), len(self.candles), self.closes.searchsorted(table["ended_at"]))
         return table.assign(start=self.closes.searchsorted(table["known_at"]), end=end)
 
@@ -149,6 +152,7 @@ def _fading(n_rows: int, start: np.ndarray, value: np.ndarray, fade: int, add: b
 
 # %% ../../nbs/35_features.smc.ipynb #f5b7c31f
 def _zone_lookback(c: FeatureConfig, p: PatternConfig) -> int: return max(_candles_of(t, p.lookback) for t in c.timeframes)
+def _sweep_lookback(c: FeatureConfig, p: PatternConfig) -> int: return c.event_bars + _zone_lookback(c, p)
 def _event_lookback(c: FeatureConfig, p: PatternConfig) -> int: return c.event_bars + max(_candles_of(t, p.structure_lookback) for t in c.timeframes)
 
 def _faded(inputs: FeatureInputs, kind: str, add: bool = False) -> np.ndarray:
@@ -179,20 +183,15 @@ def break_of_structure_momentum(inputs: FeatureInputs) -> np.ndarray:
     "Sum of the strengths of the breaks of structure, faded."
     return _faded(inputs, "break_of_structure", add=True)
 
-@feature("liquidity", _event_lookback, signed=True)
+@feature("liquidity", _sweep_lookback, signed=True)
 def liquidity_sweep_strength(inputs: FeatureInputs) -> np.ndarray:
     "Strength of the last liquidity sweep, faded."
     return _faded(inputs, "liquidity_sweep")
 
 # %% ../../nbs/35_features.smc.ipynb #79ac7b43
 def _trend(inputs: FeatureInputs, timeframe: str) -> np.ndarray:
-    "Direction of the last break on a timeframe at each base row; 0 once it is too old."
-    breaks = inputs.known("break_of_structure", "change_of_character", timeframes=(timeframe,))
-    last = breaks["known_at"].searchsorted(inputs.closes, side="right") - 1
-    if not len(breaks): return np.zeros(len(inputs.candles))
-    age = inputs.closes - pd.DatetimeIndex(breaks["known_at"])[last]
-    current = (last >= 0) & (age <= inputs.pattern_config.structure_age * TIMEFRAMES[timeframe])
-    return np.where(current, breaks["direction"].to_numpy()[last], 0).astype(float)
+    "Direction of the last internal break on a timeframe at each base row; 0 once it is too old."
+    return trend_at(inputs.closes, inputs.patterns, timeframe, inputs.pattern_config.structure_age)
 
 @feature("confluence", lambda c, p: _candles_of("15m", p.structure_lookback), signed=True)
 def m5_m15_confluence(inputs: FeatureInputs) -> np.ndarray:

@@ -32,6 +32,8 @@ class LabelingConfig(Section):
     model_config = {"title": "labels"}
     kinds: tuple[str, ...] = Field(("order_block", "fair_value_gap", "liquidity_sweep"), strict=False, description="kinds of patterns that are traded")
     timeframes: tuple[str, ...] = Field(("15m",), strict=False, description="timeframes of those patterns")
+    scales: tuple[str, ...] = Field(("internal",), strict=False, description="scales of structure whose order blocks are traded")
+    liquidity: tuple[str, ...] = Field(("swing", "equal"), strict=False, description="whose liquidity's sweeps are traded: swing, equal, day, week, asia, …")
     maximum_wait: int = Field(288, ge=1, description="base candles that a zone waits for its first touch")
     stop_buffer: float = Field(0.25, ge=0, description="stop beyond the zone, average true ranges")
     minimum_risk: float = Field(0.004, gt=0, lt=0.5, description="smallest distance of the stop, share of the price")
@@ -81,7 +83,8 @@ def barrier_exits(open_: np.ndarray, high: np.ndarray, low: np.ndarray, entry_ro
 # %% ../../nbs/30_labels.outcomes.ipynb #a50b3395
 def _decisions(candles: pd.DataFrame, patterns: pd.DataFrame, config: LabelingConfig, timeframe: str) -> pd.DataFrame:
     "Traded patterns with their decision row; those never touched, or decided on the last candle, are left out."
-    traded = patterns[patterns["kind"].isin(config.kinds) & patterns["timeframe"].isin(config.timeframes)]
+    chosen = patterns["scale"].isin(("", *config.scales)) & ((patterns["kind"] != "liquidity_sweep") | patterns["label"].isin(config.liquidity))
+    traded = patterns[patterns["kind"].isin(config.kinds) & patterns["timeframe"].isin(config.timeframes) & chosen]
     start = candles.index.searchsorted(traded["known_at"])
     side, top, bottom = (traded[name].to_numpy() for name in ("direction", "top", "bottom"))
     touched = first_touch(*(candles[name].to_numpy() for name in ("high", "low", "close")), start, side, top, bottom, config.maximum_wait)

@@ -1,5 +1,8 @@
 """Speed, side by side with the peer in the same run; absolute times depend on the machine, ratios do not. `make bench` runs it."""
 import os
+import subprocess
+import sys
+import time
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,31 +10,86 @@ from conftest import BTC, by_timeframe, real_candles
 from smc_ml.data.simulator import SimulationConfig, simulate_market
 from smc_ml.features.smc import smc_features
 from smc_ml.labels.outcomes import label_patterns
-from smc_ml.patterns.detection import detect_patterns, detect_timeframes
+from smc_ml.patterns.detection import PatternConfig, detect_patterns, detect_timeframes
+from smc_ml.patterns.streaming import PatternStream, candles_of
 
 @pytest.fixture(scope="module")
 def year() -> pd.DataFrame:
     "A year of candles: real ones where they are at hand, simulated ones elsewhere."
     return real_candles(BTC) if BTC.exists() else simulate_market(["SIM"], "2023-01-01", "2024-01-01", SimulationConfig())["SIM"].candles
 
-@pytest.mark.parametrize("candles", [25_000, 50_000, 105_120])
-def test_all_patterns(benchmark, year, candles):
-    benchmark.group = "patterns, one timeframe"
-    benchmark.name = f"smc_ml, {candles} candles"
-    table = benchmark.pedantic(detect_patterns, (year.iloc[:candles],), warmup_rounds=1, rounds=10)
-    assert len(table) > candles / 10
+CORE = PatternConfig(periods=(), kinds=("swing_high", "swing_low", "break_of_structure", "change_of_character", "market_structure_shift", "order_block", "fair_value_gap", "liquidity_sweep", "liquidity_run"))
+SIZES = [10_000, 50_000, 200_000]
 
-@pytest.mark.parametrize("candles", [5_000, 10_000])
-def test_peer_patterns(benchmark, year, candles):
+@pytest.fixture(scope="module")
+def long_walk() -> pd.DataFrame:
+    "A million candles of a random walk."
+    generator, rows = np.random.default_rng(0), 1_000_000
+    path = 100 * np.exp(generator.normal(0, 0.0005, (rows, 8)).cumsum().reshape(rows, 8))
+    opens = np.append(100.0, path[:-1, -1])
+    return pd.DataFrame({"open": opens, "high": np.maximum(opens, path.max(axis=1)), "low": np.minimum(opens, path.min(axis=1)), "close": path[:, -1], "volume": generator.uniform(1, 2, rows)},
+                        index=pd.date_range("2015-01-01", periods=rows, freq="5min", tz="UTC", name="open_time", unit="ns"))
+
+def within(benchmark, seconds: float) -> None:
+    "The fastest round keeps the budget; slower ones tell of the machine."
+    if benchmark.enabled: assert benchmark.stats.stats.min < seconds
+
+@pytest.mark.parametrize("candles", SIZES)
+def test_all_kinds(benchmark, long_walk, candles):
+    benchmark.group, benchmark.name = f"patterns, {candles} candles", "smc_ml, all 21 kinds"
+    table = benchmark.pedantic(detect_patterns, (long_walk.iloc[:candles],), warmup_rounds=1, rounds=10)
+    assert len(table) > candles
+    if candles == 200_000: within(benchmark, 0.3)
+
+@pytest.mark.parametrize("candles", SIZES)
+def test_core_kinds(benchmark, long_walk, candles):
+    benchmark.group, benchmark.name = f"patterns, {candles} candles", "smc_ml, gaps swings structure blocks sweeps"
+    assert len(benchmark.pedantic(detect_patterns, (long_walk.iloc[:candles], CORE), warmup_rounds=1, rounds=10)) > candles / 2
+    if candles == 200_000: within(benchmark, 0.1)
+
+@pytest.mark.parametrize("candles", SIZES)
+def test_peer_patterns(benchmark, long_walk, candles):
     os.environ["SMC_CREDIT"] = "0"
     from smartmoneyconcepts import smc
-    benchmark.group = "patterns, one timeframe"
-    benchmark.name = f"smartmoneyconcepts, {candles} candles"
-    part = year[["open", "high", "low", "close", "volume"]].iloc[:candles].reset_index(drop=True)
+    benchmark.group, benchmark.name = f"patterns, {candles} candles", "smartmoneyconcepts, gaps swings structure blocks liquidity"
+    part = long_walk.iloc[:candles].reset_index(drop=True)
     def everything():
         swings = smc.swing_highs_lows(part, swing_length=3)
         return smc.fvg(part), smc.bos_choch(part, swings), smc.ob(part, swings), smc.liquidity(part, swings)
     benchmark.pedantic(everything, rounds=1)
+
+def test_time_grows_with_the_candles_and_not_faster(benchmark, long_walk):
+    def per_candle(rows: int) -> float:
+        part, best = long_walk.iloc[:rows], np.inf
+        for _ in range(5):
+            begin = time.perf_counter()
+            detect_patterns(part)
+            best = min(best, time.perf_counter() - begin)
+        return best / rows
+    benchmark.group, benchmark.name = "patterns, growth", "smc_ml, 1,000,000 candles"
+    short = per_candle(50_000)
+    benchmark.pedantic(detect_patterns, (long_walk,), warmup_rounds=1, rounds=3)
+    benchmark.extra_info["ratio_per_candle"] = ratio = (benchmark.stats.stats.min / len(long_walk) if benchmark.enabled else per_candle(len(long_walk))) / short
+    assert ratio < 1.5
+
+@pytest.mark.parametrize("history", [2_000, 50_000])
+def test_a_candle_in_the_stream(benchmark, long_walk, history):
+    benchmark.group, benchmark.name = "patterns, one candle in a stream", f"smc_ml, after {history} candles"
+    stream = PatternStream()
+    stream.feed(long_walk.iloc[:history])
+    coming = candles_of(long_walk.iloc[history:history + 12_000])
+    benchmark.pedantic(lambda: stream.update(next(coming)), rounds=10_000)
+    if benchmark.enabled: assert benchmark.stats.stats.median < 50e-6
+
+def test_a_fresh_process_is_ready_at_once(benchmark, long_walk, tmp_path):
+    "Import and first call, with compiled functions on disk."
+    path = tmp_path/"candles.parquet"
+    long_walk.iloc[:1000].to_parquet(path)
+    call = ["import pandas", "from smc_ml.patterns.detection import detect_patterns", "from smc_ml.patterns.streaming import PatternStream, candles_of",
+            f"candles = pandas.read_parquet({str(path)!r})", "detect_patterns(candles)", "PatternStream().feed(candles[:50])"]
+    benchmark.group, benchmark.name = "patterns, a fresh process", "smc_ml, import to first table"
+    benchmark.pedantic(subprocess.run, ([sys.executable, "-c", "; ".join(call)],), {"check": True}, warmup_rounds=1, rounds=5)
+    within(benchmark, 2.0)
 
 def test_labels_of_a_year(benchmark, year):
     benchmark.group = "labels and features of a year"
