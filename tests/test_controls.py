@@ -1,55 +1,113 @@
-"""Chance is told from skill: the same code finds no edge where there is none, and the edge that was planted."""
+"""Chance is told from skill: the same code finds no edge where there is none, the edge that was planted, and a leak of one candle."""
+from functools import partial
 import pandas as pd
 import pytest
 from conftest import by_timeframe
-from smc_ml.backtest import BacktestConfig, backtest_metrics, random_selections, run_backtest, select_trades
+from smc_ml.backtest import random_selections
+from smc_ml.candles import validate_candles
 from smc_ml.data.simulator import SimulationConfig, simulate_market
-from smc_ml.ensemble import EnsembleConfig, combine
-from smc_ml.evaluation.metrics import score, verdict
-from smc_ml.features.smc import signed_features, smc_features
-from smc_ml.labels.outcomes import Costs, label_symbols
-from smc_ml.models.out_of_fold import TrainingConfig, out_of_fold
-from smc_ml.models.windows import event_windows
+from smc_ml.evaluation.controls import (MarketEvents, NullEdgeError, PipelineRun, PipelineSettings, assert_no_edge, headlines, judge_events, market_events,
+                                        mirrored_market, null_edges, null_results, share_of_reachable, shuffled_market)
+from smc_ml.evaluation.metrics import verdict
+from smc_ml.evaluation.placebo import placebo_test
 from smc_ml.patterns.detection import detect_timeframes
 
-def judged(edge: float, seed: int, models: tuple[str, ...], end: str = "2024-05-30", leak: bool = False) -> tuple[pd.Series, dict, str]:
-    "The ensemble's scores, the account and the sentence of one simulated market."
-    candles = {symbol: market.candles for symbol, market in simulate_market(["SIM-A", "SIM-B"], "2024-01-01", end, SimulationConfig(edge=edge, seed=seed, impulse_hours=2.0)).items()}
-    patterns = {symbol: detect_timeframes(by_timeframe(series)) for symbol, series in candles.items()}
-    outcomes = label_symbols(candles, patterns)
-    features = {symbol: smc_features(candles[symbol], patterns[symbol]).shift(-12 if leak else 0) for symbol in candles}
-    windows, kept = event_windows(features, outcomes, 60, signed_features())
-    usable, settings = outcomes.iloc[kept].reset_index(drop=True), TrainingConfig(threads=1)
-    single = pd.concat([out_of_fold(name, windows, usable, settings, progress=False).predictions for name in models], ignore_index=True)
-    mixed, _ = combine(single, outcomes, EnsembleConfig())
-    scores, config, costs = score(mixed, outcomes).iloc[0], BacktestConfig(), Costs()
-    account = run_backtest(select_trades(mixed, outcomes, config), candles, mixed["time"].min(), outcomes["exit_at"].max(), config, costs)
-    metrics = backtest_metrics(account, costs, config, random_selections(mixed, outcomes, config))
-    return scores, metrics, verdict(scores["auc"], scores["auc_low"], scores["auc_high"], metrics["mean_r"] or 0.0, metrics["mean_r_low"], metrics["mean_r_high"], metrics["trades"])
+FAST, SEEDS = PipelineSettings(), (1, 2, 3)
 
-def found(scores: pd.Series, metrics: dict) -> bool:
+def simulated(edge: float, seed: int, end: str = "2024-05-30") -> dict[str, pd.DataFrame]:
+    config = SimulationConfig(edge=edge, seed=seed, impulse_hours=2.0)
+    return {symbol: market.candles for symbol, market in simulate_market(["SIM-A", "SIM-B"], "2024-01-01", end, config).items()}
+
+@pytest.fixture(scope="module")
+def edgeless() -> dict[int, MarketEvents]:
+    "Simulated markets without an edge, by seed."
+    return {seed: market_events(simulated(0.0, seed)) for seed in SEEDS}
+
+def with_later_features(events: MarketEvents, candles: int, only: tuple[str, ...] | None = None) -> MarketEvents:
+    "A leak: features, or some of them, as they will be some candles later."
+    later = {symbol: table.assign(**{name: table[name].shift(-candles) for name in only or table}) for symbol, table in events.features.items()}
+    return events._replace(features=later)
+
+def bound(value: float | None) -> float: return float("nan") if value is None else value
+
+def sentence(run: PipelineRun) -> str:
+    scores, metrics = run.scores.set_index("model").loc["ensemble"], run.metrics
+    return verdict(scores["auc"], scores["auc_low"], scores["auc_high"], metrics["mean_r"] or 0.0, bound(metrics["mean_r_low"]), bound(metrics["mean_r_high"]), metrics["trades"])
+
+def found(run: PipelineRun) -> bool:
     "What the report would call an edge: the ranking beats chance and the trades earn more than their costs."
-    return bool(scores["auc_low"] > 0.5 and metrics["mean_r_low"] > 0)
+    return bool(run.scores.set_index("model").at["ensemble", "auc_low"] > 0.5 and bound(run.metrics["mean_r_low"]) > 0)
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_market_without_an_edge_shows_none(seed):
-    scores, metrics, sentence = judged(0.0, seed, ("logistic", "xgboost"))
-    assert not found(scores, metrics)
-    assert scores["advantage_low"] <= 0 and "An edge after costs" not in sentence
+@pytest.fixture(scope="module")
+def nulls(edgeless) -> dict[int, pd.DataFrame]:
+    "The headlines of the markets without an edge, with features as they are, as one candle later and as one hour later."
+    return {candles: headlines_of(edgeless, candles) for candles in (0, 1, 12)}
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_planted_edge_is_found(seed):
-    scores, metrics, sentence = judged(0.45, seed, ("logistic", "xgboost"), end="2024-08-28")
-    assert found(scores, metrics), (scores.to_dict(), metrics)
-    assert sentence.startswith("An edge after costs") and metrics["random_as_good_share"] < 0.01
+def headlines_of(edgeless: dict[int, MarketEvents], candles: int, only: tuple[str, ...] | None = None) -> pd.DataFrame:
+    return pd.DataFrame([{"seed": seed, **headlines(judge_events(with_later_features(events, candles, only)))} for seed, events in edgeless.items()])
 
-def test_a_leak_shows_as_an_edge_where_there_is_none():
-    "Features of one hour later: what the null control is there to catch."
-    scores, metrics, _ = judged(0.0, 1, ("logistic", "xgboost"), leak=True)
-    assert found(scores, metrics)
+def test_markets_without_an_edge_show_none(edgeless, nulls):
+    assert_no_edge(nulls[0], "simulated")
+    assert (nulls[0]["advantage_low"] <= 0).all()
+    run = judge_events(edgeless[1])
+    assert not found(run) and "An edge after costs" not in sentence(run)
+
+def test_a_planted_edge_is_found_in_every_ranking_and_in_the_profits_of_all_markets_together():
+    rows = []
+    for seed in SEEDS:
+        events = market_events(simulated(0.45, seed, end="2024-08-28"))
+        run = judge_events(events)
+        rows.append({"seed": seed, **headlines(run)})
+        assert sentence(run).startswith("An edge after costs" if found(run) else "The ranking carries information, a profit is not shown")
+        mixed = run.predictions[run.predictions["model"] == "ensemble"]
+        assert (random_selections(mixed, events.labels, FAST.backtest) >= run.metrics["mean_r"]).mean() < 0.01
+    edges = null_edges(pd.DataFrame(rows)).set_index("headline")
+    assert edges.at["auc", "above"] == len(SEEDS) and (edges.loc[["auc", "gross_r", "mean_r"], "pooled_p"] < 1e-3).all()
+
+def test_features_of_the_next_candle_fail_the_control_loudly(nulls):
+    with pytest.raises(NullEdgeError, match=r"auc averages 0\.5\d+ over 3 markets without an edge.*something knows the future"):
+        assert_no_edge(nulls[1], "simulated")
+
+def test_a_single_feature_of_the_next_candle_is_enough_to_fail(edgeless):
+    with pytest.raises(NullEdgeError): assert_no_edge(headlines_of(edgeless, 1, ("price_momentum",)))
+
+def test_the_further_a_leak_looks_the_larger_the_edge_it_shows(nulls):
+    none, candle, hour = (table["auc"].mean() for table in nulls.values())
+    assert none < 0.51 < candle < hour
+    assert (nulls[12]["auc_low"] > 0.5).all() and (nulls[12]["mean_r_low"] > 0).all()
+
+def test_real_candles_shuffled_or_mirrored_keep_the_contract_and_their_ranges(bitcoin, ether):
+    real = {"BTC": bitcoin, "ETH": ether}
+    for market in (shuffled_market, mirrored_market):
+        changed = market(real, 1)
+        for symbol, table in changed.items():
+            validate_candles(table, "5m", symbol)
+            same = (table["high"] / table["low"]).sort_values().to_numpy() / (real[symbol]["high"] / real[symbol]["low"]).sort_values().to_numpy()
+            assert abs(same - 1).max() < 1e-9 and table["volume"].sum() == pytest.approx(real[symbol]["volume"].sum())
+            returns = table["close"].pct_change().dropna().to_numpy()
+            pairs = returns[1:] * returns[:-1]
+            assert abs(pairs.sum()) < 3 * (pairs**2).sum()**0.5
+
+def test_a_planted_edge_is_gone_from_shuffled_and_from_mirrored_candles():
+    planted = simulated(0.45, 1)
+    assert headlines(judge_events(market_events(planted)))["auc_low"] > 0.5
+    for market in (shuffled_market, mirrored_market): assert_no_edge(null_results(partial(market, planted), SEEDS[:2], progress=False))
+
+def test_no_model_gets_more_than_can_be_reached():
+    markets = simulate_market(["SIM-A", "SIM-B"], "2024-01-01", "2024-08-28", SimulationConfig(edge=0.45, seed=1, impulse_hours=2.0))
+    events = market_events({symbol: market.candles for symbol, market in markets.items()})
+    shares = share_of_reachable(judge_events(events).predictions, events.labels, {symbol: market.truth for symbol, market in markets.items()})
+    assert (shares["share_low"] > 0).all() and (shares["share_low"] < 1).all() and (shares["accuracy"] < shares["reachable_accuracy"]).all()
+
+def test_random_zones_on_real_candles_are_matched(bitcoin):
+    effects, zones = placebo_test({"BTC": bitcoin}, {"BTC": detect_timeframes(by_timeframe(bitcoin))})
+    assert (effects["compared"] > 1000).all() and effects["move_low"].notna().all()
+    assert (effects["touched_share"] - effects["placebo_touched_share"]).abs().max() < 0.05
+    assert zones["placebo_hit"].mean() == pytest.approx(0.5, abs=0.02)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("edge", [0.0, 0.45])
 def test_the_whole_ensemble_tells_them_apart_too(edge):
-    scores, metrics, sentence = judged(edge, 4, ("logistic", "xgboost", "lstm"), end="2024-08-28")
-    assert found(scores, metrics) == (edge > 0), (scores.to_dict(), metrics, sentence)
+    settings = PipelineSettings(models=("logistic", "xgboost", "lstm"))
+    run = judge_events(market_events(simulated(edge, 4, end="2024-08-28"), settings), settings)
+    assert found(run) == (edge > 0), headlines(run)

@@ -103,7 +103,7 @@ def out_of_fold(name: str,               # one of `MODELS`
     splitter = PurgedWalkForward(config.n_folds, config.first_train_share, pd.Timedelta(minutes=config.embargo_minutes))
     edges, blank = splitter.edges(labels), make_model(name, config, progress)
     tables, folds, histories = [], [], []
-    for fold, train, test in tqdm(list(splitter.split(labels)), desc=f"{name} folds", disable=not progress):
+    for fold, (train, test) in enumerate(tqdm(list(splitter.split(labels)), desc=f"{name} folds", disable=not progress)):
         known, judged, model = labels.iloc[train], labels.iloc[test], clone(blank)
         histories.append(_fit(model, windows.take(train), known, config, fold))
         means = known.groupby(known["won"].astype(bool))["realised_r"].mean()

@@ -9,7 +9,7 @@ import pytest
 from conftest import BTC, by_timeframe, real_candles
 from smc_ml.data.simulator import SimulationConfig, simulate_market
 from smc_ml.features.smc import smc_features
-from smc_ml.labels.outcomes import label_patterns
+from smc_ml.labels.outcomes import LabelingConfig, barrier_exits, label_patterns, limit_fills
 from smc_ml.patterns.detection import PatternConfig, detect_patterns, detect_timeframes
 from smc_ml.patterns.streaming import PatternStream, candles_of
 
@@ -95,6 +95,28 @@ def test_labels_of_a_year(benchmark, year):
     benchmark.group = "labels and features of a year"
     patterns = detect_timeframes(by_timeframe(year))
     assert len(benchmark.pedantic(label_patterns, (year, patterns, "BTCUSDT"), warmup_rounds=1, rounds=5)) > 1000
+
+def test_fifty_thousand_trades(benchmark, long_walk):
+    "Limit orders and barriers of 50,000 events on 200,000 candles, from arrays."
+    candles, generator, count = long_walk.iloc[:200_000], np.random.default_rng(1), 50_000
+    open_, high, low = (candles[name].to_numpy() for name in ("open", "high", "low"))
+    start, side = np.sort(generator.integers(20, 199_000, count)), generator.choice([-1, 1], count)
+    limit = open_[start] * (1 - side * generator.uniform(0, 0.004, count))
+    def outcomes():
+        filled, price = limit_fills(open_, high, low, start, side, limit, 144)
+        return barrier_exits(open_, high, low, filled, side, price * (1 - 0.006 * side), price * (1 + 0.009 * side), 144, 0, price)
+    benchmark.group = "labels of 50,000 events on 200,000 candles"
+    assert (benchmark.pedantic(outcomes, warmup_rounds=1, rounds=10)[0] >= 0).sum() > 25_000
+    within(benchmark, 0.2)
+
+@pytest.mark.parametrize("entry", ["next_open", "limit_edge"])
+def test_fifty_thousand_labels(benchmark, long_walk, entry):
+    "The whole table, checks and confluence included."
+    candles = long_walk.iloc[:200_000]
+    config = LabelingConfig(entry=entry, timeframes=["5m"], kinds=["order_block", "fair_value_gap", "liquidity_sweep"])
+    patterns = detect_timeframes(by_timeframe(candles))
+    benchmark.group = "labels of 50,000 events on 200,000 candles"
+    assert len(benchmark.pedantic(label_patterns, (candles, patterns, "WALK", config), warmup_rounds=1, rounds=5)) > 10_000
 
 def test_features_of_a_year(benchmark, year):
     benchmark.group = "labels and features of a year"
