@@ -7,7 +7,7 @@ from smc_ml.backtest import random_selections
 from smc_ml.candles import validate_candles
 from smc_ml.data.simulator import SimulationConfig, simulate_market
 from smc_ml.evaluation.controls import (MarketEvents, NullEdgeError, PipelineRun, PipelineSettings, assert_no_edge, headlines, judge_events, market_events,
-                                        mirrored_market, null_edges, null_results, share_of_reachable, shuffled_market)
+                                        mirrored_market, null_results, share_of_reachable, shuffled_market)
 from smc_ml.evaluation.metrics import verdict
 from smc_ml.evaluation.placebo import placebo_test
 from smc_ml.patterns.detection import detect_timeframes
@@ -49,20 +49,19 @@ def headlines_of(edgeless: dict[int, MarketEvents], candles: int, only: tuple[st
 def test_markets_without_an_edge_show_none(edgeless, nulls):
     assert_no_edge(nulls[0], "simulated")
     assert (nulls[0]["advantage_low"] <= 0).all()
-    run = judge_events(edgeless[1])
-    assert not found(run) and "An edge after costs" not in sentence(run)
-
-def test_a_planted_edge_is_found_in_every_ranking_and_in_the_profits_of_all_markets_together():
-    rows = []
     for seed in SEEDS:
-        events = market_events(simulated(0.45, seed, end="2024-08-28"))
-        run = judge_events(events)
-        rows.append({"seed": seed, **headlines(run)})
-        assert sentence(run).startswith("An edge after costs" if found(run) else "The ranking carries information, a profit is not shown")
-        mixed = run.predictions[run.predictions["model"] == "ensemble"]
-        assert (random_selections(mixed, events.labels, FAST.backtest) >= run.metrics["mean_r"]).mean() < 0.01
-    edges = null_edges(pd.DataFrame(rows)).set_index("headline")
-    assert edges.at["auc", "above"] == len(SEEDS) and (edges.loc[["auc", "gross_r", "mean_r"], "pooled_p"] < 1e-3).all()
+        run = judge_events(edgeless[seed])
+        assert not found(run) and "An edge after costs" not in sentence(run)
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_planted_edge_is_found(seed):
+    "Two years: with eight months the interval of the mean result still reaches down to zero about once in three times."
+    events = market_events(simulated(0.45, seed, end="2025-12-31"))
+    run = judge_events(events)
+    assert found(run), headlines(run)
+    assert sentence(run).startswith("An edge after costs")
+    mixed = run.predictions[run.predictions["model"] == "ensemble"]
+    assert (random_selections(mixed, events.labels, FAST.backtest) >= run.metrics["mean_r"]).mean() < 0.01
 
 def test_features_of_the_next_candle_fail_the_control_loudly(nulls):
     with pytest.raises(NullEdgeError, match=r"auc averages 0\.5\d+ over 3 markets without an edge.*something knows the future"):

@@ -5,17 +5,10 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 from smc_ml.candles import TIMEFRAMES
+from smc_ml.data.simulator import random_walk
 from smc_ml.patterns.detection import KINDS, detect_patterns
 
 WALKS, CANDLES, AHEAD = 20, 20_000, 5
-
-def random_walk(seed: int, rows: int = CANDLES, steps: int = 10) -> pd.DataFrame:
-    "Candles of a driftless Gaussian walk; every candle opens where the last one closed."
-    generator = np.random.default_rng(seed)
-    path = 100 * np.exp(generator.normal(0, 0.0005, rows * steps).cumsum().reshape(rows, steps))
-    opens = np.append(100.0, path[:-1, -1])
-    return pd.DataFrame({"open": opens, "high": np.maximum(opens, path.max(axis=1)), "low": np.minimum(opens, path.min(axis=1)), "close": path[:, -1], "volume": generator.uniform(1, 2, rows)},
-                        index=pd.date_range("2024-01-01", periods=rows, freq="5min", tz="UTC", name="open_time", unit="ns"))
 
 def apart(rows: np.ndarray) -> np.ndarray:
     "Which of the ascending rows to keep so that no two share a candle of the five that follow: else they are one question asked twice."
@@ -29,7 +22,7 @@ def right_calls(clock: str) -> pd.DataFrame:
     "For each kind: questions asked, and how often the fifth close lay in the direction of the pattern; entered at `clock`."
     parts = []
     for seed in range(WALKS):
-        candles = random_walk(seed)
+        candles = random_walk(CANDLES, seed, steps=10)
         patterns = detect_patterns(candles)
         rows = candles.index.searchsorted(patterns["known_at"] - TIMEFRAMES["5m"]) if clock == "known_at" else candles.index.searchsorted(patterns["formed_at"])
         asked = pd.DataFrame({"kind": patterns["kind"].astype(str), "row": rows, "direction": patterns["direction"]})[rows + AHEAD < CANDLES].drop_duplicates(["kind", "row"]).sort_values("row", kind="stable")

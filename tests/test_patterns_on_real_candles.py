@@ -13,7 +13,7 @@ from smc_ml.patterns.streaming import PatternStream, update_table
 
 FIVE_MINUTES = TIMEFRAMES["5m"]
 FX = PatternConfig(weekends_closed=True, day_time_zone="America/New_York", day_start="17:00", periods=PERIODS)
-OTHER = PatternConfig(break_by="wick", join_gaps=True, order_block_candle="extreme", sweep_within=1, minimum_gap_percent=0.02, periods=("asia_kill_zone", "day", "week", "month"))
+OTHER = PatternConfig(break_by="wick", join_gaps=True, order_block_candle="extreme", sweep_within=3, minimum_gap_percent=0.02, periods=("asia_kill_zone", "day", "week", "month"))
 MARKETS = {"bitcoin": ("5m", PatternConfig()), "ether": ("5m", OTHER), "euro": ("15m", FX)}
 
 @pytest.fixture(params=MARKETS)

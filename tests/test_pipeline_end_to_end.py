@@ -76,7 +76,7 @@ def test_a_second_run_has_nothing_to_do(project):
     assert time.perf_counter() - start < 10
 
 def test_prose_in_a_library_notebook_reruns_nothing(project):
-    path = project/"nbs/20_patterns.swings.ipynb"
+    path = project/"nbs/21_patterns.swings.ipynb"
     notebook = json.loads(path.read_text())
     prose = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"][1]
     prose["source"] = ["Quite another explanation.\n"]

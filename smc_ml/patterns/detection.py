@@ -48,7 +48,7 @@ class PatternConfig(Section):
     join_gaps: bool = Field(False, description="gaps of one direction on consecutive candles become one")
     zone_age: int = Field(200, ge=2, description="candles until a zone or a pool of liquidity expires")
     equal_tolerance: float = Field(0.1, ge=0, description="difference of equal highs or lows, average true ranges")
-    sweep_within: int = Field(3, ge=1, description="closes that decide between a sweep and a run")
+    sweep_within: int = Field(1, ge=1, description="closes that decide between a sweep and a run")
     periods: tuple[str, ...] = Field(("asia", "london", "new_york", "day", "week"), strict=False, description=f"whose extremes are levels: {', '.join(PERIODS)}")
     day_time_zone: str = Field("UTC", description="time zone in which the trading day begins")
     day_start: str = Field("00:00", description="local time at which it begins")

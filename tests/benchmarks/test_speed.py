@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import BTC, by_timeframe, real_candles
-from smc_ml.data.simulator import SimulationConfig, simulate_market
+from smc_ml.data.simulator import SimulationConfig, random_walk, simulate_market
 from smc_ml.features.smc import smc_features
 from smc_ml.labels.outcomes import LabelingConfig, barrier_exits, label_patterns, limit_fills
 from smc_ml.patterns.detection import PatternConfig, detect_patterns, detect_timeframes
@@ -24,11 +24,7 @@ SIZES = [10_000, 50_000, 200_000]
 @pytest.fixture(scope="module")
 def long_walk() -> pd.DataFrame:
     "A million candles of a random walk."
-    generator, rows = np.random.default_rng(0), 1_000_000
-    path = 100 * np.exp(generator.normal(0, 0.0005, (rows, 8)).cumsum().reshape(rows, 8))
-    opens = np.append(100.0, path[:-1, -1])
-    return pd.DataFrame({"open": opens, "high": np.maximum(opens, path.max(axis=1)), "low": np.minimum(opens, path.min(axis=1)), "close": path[:, -1], "volume": generator.uniform(1, 2, rows)},
-                        index=pd.date_range("2015-01-01", periods=rows, freq="5min", tz="UTC", name="open_time", unit="ns"))
+    return random_walk(1_000_000, seed=0)
 
 def within(benchmark, seconds: float) -> None:
     "The fastest round keeps the budget; slower ones tell of the machine."
