@@ -15,6 +15,7 @@ from .backtest import BacktestConfig
 from .config import ConfigError, Section, UserError
 from .data.collector import DataCollectionConfig
 from .ensemble import EnsembleConfig
+from .evaluation.controls import ControlsConfig
 from .features.smc import FeatureConfig
 from .labels.outcomes import Costs, LabelingConfig
 from .models.out_of_fold import TrainingConfig
@@ -23,7 +24,8 @@ from .summary import ReportConfig
 
 SECTIONS: dict[str, type[Section]] = {
     "collect": DataCollectionConfig, "patterns": PatternConfig, "costs": Costs, "labels": LabelingConfig, "features": FeatureConfig,
-    "train": TrainingConfig, "ensemble": EnsembleConfig, "backtest": BacktestConfig, "report": ReportConfig}
+    "train": TrainingConfig, "ensemble": EnsembleConfig, "backtest": BacktestConfig, "controls": ControlsConfig,
+    "report": ReportConfig}
 
 # %% ../nbs/95_cli.ipynb #767dbed9
 def check_settings(path: str) -> dict[str, Section]:

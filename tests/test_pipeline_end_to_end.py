@@ -41,7 +41,7 @@ def clone(folder: Path, candles: Path) -> Path:
         shutil.copy2(ROOT/path, project/path)
     for path in ("data.dvc", "params.yaml", "dvc.lock"):   # a run of one's own changes them; the sample's are the committed ones
         (project/path).write_bytes(subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, check=True).stdout)
-    set_parameters(project, collect={"source": "files", "start": None, "end": None, "files": {"BTCUSDT": str(candles)}}, train=SMALL)
+    set_parameters(project, collect={"source": "files", "start": None, "end": None, "files": {"BTCUSDT": str(candles)}}, train=SMALL, controls={"seeds": [1, 2], "edges": [0.0, 0.2, 0.45]})
     for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@example.invalid", "commit", "-qm", "clone"]): run(project, "git", *command)
     return project
 

@@ -1,70 +1,63 @@
-"""No training trade overlaps the trades it is judged with; on two real markets, for every way of splitting."""
+"""No training trade is still open while the trades it is judged with are, and none comes nearer than the embargo; on two real markets."""
 import numpy as np
 import pandas as pd
+import purgedcv
 import pytest
 from conftest import by_timeframe
-from hypothesis import given, settings, strategies as st
 from smc_ml.labels.outcomes import label_symbols
 from smc_ml.patterns.detection import detect_timeframes
-from smc_ml.splits import CombinatorialPurged, PurgedKFold, PurgedSplitter, PurgedWalkForward, SplitError
+from smc_ml.splits import EMBARGOED, PURGED, CombinatorialPurged, PurgedKFold, PurgedWalkForward, purged_before, split_counts
+from test_splits_on_random_labels import touching
 
-HOUR = pd.Timedelta("1h")
-SPLITTERS = [PurgedWalkForward(5, 0.3, HOUR), PurgedWalkForward(5, 0.3, HOUR, train_span=pd.Timedelta("30D")), PurgedKFold(5, HOUR), CombinatorialPurged(6, 2, HOUR)]
+SPLITTERS = {"expanding": lambda embargo: PurgedWalkForward(5, 0.3, embargo), "rolling": lambda embargo: PurgedWalkForward(5, 0.3, embargo, pd.Timedelta("60D")),
+             "k folds": lambda embargo: PurgedKFold(10, embargo), "combinations": lambda embargo: CombinatorialPurged(6, 2, embargo)}
 
 @pytest.fixture(scope="module")
 def labels(bitcoin, ether) -> pd.DataFrame:
-    candles = {"BTCUSDT": bitcoin.iloc[:40_000], "ETHUSDT": ether.iloc[:40_000]}
-    return label_symbols(candles, {symbol: detect_timeframes(by_timeframe(series)) for symbol, series in candles.items()})
+    "A year of trades of two markets, in no order."
+    candles = {"BTCUSDT": bitcoin, "ETHUSDT": ether}
+    table = label_symbols(candles, {symbol: detect_timeframes(by_timeframe(series)) for symbol, series in candles.items()})
+    return table[table["exit_at"].notna()].sample(frac=1, random_state=0).reset_index(drop=True)
 
-def overlapping(labels: pd.DataFrame, train: np.ndarray, test: np.ndarray, embargo: pd.Timedelta) -> int:
-    "Training trades that share a moment, embargo included, with any trade they judge: counted by brute force over the union of the test trades."
-    begin, end = labels["time"].iloc[test].to_numpy(), labels["exit_at"].iloc[test].to_numpy()
-    order = np.argsort(begin)
-    begin, latest = begin[order], np.maximum.accumulate(end[order])
-    started = np.searchsorted(begin, (labels["exit_at"].iloc[train] + embargo).to_numpy(), side="right") - 1   # the last test trade that began before this one was over
-    return int(((started >= 0) & (latest[np.maximum(started, 0)] >= (labels["time"].iloc[train] - embargo).to_numpy())).sum())
-
-@pytest.mark.parametrize("splitter", SPLITTERS, ids=repr)
-def test_no_training_label_overlaps_a_test_label(labels, splitter):
+@pytest.mark.parametrize("embargo", ["0min", "60min", "1D"])
+@pytest.mark.parametrize("name", SPLITTERS)
+def test_no_training_label_overlaps_a_test_label(labels, name, embargo):
+    splitter = SPLITTERS[name](pd.Timedelta(embargo))
     for train, test in splitter.split(labels):
-        assert len(train) and len(test) and not set(train) & set(test)
-        assert overlapping(labels, train, test, splitter.embargo) == 0
-        assert set(labels.iloc[test]["symbol"]) == {"BTCUSDT", "ETHUSDT"}
+        assert touching(labels, train, test, splitter.embargo).max() <= 0
+        assert all(labels["symbol"].iloc[side].nunique() == 2 for side in (train, test))
+        assert not np.intersect1d(labels["time"].to_numpy("datetime64[ns]")[train], labels["time"].to_numpy("datetime64[ns]")[test]).size
 
-@pytest.mark.parametrize("splitter", SPLITTERS, ids=repr)
-def test_without_the_purge_they_would_overlap(labels, splitter):
-    assert sum(overlapping(labels, np.setdiff1d(np.arange(len(labels)), test), test, pd.Timedelta(0)) for _, test in splitter.split(labels)) > 0
+@pytest.mark.parametrize("name", SPLITTERS)
+def test_without_the_purge_they_would_overlap(labels, name):
+    splitter, overlapping, close = SPLITTERS[name](pd.Timedelta("60min")), 0, 0
+    for roles, (_, test) in zip(splitter.roles(labels), splitter.split(labels), strict=True):
+        purged, embargoed = np.flatnonzero(roles == PURGED), np.flatnonzero(roles == EMBARGOED)
+        overlapping += (touching(labels, purged, test, pd.Timedelta(0)) > 0).sum()
+        close += (touching(labels, embargoed, test, splitter.embargo) > 0).sum()
+        assert not (touching(labels, embargoed, test, pd.Timedelta(0)) > 0).any()
+    assert overlapping > 0 and close > 0
 
-def test_every_event_is_tested_as_often_as_promised(labels):
-    tested = lambda splitter: np.bincount(np.concatenate([test for _, test in splitter.split(labels)]), minlength=len(labels))
-    walked = tested(SPLITTERS[0])
-    assert (walked[walked.argmax():] == 1).all() and walked[:walked.argmax()].sum() == 0
-    assert (tested(PurgedKFold(5, HOUR)) == 1).all() and (tested(CombinatorialPurged(6, 2, HOUR)) == 5).all()
+def test_every_later_event_is_judged_once_by_what_had_ended_before(labels):
+    splitter, judged = PurgedWalkForward(5, 0.3, pd.Timedelta("60min")), []
+    for start, (train, test) in zip(splitter.edges(labels), splitter.split(labels)):
+        assert np.array_equal(train, purged_before(labels, start, splitter.embargo))
+        assert labels["exit_at"].iloc[train].max() + splitter.embargo < labels["time"].iloc[test].min()
+        judged += test.tolist()
+    assert sorted(judged) == np.flatnonzero(labels["time"] >= splitter.edges(labels)[0]).tolist()
 
-def test_walk_forward_trains_on_the_past_alone(labels):
-    for train, test in SPLITTERS[0].split(labels): assert labels["exit_at"].iloc[train].max() + HOUR < labels["time"].iloc[test].min()
+def test_the_parts_of_a_fold_make_up_the_year(labels):
+    for name, make in SPLITTERS.items():
+        counts = split_counts(make(pd.Timedelta("60min")), labels)
+        assert (counts[["unused", "train", "purged", "embargoed", "test"]].sum(axis=1) == len(labels)).all()
+        assert (counts[["purged", "embargoed"]].sum(axis=1) < 0.05 * len(labels)).all() and (counts["train"] > 0).all()
 
-@pytest.mark.parametrize("splitter", SPLITTERS, ids=repr)
-def test_the_order_of_the_rows_does_not_matter(labels, splitter):
-    shuffled = labels.sample(frac=1, random_state=0)
-    for (train, test), (other_train, other_test) in zip(splitter.split(labels), splitter.split(shuffled)):
-        assert set(labels.index[train]) == set(shuffled.index[other_train]) and set(labels.index[test]) == set(shuffled.index[other_test])
-
-def test_a_trade_that_ends_beyond_a_hole_is_purged_like_any_other():
-    times = pd.date_range("2024-01-01", periods=40, freq="1D", tz="UTC")
-    labels = pd.DataFrame({"time": times, "exit_at": times + HOUR}).drop(index=range(18, 22)).reset_index(drop=True)
-    before = PurgedWalkForward(1, 0.5, pd.Timedelta(0)).split(labels)
-    stretched = labels.assign(exit_at=labels["exit_at"].mask(labels.index == 17, times[25]))
-    after = PurgedWalkForward(1, 0.5, pd.Timedelta(0)).split(stretched)
-    assert set(next(before)[0]) - set(next(after)[0]) == {17}
-
-@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 200)), min_size=30, max_size=120), st.integers(2, 5), st.integers(0, 40))
-@settings(max_examples=80, deadline=None, derandomize=True)
-def test_made_up_labels_never_overlap_either(rows, folds, embargo):
-    start = pd.Timestamp("2024-01-01", tz="UTC")
-    labels = pd.DataFrame({"time": [start + begin * HOUR for begin, _ in rows], "exit_at": [start + (begin + length) * HOUR for begin, length in rows]})
-    splitters: list[PurgedSplitter] = [PurgedWalkForward(folds, 0.4, embargo * HOUR), PurgedKFold(folds, embargo * HOUR), CombinatorialPurged(folds + 1, 2, embargo * HOUR)]
-    for splitter in splitters:
-        try: parts = list(splitter.split(labels))
-        except SplitError: continue                       # too little history for so many folds is said, not split
-        for train, test in parts: assert overlapping(labels, train, test, splitter.embargo) == 0
+@pytest.mark.parametrize("name", ["k folds", "combinations"])
+def test_purgedcv_purges_the_same_trades(labels, name):
+    "Its purge looks at every pair of trades; ours also drops what ends between the edge of a slice and the first event in it."
+    splitter, order = SPLITTERS[name](pd.Timedelta("60min")), np.arange(len(labels))
+    for tested, (train, test) in zip(splitter._tested(), splitter.split(labels)):
+        kept = purgedcv.purge(np.setdiff1d(order, test), test, labels["time"], labels["exit_at"] + pd.Timedelta(1, "ns"), purge_horizon=splitter.embargo)
+        assert set(train) <= set(kept)
+        for trade in labels.iloc[np.setdiff1d(kept, train)].itertuples():
+            assert any(start <= trade.exit_at + splitter.embargo < labels["time"][labels["time"] >= start].min() for start in splitter.edges(labels)[list(tested)])

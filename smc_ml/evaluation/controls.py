@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Candles', 'NULL_MARKETS', 'CHANCE', 'FEWEST_TRADES', 'ControlError', 'NullEdgeError', 'shuffled_market',
-           'mirrored_market', 'simulated_market', 'PipelineSettings', 'MarketEvents', 'market_events', 'PipelineRun',
-           'judge_events', 'headlines', 'pipeline_result', 'fingerprint', 'null_results', 'chance_band',
-           'percentile_of', 'against_nulls', 'null_edges', 'assert_no_edge', 'hidden_state', 'oracle_predictions',
-           'share_of_reachable', 'PowerCurve', 'power_curve', 'power_sentence', 'power_runs']
+           'mirrored_market', 'simulated_market', 'PipelineSettings', 'ControlsConfig', 'pipeline_settings',
+           'MarketEvents', 'market_events', 'PipelineRun', 'judge_events', 'headlines', 'pipeline_result',
+           'fingerprint', 'null_results', 'chance_band', 'percentile_of', 'against_nulls', 'null_edges',
+           'assert_no_edge', 'hidden_state', 'oracle_predictions', 'share_of_reachable', 'PowerCurve', 'power_curve',
+           'power_sentence', 'power_runs']
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #f69429ca
+# %% ../../nbs/69a_evaluation.controls.ipynb #695b25b9
 import hashlib, json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ from ..models.windows import event_windows
 from ..patterns.detection import PatternConfig, detect_timeframes
 from ..tables import plain, write_metrics
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #8542045c
+# %% ../../nbs/69a_evaluation.controls.ipynb #d9ae13c4
 class ControlError(UserError):
     "Candles, seeds or results with which a control cannot be run."
 
@@ -42,7 +43,7 @@ class NullEdgeError(UserError):
 
 Candles = Mapping[str, pd.DataFrame]   # base candles by symbol
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #747ac0d1
+# %% ../../nbs/69a_evaluation.controls.ipynb #abe0c5cb
 _MIRROR = {"open": "open", "high": "low", "low": "high", "close": "close", "bid": "ask", "ask": "bid"}
 _SWAPPED = {"bid_volume": "ask_volume", "ask_volume": "bid_volume"}
 
@@ -68,7 +69,7 @@ def _rebuilt(candles: pd.DataFrame, order: np.ndarray, sign: np.ndarray, drift: 
     if "quote_volume" in candles: columns["quote_volume"] = taken["quote_volume"].to_numpy() * start / before
     return pd.DataFrame(columns, index=candles.index)
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #73987458
+# %% ../../nbs/69a_evaluation.controls.ipynb #27288c92
 def _shared_times(candles: Candles) -> pd.DatetimeIndex:
     "The times of all symbols; an error where they differ."
     if not candles: raise ControlError("there are no candles: give at least one symbol")
@@ -95,7 +96,7 @@ def _shuffled_rows(times: pd.DatetimeIndex, block: str, seed: int) -> np.ndarray
         order[members] = members[random.permutation(len(members))]
     return order
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #5bbdc0d9
+# %% ../../nbs/69a_evaluation.controls.ipynb #ada8a5df
 def shuffled_market(candles: Candles, seed: int,
                     block: str = "5min",  # length that stays together; a day keeps all that happens within one
                     drift: bool = False,  # keep the mean return
@@ -120,7 +121,7 @@ def simulated_market(candles: Candles, seed: int, config: SimulationConfig = Sim
 
 NULL_MARKETS = {"simulated": simulated_market, "shuffled": shuffled_market, "mirrored": mirrored_market}
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #389bd615
+# %% ../../nbs/69a_evaluation.controls.ipynb #f2e7f662
 class PipelineSettings(Section):
     "What the stages read from their sections, in one place."
     patterns: PatternConfig = PatternConfig()
@@ -131,6 +132,17 @@ class PipelineSettings(Section):
     ensemble: EnsembleConfig = EnsembleConfig()
     backtest: BacktestConfig = BacktestConfig()
     models: tuple[str, ...] = Field(("logistic", "xgboost"), strict=False, description="models that are trained and combined")
+
+class ControlsConfig(Section):
+    "How much is controlled; the models are fast ones, since many markets are run."
+    model_config = {"title": "controls"}
+    seeds: tuple[int, ...] = Field((1, 2, 3, 4, 5), strict=False, min_length=1, description="null markets of each kind, and markets of each planted edge")
+    edges: tuple[float, ...] = Field((0.0, 0.15, 0.3, 0.45), strict=False, min_length=3, description="planted edges of the power curve: probability above one half")
+    models: tuple[str, ...] = Field(("logistic", "xgboost"), strict=False, min_length=1, description="models that are trained and combined")
+
+def pipeline_settings(config: ControlsConfig, **sections: Mapping[str, object]) -> PipelineSettings:
+    "The sections of params.yaml as the controls need them."
+    return PipelineSettings(models=config.models, **{name: PipelineSettings.model_fields[name].annotation(**values) for name, values in sections.items()})
 
 class MarketEvents(NamedTuple):
     "A market with what the first stages make of it."
@@ -145,7 +157,7 @@ def market_events(candles: Candles, settings: PipelineSettings = PipelineSetting
     labels = label_symbols(candles, patterns, settings.labels, settings.costs)
     return MarketEvents(dict(candles), labels, {symbol: smc_features(candles[symbol], patterns[symbol], settings.features, settings.patterns) for symbol in candles})
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #ec2d948a
+# %% ../../nbs/69a_evaluation.controls.ipynb #64015ccc
 class PipelineRun(NamedTuple):
     "What the pipeline says of a market."
     predictions: pd.DataFrame  # of each model and of the ensemble
@@ -165,7 +177,7 @@ def judge_events(events: MarketEvents, settings: PipelineSettings = PipelineSett
     predictions = pd.concat([single, mixed], ignore_index=True)
     return PipelineRun(predictions, score(predictions, labels), account.trades, backtest_metrics(account, settings.costs, settings.backtest))
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #476d73e7
+# %% ../../nbs/69a_evaluation.controls.ipynb #dc4c544b
 CHANCE = {"auc": 0.5, "advantage": 0.0, "gross_r": 0.0, "mean_r": 0.0}   # the headlines, and what they are where there is nothing to find
 
 FEWEST_TRADES = 20   # with fewer, their mean says nothing
@@ -187,7 +199,7 @@ def pipeline_result(candles: Candles, settings: PipelineSettings = PipelineSetti
     "The headlines of the whole pipeline on a market."
     return headlines(judge_events(market_events(candles, settings), settings), settings)
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #8bbc3ff7
+# %% ../../nbs/69a_evaluation.controls.ipynb #59e2da91
 def fingerprint(*parts: object) -> str:
     "Short digest of settings (sections) and of anything with a faithful text."
     text = [part.model_dump_json() if isinstance(part, Section) else repr(part) for part in parts]
@@ -218,7 +230,7 @@ def null_results(market: Callable[[int], Candles],           # seed -> candles b
         rows.append(record)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #da16fb83
+# %% ../../nbs/69a_evaluation.controls.ipynb #668c4678
 def _known(values: pd.Series) -> np.ndarray: return values.dropna().to_numpy(float)
 
 def chance_band(nulls: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
@@ -242,7 +254,7 @@ def against_nulls(real: Mapping[str, float | None], nulls: pd.DataFrame) -> pd.D
                      "percentile": percentile_of(value, values) if there else None, "above": bool(value > band[1]) if there and band else None})
     return pd.DataFrame(rows).astype({"above": object})
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #341a0dc6
+# %% ../../nbs/69a_evaluation.controls.ipynb #154007da
 def null_edges(nulls: pd.DataFrame) -> pd.DataFrame:
     "One row a headline: markets, how many have an interval above chance, and the p-values of that count and of all together."
     rows = []
@@ -269,7 +281,7 @@ def assert_no_edge(nulls: pd.DataFrame,        # of `null_results`
     raise NullEdgeError(f"{name}: {worst['headline']} averages {worst['mean']:.3f} over {worst['markets']} markets without an edge, where chance gives {CHANCE[worst['headline']]}; {worst['above']} lie above it by themselves "
                         f"(seeds {', '.join(map(str, worst['above_seeds'])) or 'none'}; p = {min(worst['count_p'], worst['pooled_p']):.1g}): something knows the future; look at the features, labels and splits changed last")
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #b8521347
+# %% ../../nbs/69a_evaluation.controls.ipynb #77e48a68
 def hidden_state(labels: pd.DataFrame,
                  truths: Candles,  # `SimulatedMarket.truth` by symbol
                 ) -> np.ndarray:
@@ -296,7 +308,7 @@ def oracle_predictions(predictions: pd.DataFrame,  # of one model: its events an
         tables.append(table.assign(model="oracle", probability=table["state"].map(shares).fillna(overall).to_numpy(float)))
     return pd.concat(tables).sort_index()[list(predictions.columns)]
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #cb3f30dc
+# %% ../../nbs/69a_evaluation.controls.ipynb #fcdbf57a
 def _drawn(table: pd.DataFrame, day: np.ndarray, weights: np.ndarray) -> np.ndarray:
     "AUC less one half, of each draw of days."
     return weighted_auc(table["probability"].to_numpy(), table["won"].to_numpy(), weights[:, day]) - 0.5
@@ -317,7 +329,7 @@ def share_of_reachable(predictions: pd.DataFrame,  # of one or more models, same
                      "share": (scores.at[name, "auc"] - 0.5) / (best["auc"] - 0.5) if best["auc_low"] > 0.5 else None, "share_low": low, "share_high": high})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #b9f67f1b
+# %% ../../nbs/69a_evaluation.controls.ipynb #2db8b637
 class PowerCurve(NamedTuple):
     "How often an edge is seen, by its size."
     table: pd.DataFrame  # edge, runs, found, power, power_low, power_high, fitted
@@ -354,7 +366,7 @@ def power_sentence(curve: PowerCurve) -> str:
     low, high = (f"{bound:.2f}" if bound is not None else other for bound, other in ((curve.low, f"below {curve.table['edge'].min():g}"), (curve.high, f"above {most:g}")))
     return f"An edge of {curve.edge:.2f} is seen in {share} (95 % interval {low} to {high})."
 
-# %% ../../nbs/69a_evaluation.controls.ipynb #cf177990
+# %% ../../nbs/69a_evaluation.controls.ipynb #1a865925
 def power_runs(candles: Candles,  # whose symbols and span are simulated
                edges: Iterable[float], seeds: Iterable[int],
                config: SimulationConfig = SimulationConfig(impulse_hours=2.0),
