@@ -86,7 +86,7 @@ def test_prose_in_a_library_notebook_reruns_nothing(project):
 
 def test_the_report_is_whole_and_needs_no_network(project):
     index, pages = project/"reports/index.html", sorted((project/"reports/pages").glob("*.html"))
-    assert {page.stem for page in pages} == {"collect", "patterns", "labels", "features", "train_logistic", "train_xgboost", "train_lstm", "ensemble", "backtest"}
+    assert {page.stem for page in pages} == {"collect", "patterns", "labels", "features", "train_logistic", "train_xgboost", "train_lstm", "ensemble", "backtest", "controls"}
     for page in (index, *pages):
         html = page.read_text()
         assert len(html) < 10_000_000 and not external_references(html)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
-from smc_ml.splits import EMBARGOED, PURGED, TRAIN, UNUSED, CombinatorialPurged, PurgedKFold, PurgedSplitter, PurgedWalkForward, SplitError
+from smc_ml.splits import EMBARGOED, PURGED, TEST, TRAIN, UNUSED, CombinatorialPurged, PurgedKFold, PurgedSplitter, PurgedWalkForward, SplitError
 
 START, NONE = pd.Timestamp("2024-01-01", tz="UTC"), pd.Timedelta(0)
 
@@ -58,6 +58,8 @@ def test_nothing_is_left_out_without_a_reason(splitter, labels):
     folds_of(splitter, labels)
     edges, begin, end = splitter.edges(labels), labels["time"], labels["exit_at"]
     for tested, roles in zip(splitter._tested(), splitter.roles(labels)):
+        near, test = np.flatnonzero(roles == EMBARGOED), np.flatnonzero(roles == TEST)
+        assert not (touching(labels, near, test, NONE) > 0).any()
         spans = [(edges[slice_], end[(begin >= edges[slice_]) & (begin < edges[slice_ + 1])].max()) for slice_ in tested]
         for role, distance in ((PURGED, NONE), (EMBARGOED, splitter.embargo)):
             out = labels[roles == role]
@@ -132,7 +134,7 @@ def test_k_folds_serve_predictions_out_of_sample():
         assert np.allclose(predicted[test], LogisticRegression().fit(features[train], won[train]).predict_proba(features[test])[:, 1], atol=1e-12)
 
 def test_without_the_purge_a_score_on_noise_looks_like_skill_and_with_it_does_not():
-    "Labels of neighbours are the same coin, held open together; a model that knows the time of day's neighbours gains nothing once they are purged."
+    "Forty neighbours share one coin and are open together: who trains on some of them knows the others; once they are purged nothing is left to know."
     from sklearn.model_selection import KFold
     from sklearn.neighbors import KNeighborsClassifier
     labels, coins = hourly(2000, "40h"), np.repeat(np.random.default_rng(5).integers(0, 2, 50), 40)
