@@ -55,7 +55,7 @@ def test_markets_without_an_edge_show_none(edgeless, nulls):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_planted_edge_is_found(seed):
-    "Two years: with eight months the interval of the mean result still reaches down to zero about once in three times."
+    "Two years: with eight months the interval of the mean result still reached below zero for one of these three seeds."
     events = market_events(simulated(0.45, seed, end="2025-12-31"))
     run = judge_events(events)
     assert found(run), headlines(run)
