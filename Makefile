@@ -12,7 +12,7 @@ export PYTHONHASHSEED := 0
 unexport PYTHONHOME
 
 SHELL := /bin/bash
-.PHONY: help install export clean repro files lab test proofs bench check lock readme
+.PHONY: help install export clean repro files lab test controls proofs bench check lock readme
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
@@ -46,8 +46,11 @@ files: export  ## run it on your own candles: make files FILES="BTCUSDT=btc.parq
 lab: export  ## explore the notebooks
 	jupyter lab nbs
 
-test: install  ## every test but the long proofs
-	pytest
+test: install  ## every test but the long proofs, on two cores
+	pytest -n 2 --dist loadfile
+
+controls: export  ## the long form of the controls: more markets, every model; hours, and it goes on where it was stopped
+	python -m smc_ml.cli controls params.yaml
 
 proofs: install  ## the long proofs: the controls with the whole ensemble
 	pytest -m slow

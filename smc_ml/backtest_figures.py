@@ -23,18 +23,19 @@ def _line(values: pd.Series, name: str, **options) -> go.Scatter:
 
 def interval_figure(equities: Mapping[str, pd.DataFrame], # reading (pessimistic, expected, optimistic) -> equity, drawdown, buy_and_hold
                     title: str) -> go.Figure:
-    "Equity as a band of its readings beside buying and holding, above the expected drawdown."
-    for table in equities.values(): _need(table, "equity", "drawdown", "buy_and_hold")
+    "Equity as a band of its readings beside buying and holding, above the expected drawdown and exposure."
+    for table in equities.values(): _need(table, "equity", "drawdown", "buy_and_hold", "exposure")
     style()
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.05)
+    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=[0.6, 0.2, 0.2], vertical_spacing=0.05)
     days = {reading: table["equity"].resample("1h").last().ffill() for reading, table in equities.items()}   # the same times, so that the band closes
     figure.add_trace(_line(days["pessimistic"], "pessimistic", line={"color": DOWN, "width": 1}), row=1, col=1)
     figure.add_trace(_line(days["optimistic"], "optimistic", line={"color": UP, "width": 1}, fill="tonexty", fillcolor=_rgba(NEUTRAL, 0.2)), row=1, col=1)
     figure.add_trace(_line(days["expected"], "expected", line={"color": INK, "width": 1.8}), row=1, col=1)
     figure.add_trace(_line(equities["expected"]["buy_and_hold"], "buy and hold", line={"color": NEUTRAL, "width": 1, "dash": "dot"}, visible="legendonly"), row=1, col=1)
     figure.add_trace(_line(equities["expected"]["drawdown"], "drawdown", line={"color": DOWN, "width": 1.2}, fill="tozeroy", fillcolor=_rgba(DOWN, 0.2), showlegend=False), row=2, col=1)
-    figure.update_yaxes(title_text="equity", row=1, col=1).update_yaxes(title_text="drawdown", tickformat="~%", row=2, col=1)
-    return figure.update_layout(template="smc_ml", height=560, margin_t=70, title=title)
+    figure.add_trace(_line(equities["expected"]["exposure"].resample("1h").mean().ffill(), "exposure", line={"color": NEUTRAL, "width": 1}, fill="tozeroy", fillcolor=_rgba(NEUTRAL, 0.2), showlegend=False), row=3, col=1)
+    for row, words in enumerate(("drawdown", "exposure"), 2): figure.update_yaxes(title_text=words, tickformat="~%", row=row, col=1)
+    return figure.update_yaxes(title_text="equity", row=1, col=1).update_layout(template="smc_ml", height=640, margin_t=70, title=title)
 
 # %% ../nbs/85b_backtest_figures.ipynb #4ca080b7
 def _path(trades: pd.DataFrame, levels: tuple[str, str], name: str, colour: str, **line) -> go.Scatter:

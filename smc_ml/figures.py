@@ -8,7 +8,7 @@ __all__ = ['UP', 'DOWN', 'NEUTRAL', 'INK', 'PAPER', 'GRID', 'MODEL_COLOURS', 'BR
            'style', 'png', 'PatternGroup', 'candle_step', 'visible_patterns', 'price_digits', 'price_range',
            'zone_colour', 'pattern_figure', 'thin', 'drawdown_of', 'equity_figure', 'equity_plot', 'accuracy_plot',
            'calibration_plot', 'loss_plot', 'feature_plot', 'outcome_table', 'outcome_plot', 'pattern_counts_plot',
-           'quality_plot', 'fold_spans', 'fold_plot', 'weights_plot', 'cost_plot', 'plotly_html', 'embed']
+           'quality_plot', 'weights_plot', 'cost_plot', 'plotly_html', 'embed']
 
 # %% ../nbs/85_figures.ipynb #144fefdc
 import io, json, zlib
@@ -638,30 +638,6 @@ def quality_plot(candles: dict[str, pd.DataFrame]) -> Figure:  # symbol -> candl
     return figure
 
 # %% ../nbs/85_figures.ipynb #09e4605f
-def fold_spans(labels: pd.DataFrame,    # with `time` and `exit_at`
-               splits: Iterable[tuple], # fold, train positions, test positions
-              ) -> pd.DataFrame:
-    "The span of each fold: training ends where its last label is settled, judging starts at the first decision."
-    return pd.DataFrame([{"fold": fold, "train_start": labels["time"].iloc[train].min(), "train_end": labels["exit_at"].iloc[train].max(),
-                          "test_start": labels["time"].iloc[test].min(), "test_end": labels["exit_at"].iloc[test].max()} for fold, train, test in splits])
-
-def fold_plot(folds: pd.DataFrame) -> Figure:  # columns fold train_start train_end test_start test_end
-    "Which span each fold was trained on and which it was judged on."
-    _need(folds, "fold", "train_start", "train_end", "test_start", "test_end")
-    gap = (folds["test_start"] - folds["train_end"]).min()
-    title = (f"{len(folds)} folds, each judged at least {gap / pd.Timedelta('1h'):.0f} h after its training ended" if gap >= pd.Timedelta(0) else
-             f"Fold {folds.loc[(folds['test_start'] - folds['train_end']).idxmin(), 'fold']} is judged on times it was trained on")
-    figure, axes = _canvas(title, size=(9, 1.4 + 0.36 * len(folds)))
-    for start, end, colour, name in (("train_start", "train_end", NEUTRAL, "training"), ("test_start", "test_end", UP, "judged")):
-        axes.barh(range(len(folds)), folds[end] - folds[start], left=folds[start], height=0.6, color=colour, label=name)
-    axes.set_yticks(range(len(folds)), [f"fold {fold}" for fold in folds["fold"]])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    _date_axis(axes)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-# %% ../nbs/85_figures.ipynb #ff517b9a
 def weights_plot(weights: pd.DataFrame) -> Figure:  # columns fold model weight
     "What each model weighs in the ensemble, fold by fold."
     _need(weights, "fold", "model", "weight")
@@ -678,7 +654,7 @@ def weights_plot(weights: pd.DataFrame) -> Figure:  # columns fold model weight
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../nbs/85_figures.ipynb #9eec9a6d
+# %% ../nbs/85_figures.ipynb #7a85cc12
 def cost_plot(costs: pd.DataFrame,            # columns cost_bp (basis points a side) mean_r [low high]
               break_even_bp: float | None,    # costs a side at which the mean R is zero
               charged_bp: float,              # costs a side in the backtest
@@ -698,7 +674,7 @@ def cost_plot(costs: pd.DataFrame,            # columns cost_bp (basis points a 
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../nbs/85_figures.ipynb #d39a4cdb
+# %% ../nbs/85_figures.ipynb #449f5672
 def plotly_html(figure: go.Figure, div_id: str, script: str | bool = False) -> str:
     "The figure as a piece of HTML; `script` is plotly's `include_plotlyjs`."
     height = f"{figure.layout.height or 450}px"

@@ -89,6 +89,7 @@ _CSS_INDEX = """
 .stages { list-style: none; padding: 0; } .stages li { padding: .4rem 0; border-bottom: 1px solid var(--line); } .stages a { font-weight: 600; }
 .hash { font-family: ui-monospace, monospace; font-size: .85em; } details > summary { cursor: pointer; color: var(--accent); }
 .parameters { columns: 2 340px; } .parameters div { break-inside: avoid; }
+.findings td { white-space: normal; } .findings td:first-child { white-space: nowrap; vertical-align: top; }
 .parameters td { white-space: normal; overflow-wrap: anywhere; }
 """
 
@@ -267,6 +268,7 @@ class RunSummary:
     lock_hash: str           # of `lock_hash_of`
     edge: float | dict[str, float] | None = None # planted by the simulator; a number, or one a symbol
     figures: dict[str, Any] = field(default_factory=dict)   # accuracy, costs, equity, patterns, more: matplotlib, plotly or HTML
+    findings: list[tuple[str, str, str]] = field(default_factory=list) # what the run is held against, the sentence found, and the page that shows it
     artifacts: dict[str, str] = field(default_factory=dict) # verdict, scores, backtest, accuracy, costs, equity, patterns, spans, parameters -> file
     title: str = "Do the patterns carry an edge?"
 
@@ -314,6 +316,10 @@ _INDEX = """{% macro source(part) %}{% if artifacts.get(part) %}<p class="source
 {% for name, value, note in tiles %}<div class="tile"><div class="name">{{ name }}</div><div class="value">{{ value }}</div><div class="note">{{ note }}</div></div>
 {% endfor %}</div>
 {{ source("backtest") }}
+{% if findings %}<h2>Held against chance</h2>
+<div class="card"><table class="findings">{% for name, sentence, stage in findings %}
+<tr><td><a href="pages/{{ stage }}.html">{{ name }}</a></td><td class="text">{{ sentence }}</td></tr>{% endfor %}</table></div>
+{{ source("findings") }}{% endif %}
 {% include "models" %}
 {{ source("scores") }}
 {{ drawn("accuracy") }}
@@ -375,10 +381,15 @@ def tiles_of(backtest: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [("trades", shown(get("trades"), "count"), f"{shown(get('win_rate'), 'percent')} won after costs" if get("trades") else "no event was expected to pay"),
             ("mean R after costs", shown(get("mean_r"), "r"), f"95 % interval {limits[0]} to {limits[1]}" if "–" not in limits else "no interval"),
             *([("as good by chance", shown(get("random_as_good_share"), "percent"), f"of random selections of as many events; these earned {shown(get('random_mean_r'), 'r')} on average")] if get("random_as_good_share") is not None else []),
-            ("total return", shown(get("total_return"), "change"), f"buy and hold {shown(get('buy_and_hold_return'), 'change')}"),
+            ("total return", shown(get("total_return"), "change"), f"{_readings(backtest)}buy and hold {shown(get('buy_and_hold_return'), 'change')}"),
             ("maximum drawdown", shown(get("maximum_drawdown"), "percent"), "below the highest equity so far"),
             ("costs paid", shown(sum(paid) if paid else None, "money"), "fees and slippage, quote currency"),
             ("break-even cost", "none" if losing else shown(bearable, "points"), f"{'the trades lose before costs' if losing else 'a side'}; {shown(_charged(backtest), 'points')} are charged")]
+
+def _readings(backtest: dict[str, Any]) -> str:
+    "The total return of the careful and of the hopeful reading, where they are there."
+    returns = [backtest.get("interval", {}).get(reading, {}).get("total_return") for reading in ("pessimistic", "optimistic")]
+    return "" if None in returns else f"{' to '.join(shown(value, 'change') for value in returns)}, pessimistic to optimistic; "
 
 def _charged(backtest: dict[str, Any]) -> float | None:
     "Fee and slippage a side, basis points."
@@ -413,7 +424,7 @@ def index_html(summary: RunSummary, stages: Sequence[Stage]) -> str:
     "The first page."
     figures = {name: figure_html(figure, f"index-{name}") for name, figure in summary.figures.items() if figure is not None}
     body = _render({"index": _INDEX, "models": _MODELS, "costs": _COSTS, "run": _RUN},
-        title=summary.title, banner=banner_of(summary), verdict=summary.verdict, tiles=tiles_of(summary.backtest), costs=costs_of(summary.backtest), figures=figures,
+        title=summary.title, banner=banner_of(summary), verdict=summary.verdict, tiles=tiles_of(summary.backtest), costs=costs_of(summary.backtest), figures=figures, findings=summary.findings,
         artifacts=summary.artifacts, stages=stages, scores=summary.scores.to_dict("records"), spans=summary.spans.to_dict("records"), commit=summary.commit, lock_hash=summary.lock_hash,
         parameters={section: flat(settings if isinstance(settings, dict) else {section: settings}) for section, settings in summary.parameters.items()})
     links = [{"name": stage.name, "href": f"pages/{stage.name}.html", "here": False} for stage in stages]

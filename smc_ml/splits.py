@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNUSED', 'TRAIN', 'PURGED', 'EMBARGOED', 'TEST', 'SplitError', 'purged_before', 'label_times', 'PurgedSplitter',
-           'PurgedWalkForward', 'PurgedKFold', 'CombinatorialPurged', 'split_counts']
+           'PurgedWalkForward', 'PurgedKFold', 'CombinatorialPurged', 'SplitsConfig', 'walk_forward', 'split_counts']
 
 # %% ../nbs/32_splits.ipynb #46cc0d89
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,9 @@ from numbers import Integral
 from typing import Any
 import numpy as np
 import pandas as pd
+from pydantic import Field
 from sklearn.utils.multiclass import type_of_target
-from .config import UserError
+from .config import Section, UserError
 
 # %% ../nbs/32_splits.ipynb #b7213cd1
 class SplitError(UserError):
@@ -193,7 +194,23 @@ class CombinatorialPurged(PurgedSplitter):
             histories[(paths[:, group[test]] == fold).argmax(axis=0), test] = values
         return histories
 
-# %% ../nbs/32_splits.ipynb #10a2c851
+# %% ../nbs/32_splits.ipynb #0bdd8614
+class SplitsConfig(Section):
+    "How the time is cut for training and judging."
+    model_config = {"title": "splits"}
+    n_folds: int = Field(4, ge=1, description="test spans of equal time")
+    first_train_share: float = Field(0.4, gt=0, lt=1, description="share of the time before the first test span")
+    embargo_minutes: int = Field(60, ge=0, description="between the end of a training trade and what it is judged on, minutes")
+    train_days: int | None = Field(None, ge=1, description="length of a rolling training window, days; null: from the first event on")
+
+    @property
+    def embargo(self) -> pd.Timedelta: return pd.Timedelta(self.embargo_minutes, "min")
+
+def walk_forward(config: SplitsConfig = SplitsConfig()) -> PurgedWalkForward:
+    "The splitter of these settings."
+    return PurgedWalkForward(config.n_folds, config.first_train_share, config.embargo, None if config.train_days is None else pd.Timedelta(config.train_days, "D"))
+
+# %% ../nbs/32_splits.ipynb #914f30c4
 def split_counts(splitter: PurgedSplitter, labels: pd.DataFrame) -> pd.DataFrame:
     "One row a fold: begin of its first test event, end of its last test trade, and the events in each role."
     rows = []

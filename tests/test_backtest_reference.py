@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from smc_ml.backtest import run_backtest, select_trades
-from smc_ml.labels.outcomes import EXIT_REASONS, Costs, barrier_exits
+from smc_ml.labels.outcomes import EXIT_REASONS, Costs, barrier_exits, replay
 from smc_ml.trading_costs import READINGS, BacktestConfig, liquidate, liquidation_distance
 
 STEP, STRETCHES, CANDLES = pd.Timedelta("5min"), 5, 5 * 48 # a case is a stretch of 48 candles in up to three symbols; an account lives through five
@@ -196,3 +196,58 @@ def test_no_trade_reads_better_than_expected_when_pessimistic_or_worse_when_opti
         assert len(trades) == len(results[0]) and (results[0] <= results[1] + 1e-12).all() and (results[1] <= results[2] + 1e-12).all()
         better += (results[1] < results[2] - 1e-9).sum() + (results[0] < results[1] - 1e-9).sum()
     assert better > 100
+
+# ---- candles in doubt, settled by their minutes
+
+class MinuteSimulator(Simulator):
+    "Where a candle reaches both barriers, it asks its minutes which of them came first."
+    settled = 0
+
+    def within(self, row):
+        for symbol in list(self.open):
+            plan, market = self.open[symbol].plan, self.markets[symbol]
+            def reach(high, low): return (low <= plan.stop, high >= plan.target) if plan.side > 0 else (high >= plan.stop, low <= plan.target)
+            if plan.side * (market["open"][row] - plan.stop) <= 0 or not all(reach(market["high"][row], market["low"][row])): continue
+            touches = [touch for _, high, low in market["minutes"][row] if any(touch := reach(high, low))]
+            if touches[0] == (False, True):
+                self.leave(symbol, row, plan.target, "target")
+                self.settled += 1
+        super().within(row)
+
+def minutes_of(market, generator):
+    "A course without gaps through each candle in five minutes, to its high or its low first: candles, minutes, and open, high, low."
+    up = generator.random(CANDLES) < .5
+    closes = np.column_stack([np.where(up, market["high"], market["low"]), np.where(up, market["low"], market["high"]), *[market["close"]] * 3])
+    opens = np.column_stack([market["open"], closes[:, :-1]])
+    return np.stack([opens, np.maximum(opens, closes), np.minimum(opens, closes)], axis=2)
+
+def settled_label(label, plan, market):
+    "The label with the exit that the label kernel finds on the minutes, if it ended in doubt."
+    base, finer, one = np.stack([market[name] for name in ("open", "high", "low")]), np.ascontiguousarray(market["minutes"].reshape(-1, 3).T), lambda value: np.array([value])
+    plan_of = (one(plan.side), one(plan.stop), one(plan.target))
+    exits, _, _, _, _, ambiguous = barrier_exits(*base, one(plan.row), *plan_of, plan.limit)
+    if not ambiguous[0]: return label
+    held = exits[0] > plan.row
+    row, reason, price, _, _, doubt = replay(base, finer, 5, one(plan.row), exits, one(-1 if held else 5 * plan.row), one(5 * exits[0] if held else -1), plan_of[0], one(market["open"][plan.row]), *plan_of[1:])
+    return label | ({} if doubt[0] else {"exit_price": price[0], "exit_reason": EXIT_REASONS[reason[0]]})
+
+def test_account_and_simulator_agree_where_minutes_settle_what_was_in_doubt():
+    settled = 0
+    for seed in range(25):
+        markets, times, candles, config, costs, plans, _ = case(seed)
+        for plan in plans:        # barriers near enough to lie in one candle
+            entry = markets[plan.symbol]["open"][plan.row]
+            plan.stop, plan.target = (entry + (price - entry) * .3 for price in (plan.stop, plan.target))
+        generator, config = np.random.default_rng(seed), config.model_copy(update={"leverage_limit": 1.0})
+        markets = {symbol: market | {"minutes": minutes_of(market, generator)} for symbol, market in markets.items()}
+        plan_of = {plan.event: plan for plan in plans}
+        labels = pd.DataFrame([settled_label(label, plan_of[label["event_id"]], markets[label["symbol"]]) for label in labelled(plans, markets, times).to_dict("records")])
+        predictions = pd.DataFrame({"event_id": [plan.event for plan in plans], "probability": .5, "expected_r": [plan.expected_r for plan in plans]})
+        account = run_backtest(select_trades(predictions, labels, config, costs), candles, times[0], times[-1], config, costs)
+        simulator = MinuteSimulator(markets, [time.floor("8h") for time in times], config, costs)
+        equity, booked = simulator.run(plans, CANDLES), account.trades.sort_values("event_id")
+        assert booked[["event_id", "exit_reason"]].to_numpy().tolist() == [[done[0], done[2]] for done in sorted(simulator.done)], seed
+        np.testing.assert_allclose(booked["exit_price"], [done[3] for done in sorted(simulator.done)], rtol=1e-9, err_msg=str(seed))
+        np.testing.assert_allclose(account.equity["equity"], equity, rtol=1e-9, atol=1e-6, err_msg=str(seed))
+        settled += simulator.settled
+    assert settled > 30, settled

@@ -1,13 +1,19 @@
 """Chance is told from skill: the same code finds no edge where there is none, the edge that was planted, and a leak of one candle."""
+import json
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
+from pathlib import Path
 import pandas as pd
 import pytest
-from conftest import by_timeframe
+from conftest import ROOT, by_timeframe
 from smc_ml.backtest import random_selections
 from smc_ml.candles import validate_candles
 from smc_ml.data.simulator import SimulationConfig, simulate_market
 from smc_ml.evaluation.controls import (MarketEvents, NullEdgeError, PipelineRun, PipelineSettings, assert_no_edge, headlines, judge_events, market_events,
-                                        mirrored_market, null_results, share_of_reachable, shuffled_market)
+                                        mirrored_market, null_results, pipeline_result, planted_results, run_markets, share_of_reachable, share_table, shuffled_market, simulated_market)
 from smc_ml.evaluation.metrics import verdict
 from smc_ml.evaluation.placebo import placebo_test
 from smc_ml.patterns.detection import detect_timeframes
@@ -90,13 +96,63 @@ def test_real_candles_shuffled_or_mirrored_keep_the_contract_and_their_ranges(bi
 def test_a_planted_edge_is_gone_from_shuffled_and_from_mirrored_candles():
     planted = simulated(0.45, 1)
     assert headlines(judge_events(market_events(planted)))["auc_low"] > 0.5
-    for market in (shuffled_market, mirrored_market): assert_no_edge(null_results(partial(market, planted), SEEDS[:2], progress=False))
+    for name, table in null_results(planted, SEEDS[:2], markets={"shuffled": shuffled_market, "mirrored": mirrored_market}).items(): assert_no_edge(table, name)
 
 def test_no_model_gets_more_than_can_be_reached():
     markets = simulate_market(["SIM-A", "SIM-B"], "2024-01-01", "2024-08-28", SimulationConfig(edge=0.45, seed=1, impulse_hours=2.0))
     events = market_events({symbol: market.candles for symbol, market in markets.items()})
     shares = share_of_reachable(judge_events(events).predictions, events.labels, {symbol: market.truth for symbol, market in markets.items()})
     assert (shares["share_low"] > 0).all() and (shares["share_low"] < 1).all() and (shares["accuracy"] < shares["reachable_accuracy"]).all()
+
+TINY, SHORT = PipelineSettings(splits={"n_folds": 2}), {"end": "2024-02-25"}
+
+def test_two_processes_give_what_one_gives():
+    results = [null_results(simulated(0.45, 1, **SHORT), SEEDS[:2], partial(pipeline_result, settings=TINY), partial(run_markets, processes=processes)) for processes in (1, 2)]
+    for kind, table in results[0].items(): pd.testing.assert_frame_equal(table, results[1][kind], check_exact=True)
+
+def test_a_planted_market_gives_its_headlines_and_the_share_of_every_model_in_one_run():
+    candles = simulated(0.45, 1)
+    without = null_results(candles, SEEDS[:1], markets={"simulated": simulated_market})["simulated"]
+    planted = planted_results(candles, (0.05, 0.45), SEEDS[:1], without)
+    assert planted.runs["edge"].tolist() == [0.0, 0.05, 0.45] and planted.runs["found"].tolist()[::2] == [False, True]
+    table = share_table(planted.shares).set_index(["edge", "model"])
+    assert set(planted.shares["model"]) == {"logistic", "xgboost", "ensemble"} and len(table) == 6
+    assert table.at[(0.45, "ensemble"), "auc"] == pytest.approx(planted.runs["auc"].iloc[-1], rel=1e-5)
+    assert (table.loc[0.45, "share"].astype(float) > 0.2).all() and (table["share"].notna() == (table["reachable"] > 0)).all()
+
+SLOW_MARKETS = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from smc_ml.evaluation.controls import run_markets
+def judge(number):
+    with open(sys.argv[1] + "/calls", "a") as calls: calls.write(f"{number} ")
+    time.sleep(0.3)
+    return {"auc": number / 10}
+if __name__ == "__main__":
+    print(run_markets({f"nulls/{number}": partial(judge, number) for number in range(6)}, folder=sys.argv[1], mark="a", progress=False))
+"""
+
+def test_markets_killed_half_way_go_on_where_they_stopped(tmp_path):
+    (tmp_path/"run.py").write_text(SLOW_MARKETS)
+    first = subprocess.Popen([sys.executable, tmp_path/"run.py", tmp_path], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("nulls/*.json"))) < 3 and time.monotonic() < deadline: time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("nulls/*.json")}
+    assert 3 <= len(kept) < 6
+    second = subprocess.run([sys.executable, tmp_path/"run.py", tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert second.stdout.strip() == str({f"nulls/{number}": {"auc": number / 10} for number in range(6)})
+    calls = (tmp_path/"calls").read_text().split()
+    assert all(calls.count(Path(name).stem) == 1 for name in kept) and len(calls) <= 7      # at most the one that was killed ran twice
+    assert {name: (tmp_path/"nulls"/name).stat().st_mtime_ns for name in kept} == kept
+
+def test_the_stage_checks_the_markets_without_an_edge_before_it_shows_any_result():
+    cells = ["".join(cell["source"]) for cell in json.loads((ROOT/"nbs/pipeline/80_controls.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    first = lambda call: next(number for number, cell in enumerate(cells) if call in cell and "import" not in cell)
+    assert "for name, table in nulls.items()" in cells[first("assert_no_edge(table")] and first("null_results(") == first("assert_no_edge(table")
+    assert first("assert_no_edge(table") < min(map(first, ("judge(candles)", "null_plot(", "against_nulls(", "planted_results(", "placebo_test(", "write_tables(", "write_metrics(")))
 
 def test_random_zones_on_real_candles_are_matched(bitcoin):
     effects, zones = placebo_test({"BTC": bitcoin}, {"BTC": detect_timeframes(by_timeframe(bitcoin))})

@@ -3,14 +3,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import by_timeframe
+from smc_ml.backtest import select_trades
 from smc_ml.candles import TIMEFRAMES, average_true_range, resample
 from smc_ml.causality import known_before, random_cuts
 from smc_ml.config import ConfigError
 from smc_ml.labels.horizons import HorizonConfig, horizon_targets
 from smc_ml.labels.outcomes import LABEL_COLUMNS, Costs, LabelError, LabelingConfig, SMCPatternLabeler, get_pattern_statistics, label_patterns, label_symbols
-from smc_ml.labels.weights import average_uniqueness, sample_weights
+from smc_ml.labels.weights import WeightError, average_uniqueness, sample_weights
 from smc_ml.patterns.confluence import WEIGHTS, confluence_at
 from smc_ml.patterns.detection import detect_timeframes
+from smc_ml.splits import PurgedKFold, PurgedWalkForward, SplitError
+from smc_ml.trading_costs import BacktestError
 
 ENTRIES = ("next_open", "limit_edge", "limit_middle")
 STEP = TIMEFRAMES["5m"]
@@ -102,10 +105,10 @@ def slow_label(candles: pd.DataFrame, pattern: pd.Series, config: LabelingConfig
     if side < 0: turned = turned.rename(columns={"high": "low", "low": "high"})
     rows = list(zip(turned["open"], turned["high"], turned["low"], turned["close"]))
     edge, far = (pattern["top"], pattern["bottom"]) if side > 0 else (-pattern["bottom"], -pattern["top"])
-    closed = [row for row in range(len(candles)) if candles.index[row] + STEP >= pattern["known_at"]]
-    decision = closed[0] if closed else None
+    closed = np.flatnonzero(candles.index + STEP >= pattern["known_at"])
+    decision = closed[0] if len(closed) else None
     if config.entry == "next_open" and pattern["kind"] != "liquidity_sweep":
-        decision, after = None, [row for row in range(len(candles)) if candles.index[row] >= pattern["known_at"]]
+        decision, after = None, np.flatnonzero(candles.index >= pattern["known_at"])
         for row in after[:config.maximum_wait]:
             if rows[row][2] <= edge:
                 decision = row if rows[row][3] >= far else None
@@ -143,11 +146,11 @@ def slow_exit(times, rows, entry_row, entry, stop, target, config, costs) -> dic
                     "ambiguous": doubt, "gross_r": gross, "realised_r": gross - cost, "mfe_r": (max(best, price) - entry) / (entry - stop), "mae_r": (min(worst, price) - entry) / (entry - stop)}
         best, worst = best if within else max(best, high), min(worst, low)
 
-def random_market(seed: int, size: int = 1500) -> tuple[pd.DataFrame, pd.DataFrame]:
+def random_market(seed: int, size: int = 1500, gap: float = 0.1) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Candles with gaps between them, and zones strewn around the price."
     generator = np.random.default_rng(seed)
     close = 100 + generator.normal(0, 0.25, size).cumsum()
-    opens = np.append(100, close[:-1]) + generator.normal(0, 0.1, size) * (generator.random(size) < 0.3)
+    opens = np.append(100, close[:-1]) + generator.normal(0, gap, size) * (generator.random(size) < 0.3)
     high, low = np.maximum(opens, close) + generator.exponential(0.15, size), np.minimum(opens, close) - generator.exponential(0.15, size)
     times = pd.date_range("2024-01-01", periods=size, freq="5min", tz="UTC", name="open_time", unit="ns")
     keep = generator.random(size) > 0.01                                     # and holes in time
@@ -173,6 +176,67 @@ def test_labels_equal_the_slow_version(entry, seed):
     assert set(labels["outcome"]) == {"win", "loss", "timeout"} | ({"not_filled"} if entry != "next_open" else set())
     assert labels["ambiguous"].any() == (seed == 0)      # not where the target waits for two candles
 
+# ---- finer candles
+
+def slow_settlement(label: pd.Series, candles: pd.DataFrame, finer: pd.DataFrame, step: pd.Timedelta, parts: int, config: LabelingConfig) -> tuple | None:
+    "(reason, price, exit_at, mfe_r, mae_r) of an ambiguous label, turned to a long and walked from its entry on, on finer candles where a candle leaves a doubt; None: the doubt stays."
+    side, turn = label["direction"], ["open", "high", "low"] if label["direction"] > 0 else ["open", "low", "high"]
+    entry, stop, target = (side * label[name] for name in ("entry", "stop", "target"))
+    doubt, filled, best, worst = False, False, None, None
+    for held, (time, (opens, high, low)) in enumerate((side * candles.loc[label["entry_at"]:label["exit_at"], turn]).iterrows()):
+        if held == config.maximum_bars: return None if doubt else ("timeout", side * opens, time, label["mfe_r"], label["mae_r"])
+        taken, within = held >= config.minimum_bars, held == 0 and opens != entry
+        steps = [(opens, high, low)]
+        if opens > stop and taken and high >= target and (low <= stop or within):
+            inside = side * finer.loc[time:time + step - pd.Timedelta("1ns"), turn]
+            if len(inside) == parts: steps = list(inside.itertuples(index=False, name=None))
+        for opens, high, low in steps:
+            new = not filled
+            if new and opens > entry and low > entry: continue
+            by_wick = new and opens > entry
+            if new: filled, best, worst = True, min(opens, entry), min(opens, entry)
+            if new and best <= stop: return None
+            reason, price = ("stop", opens) if opens <= stop else ("stop", stop) if low <= stop else ("target", target) if high >= target and taken and not by_wick else (None, None)
+            if opens > stop and high >= target and taken: doubt = reason != "target"
+            if reason and doubt: return None
+            if reason: return reason, side * price, time + step, (max(best, price) - entry) / (entry - stop), (min(worst, price) - entry) / (entry - stop)
+            best, worst = best if by_wick else max(best, high), min(worst, low)
+        if not filled: return None
+
+def compare_settled(candles, zones, finer, config, timeframe, parts, symbol) -> pd.Series:
+    "Assert that labels with finer candles are those of the slow version; returns what became of the ambiguous ones."
+    plain, settled = (label_patterns(candles, zones, symbol, config, timeframe=timeframe, finer=shorter) for shorter in (None, finer))
+    found, moved, facts = [], [], ["exit_reason", "exit_price", "exit_at", "mfe_r", "mae_r"]
+    for row in np.flatnonzero(plain["ambiguous"]):
+        before, after = plain.iloc[row], settled.iloc[row]
+        slow = slow_settlement(before, candles, finer, TIMEFRAMES[timeframe], parts, config)
+        assert after["ambiguous"] == (slow is None), row
+        if slow and slow[:2] != (before["exit_reason"], before["exit_price"]):
+            assert after[facts].tolist() == [*slow[:3], *(pytest.approx(value, abs=1e-9) for value in slow[3:])], row
+            moved.append(row)
+        found.append(f"{slow[0]}{', moved' * (row in moved)}" if slow else "in doubt")
+    pd.testing.assert_frame_equal(plain.drop(index=moved, columns="ambiguous"), settled.drop(index=moved, columns="ambiguous"), check_exact=True)
+    assert not (settled["ambiguous"] & ~plain["ambiguous"]).any()
+    assert not len(settled) or (settled["mfe_r"] >= settled["gross_r"] - 1e-12)[settled["filled"]].all() and (settled["mae_r"] <= settled["gross_r"] + 1e-12)[settled["filled"]].all()
+    assert (settled["exit_at"] <= plain["exit_at"]).all()
+    return pd.Series(found, dtype=object).value_counts()
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("minimum_bars", [0, 2])
+def test_finer_candles_settle_as_the_slow_version_does(entry, minimum_bars):
+    "Jumpy quarter hours, made of five-minute candles of which some were lost."
+    seen = pd.Series(dtype=int)
+    for seed in range(3):
+        finer, zones = random_market(seed, size=4500, gap=0.5)
+        candles = resample(finer, "5m", "15m")
+        zones = zones.assign(known_at=zones["known_at"].dt.floor("15min"), formed_at=zones["formed_at"].dt.floor("15min"))
+        zones = zones[zones["known_at"].between(candles.index[20], candles.index[-1])].drop_duplicates("known_at", ignore_index=True)
+        config = LabelingConfig(entry=entry, target_r=1.0, minimum_risk=0.001, stop_buffer=0, maximum_bars=4 + seed, minimum_bars=minimum_bars, limit_expiry=12)
+        lost = finer[np.random.default_rng(seed).random(len(finer)) > 0.1]
+        for shorter in (finer, lost): seen = seen.add(compare_settled(candles, zones, shorter, config, "15m", 3, "RANDOM"), fill_value=0)
+    expected = {"stop", "target, moved", "in doubt"} | (set() if minimum_bars else {"stop, moved"} | ({"timeout"} if entry != "next_open" else set()))
+    assert set(seen.index) >= expected, seen
+
 # ---- on a real market
 
 @pytest.fixture(scope="module")
@@ -180,6 +244,24 @@ def real(bitcoin) -> pd.DataFrame: return bitcoin.iloc[:12_000]
 
 @pytest.fixture(scope="module")
 def patterns(real) -> pd.DataFrame: return detect_timeframes(by_timeframe(real))
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_real_five_minute_candles_settle_real_quarter_hours(real, patterns, entry):
+    quarters = resample(real, "5m", "15m")
+    for settings in ({}, {"target_r": 0.7, "minimum_risk": 0.001}, {"target_r": 0.7, "minimum_risk": 0.001, "minimum_bars": 1}):
+        found = compare_settled(quarters, patterns, real, LabelingConfig(entry=entry, **settings), "15m", 3, "BTCUSDT")
+        assert found.drop("in doubt").sum() > found.sum() / 4 and found["target, moved"] >= 3, found
+
+def test_a_doubt_is_settled_by_no_candle_after_the_exit(real, patterns):
+    quarters, config = resample(real, "5m", "15m"), LabelingConfig(entry="limit_edge", target_r=0.7, minimum_risk=0.001)
+    whole = label_patterns(quarters, patterns, "BTCUSDT", config, timeframe="15m", finer=real)
+    for end in random_cuts(len(quarters), 5, seed=4, first=1500):
+        closed = quarters.index[end]
+        seen = label_patterns(quarters.iloc[:end], known_before(patterns, closed), "BTCUSDT", config, timeframe="15m", finer=real[real.index < closed])
+        columns = [*DECIDED, "outcome", "realised_r", "mfe_r", "mae_r", "exit_at", "ambiguous"]
+        over, same = (table.loc[table["exit_at"] < closed, columns].reset_index(drop=True) for table in (whole, seen))
+        assert len(over) > 100
+        pd.testing.assert_frame_equal(over, same, check_exact=True)
 
 DECIDED = ["kind", "direction", "known_at", "time", "entry", "stop", "target", "confluence"]
 
@@ -268,6 +350,53 @@ def test_patterns_and_candles_that_do_not_belong_together_are_refused(real, ethe
     with pytest.raises(LabelError, match="no timeframe '7m'"): labeler.label_historical_data(real, "BTCUSDT", "7m")
     with pytest.raises(LabelError, match="0 days 00:05:00 apart"): label_patterns(real, patterns, "BTCUSDT", timeframe="15m")
     with pytest.raises(LabelError, match="BTCUSDT: no candles"): label_patterns(real[:0], patterns, "BTCUSDT")
+
+def test_finer_candles_of_another_market_or_timeframe_are_refused(real, ether, patterns):
+    quarters, hourly = (resample(real, "5m", timeframe) for timeframe in ("15m", "1h"))
+    label = lambda finer: SMCPatternLabeler().label_historical_data(quarters, "BTCUSDT", "15m", patterns, finer)
+    with pytest.raises(LabelError, match="BTCUSDT: the candle of .* reaches from .* its finer candles from .* of another market"): label(ether.iloc[:12_000])
+    with pytest.raises(LabelError, match="of another market, or their times are shifted"): label(real.shift(freq="1h"))
+    with pytest.raises(LabelError, match="BTCUSDT: finer candles of 15 minutes do not divide candles of 15m: give candles of a shorter timeframe"): label(quarters)
+    with pytest.raises(LabelError, match="BTCUSDT: finer candles of 60 minutes do not divide candles of 15m"): label(hourly)
+    with pytest.raises(LabelError, match="BTCUSDT: finer candles of 10 minutes do not divide candles of 15m"): label(real.iloc[::2])
+    with pytest.raises(LabelError, match="ascending open times in UTC"): label(real.iloc[::-1])
+
+def minutes_through(candles: pd.DataFrame) -> pd.DataFrame:
+    "A made-up course through each five-minute candle in five minutes: open, high, low, close, and rest."
+    corners = candles[["open", "high", "low", "close", "close"]].to_numpy()
+    opens = np.column_stack([corners[:, :1], corners[:, :-1]]).ravel()
+    times = candles.index.repeat(5) + pd.to_timedelta(np.tile(np.arange(5), len(candles)), unit="min")
+    return pd.DataFrame({"open": opens, "high": np.maximum(opens, corners.ravel()), "low": np.minimum(opens, corners.ravel())}, index=times)
+
+def test_a_symbol_without_finer_candles_is_labelled_as_ever(real, patterns):
+    config, candles = LabelingConfig(entry="limit_edge", target_r=0.7, minimum_risk=0.001), real.iloc[:4000]
+    known = known_before(patterns, candles.index[-1])
+    plain, settled = (label_symbols({"A": candles, "B": candles}, {"A": known, "B": known}, config, finer=finer) for finer in (None, {"B": minutes_through(candles), "C": candles}))
+    pd.testing.assert_frame_equal(plain[plain["symbol"] == "A"], settled[settled["symbol"] == "A"], check_exact=True)
+    mine = plain["symbol"] == "B"
+    assert 0 < settled.loc[mine, "ambiguous"].sum() < plain.loc[mine, "ambiguous"].sum() * 0.6
+
+def test_labels_without_end_times_are_refused_by_all_who_need_them(real, patterns):
+    labels = label_symbols({"BTCUSDT": real}, {"BTCUSDT": patterns})
+    endless = labels.assign(exit_at=labels["exit_at"].mask(labels["event_id"] == 7))
+    predictions = pd.DataFrame({"event_id": labels["event_id"], "probability": 0.5, "expected_r": 1.0})
+    with pytest.raises(WeightError, match="exit_at is missing at row 7"): sample_weights(endless)
+    with pytest.raises(SplitError, match="1 of .* labels have no exit_at, first BTCUSDT at "): list(PurgedKFold(4, pd.Timedelta("1h")).split(endless))
+    with pytest.raises(BacktestError, match="BTCUSDT: the event decided at .* has no entry_at or exit_at"): select_trades(predictions, endless)
+    with pytest.raises(SplitError, match="no column exit_at"): list(PurgedWalkForward(4, 0.5, pd.Timedelta("1h")).split(labels.drop(columns="exit_at")))
+
+def test_statistics_by_what_labels_do_not_have_say_how_to_add_it(real, patterns):
+    labels = label_symbols({"BTCUSDT": real}, {"BTCUSDT": patterns})
+    with pytest.raises(LabelError, match=r"labels have no column regime: add what was known at each decision, pd.merge_asof\(labels, table, on='time'\)"): get_pattern_statistics(labels, "regime")
+    moved = np.log(real["close"]).diff().rolling(288).std()
+    regimes = pd.DataFrame({"time": moved.index + STEP, "regime": np.where(moved > moved.expanding().median(), "wild", "calm")})       # known at each close
+    table = get_pattern_statistics(pd.merge_asof(labels, regimes, on="time"), ["regime", "kind"])
+    assert table["events"].sum() == len(labels) and set(table.index.get_level_values("regime")) == {"calm", "wild"}
+    assert not len(get_pattern_statistics(labels[:0]))
+
+def test_nothing_to_label_is_said(real, patterns):
+    with pytest.raises(LabelError, match="there are no candles: run the collect stage"): label_symbols({}, {})
+    with pytest.raises(LabelError, match="ETHUSDT: there are no patterns of this symbol"): label_symbols({"BTCUSDT": real, "ETHUSDT": real}, {"BTCUSDT": patterns})
 
 def test_no_patterns_are_no_labels(real, patterns):
     assert list(SMCPatternLabeler().label_historical_data(real, "BTCUSDT", patterns=patterns[:0]).columns) == list(LABEL_COLUMNS)

@@ -28,10 +28,11 @@ def test_the_worked_example_of_the_deflated_sharpe_ratio_comes_out():
     assert round(expected_maximum_sharpe(100, .5 / 250), 4) == .1132
     assert round(deflated_sharpe_ratio(**example, trials=100, variance=.5 / 250), 4) == .9004
     assert round(deflated_sharpe_ratio(**example, trials=46, variance=.5 / 250), 4) == .9505
+    assert round(deflated_sharpe_ratio(**example | {"skewness": 0.0, "kurtosis": 3.0}, trials=88, variance=.5 / 250), 4) == .9505
 
-@pytest.mark.parametrize("a_year, years", [(252, 2.73), (52, 2.83), (12, 3.24)])
-def test_the_published_track_records_come_out(a_year, years):
-    assert round(minimum_track_record_length(2 / a_year**.5, benchmark=1 / a_year**.5) / a_year, 2) == years
+@pytest.mark.parametrize("a_year, skewness, kurtosis, years", [(252, 0.0, 3.0, 2.73), (52, 0.0, 3.0, 2.83), (12, 0.0, 3.0, 3.24), (12, -.72, 5.78, 4.99)])
+def test_the_published_track_records_come_out(a_year, skewness, kurtosis, years):
+    assert round(minimum_track_record_length(2 / a_year**.5, skewness, kurtosis, 1 / a_year**.5) / a_year, 2) == years
 
 # Constructed cases
 
@@ -244,24 +245,31 @@ PIPELINE = """stages:
     outs:
       - reports/trials/${item.item}.jsonl: {cache: false, persist: true}
   count:
-    cmd: python -c "from smc_ml.evaluation.trials import count_trials; open('count', 'w').write(str(count_trials('reports/trials')))"
-    deps: [reports/trials]
-    outs: [count]
+    cmd: python count.py
+    deps: [count.py, reports/trials/one.jsonl, reports/trials/two.jsonl]
+    outs:
+      - count
+      - reports/trials/count.jsonl: {cache: false, persist: true}
 """
 TUNE = """import sys
 from smc_ml.evaluation.trials import Trial, record_trials
 record_trials(f"reports/trials/{sys.argv[1]}.jsonl", [Trial("tune", "tuning", {"item": sys.argv[1], "depth": int(sys.argv[2])})])
+"""
+COUNT = """from pathlib import Path
+from smc_ml.evaluation.trials import Trial, count_trials, record_trials
+record_trials("reports/trials/count.jsonl", [Trial("count", "backtest", {"item": "own"})])
+Path("count").write_text(str(count_trials("reports/trials")))
 """
 
 @pytest.mark.slow
 def test_the_ledger_survives_the_pipeline_that_writes_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
-    for name, text in (("dvc.yaml", PIPELINE), ("tune.py", TUNE)): (tmp_path/name).write_text(text)
+    for name, text in (("dvc.yaml", PIPELINE), ("tune.py", TUNE), ("count.py", COUNT)): (tmp_path/name).write_text(text)
     subprocess.run(["dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
     counts = []
     for depth in (1, 2, 1):        # the third run goes back to what was tried before
         (tmp_path/"params.yaml").write_text(f"depth: {depth}\n")
         subprocess.run(["dvc", "repro", "-q"], cwd=tmp_path, check=True)
         counts.append((tmp_path/"count").read_text())
-    assert counts == ["2", "4", "4"]
+    assert counts == ["3", "5", "5"]

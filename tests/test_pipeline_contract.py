@@ -78,8 +78,11 @@ def test_a_stage_depends_on_its_notebook_and_declares_what_it_writes(name):
     assert notebook_of(name).relative_to(ROOT).as_posix() in paths_of(stage["deps"])
     assert command_of(stage).split()[2] in paths_of(stage["outs"])
     declared = set().union(*(paths_of(stage.get(kind)) for kind in ("outs", "metrics", "plots")))
-    written = re.findall(r'write_(?:metrics|tables|table)\(.*f?"([^"]+)"\)|save_model\([^,]+, f?"([^"]+)"', code_of(name))
-    for path in filter(None, (path for pair in written for path in pair)): assert path.replace("{model}", "${item.model}") in declared
+    written = re.findall(r'write_(?:metrics|tables|table)\(.*f?"([^"]+)"(?:, \{[^}]*\})?\)|save_model\([^,]+, f?"([^"]+)"', code_of(name))
+    passed = re.findall(r"-p (\w+) (\S+)", command_of(stage))
+    for path in filter(None, (path for pair in written for path in pair)):
+        for parameter, value in passed: path = path.replace(f"{{{parameter}}}", value)
+        assert path in declared
 
 @pytest.mark.parametrize("name", STAGES)
 def test_what_a_stage_reads_is_made_by_an_earlier_one(name):

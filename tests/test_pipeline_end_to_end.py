@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT, real_candles, BTC
 from smc_ml.reports import external_references
 
-SMALL = {"n_folds": 2, "first_train_share": 0.5, "steps": 60, "threads": 1, "lstm": {"layers": 1, "hidden": 8, "epochs": 1}}
+SMALL = {"steps": 60, "threads": 1, "lstm": {"layers": 1, "hidden": 8, "epochs": 1}}
 
 def environment(project: Path) -> dict[str, str]:
     "The clone's own modules win over the installed ones."
@@ -41,7 +41,7 @@ def clone(folder: Path, candles: Path) -> Path:
         shutil.copy2(ROOT/path, project/path)
     for path in ("data.dvc", "params.yaml", "dvc.lock"):   # a run of one's own changes them; the sample's are the committed ones
         (project/path).write_bytes(subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, check=True).stdout)
-    set_parameters(project, collect={"source": "files", "start": None, "end": None, "files": {"BTCUSDT": str(candles)}}, train=SMALL, controls={"seeds": [1, 2], "edges": [0.0, 0.2, 0.45]})
+    set_parameters(project, collect={"source": "files", "start": None, "end": None, "files": {"BTCUSDT": str(candles)}}, splits={"n_folds": 2, "first_train_share": 0.5}, train=SMALL, controls={"seeds": 2, "edges": [0.2, 0.45]})
     for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@example.invalid", "commit", "-qm", "clone"]): run(project, "git", *command)
     return project
 
@@ -86,7 +86,7 @@ def test_prose_in_a_library_notebook_reruns_nothing(project):
 
 def test_the_report_is_whole_and_needs_no_network(project):
     index, pages = project/"reports/index.html", sorted((project/"reports/pages").glob("*.html"))
-    assert {page.stem for page in pages} == {"collect", "patterns", "labels", "features", "train_logistic", "train_xgboost", "train_lstm", "ensemble", "backtest", "controls"}
+    assert {page.stem for page in pages} == {"collect", "patterns", "labels", "splits", "features", "train_logistic", "train_xgboost", "train_lstm", "ensemble", "backtest", "judgement", "controls"}
     for page in (index, *pages):
         html = page.read_text()
         assert len(html) < 10_000_000 and not external_references(html)

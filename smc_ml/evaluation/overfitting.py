@@ -173,7 +173,7 @@ class SharpeReport(NamedTuple):
     pbo: float | None            # probability of backtest overfitting among the strategies given
     pbo_strategies: int          # how many those are
     psr: float | None            # probabilistic Sharpe ratio: confidence that it is above 0, choice not counted
-    expected_maximum: float | None # ratio a year that the best of the trials shows by luck
+    expected_maximum: float | None # ratio a year that the best of the trials shows where all their differences are luck
     minimum_track_record: float | None # periods that a confidence of 95 % in more than 0 needs; None also where the ratio is not above 0
     periods: int
     periods_per_year: float
@@ -184,7 +184,7 @@ class SharpeReport(NamedTuple):
     def __str__(self) -> str:
         if self.sharpe is None: return f"No Sharpe ratio ({self.trials} trials): {'; '.join(self.notes)}."
         deflated, overfitted = ("not known" if value is None else f"{value:.2f}" for value in (self.dsr, self.pbo))
-        luck = "" if self.expected_maximum is None else f", which by luck alone show {self.expected_maximum:.2f} at best"
+        luck = "" if self.expected_maximum is None else f", the best of which would show {self.expected_maximum:.2f} were all their differences luck"
         return (f"Sharpe ratio {self.sharpe:.2f} a year (95 % interval {self.sharpe_low:.2f} to {self.sharpe_high:.2f}) after {self.trials:,} trials{luck}; "
                 f"deflated Sharpe ratio {deflated}, probability of backtest overfitting {overfitted}.")
 

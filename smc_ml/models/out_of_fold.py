@@ -12,29 +12,29 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 from sklearn.base import BaseEstimator, clone
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 from tqdm import tqdm
 from ..config import Section, UserError
+from ..labels.weights import WeightConfig, sample_weights
 from .classical import LogisticConfig, XGBoostConfig, logistic, xgboost
 from .lstm import LSTMClassifier, LSTMConfig
 from .saving import describe_training
 from .training import HISTORY
 from .windows import EventWindows
-from ..splits import PurgedWalkForward, purged_before
+from ..splits import EMBARGOED, PURGED, SplitsConfig, TEST, TRAIN, purged_before, walk_forward
 
 # %% ../../nbs/59_models.out_of_fold.ipynb #b095fe0f
 class FoldError(UserError):
     "A fold from which a model cannot learn; names the fold and the remedy."
 
 class TrainingConfig(Section):
-    "The `train` section: folds, windows and the settings of each model."
-    n_folds: int = Field(4, ge=1, description="test spans of equal time")
-    first_train_share: float = Field(0.4, gt=0, lt=1, description="share of the time before the first test span")
-    embargo_minutes: int = Field(60, ge=0, description="between the end of a training trade and what it is judged on, minutes")
+    "The `train` section: windows, weights and the settings of each model."
     steps: int = Field(60, ge=1, description="rows of a window, base candles")
     validation_share: float = Field(0.15, gt=0, lt=1, description="last share of the training time, used for early stopping")
     seed: int = Field(0, ge=0, description="of weights, dropout, order of the events and subsamples")
     threads: int = Field(1, ge=1, description="processor threads; more than one pays on idle cores only")
+    weights: WeightConfig = WeightConfig(by="none")
     logistic: LogisticConfig = LogisticConfig()
     xgboost: XGBoostConfig = XGBoostConfig()
     lstm: LSTMConfig = LSTMConfig()
@@ -65,16 +65,21 @@ def _need_both(won: np.ndarray, what: str) -> None:
     if len(np.unique(won)) < 2:
         raise FoldError(f"{what} {len(won)} events of one class only: use fewer folds, a larger first_train_share, more kinds of patterns or more history")
 
-def _fit(model: BaseEstimator, windows: EventWindows, labels: pd.DataFrame, config: TrainingConfig, fold: int) -> pd.DataFrame:
+def _weights(model: BaseEstimator, labels: pd.DataFrame, config: WeightConfig) -> dict[str, np.ndarray]:
+    "The weights of the training events as `fit` takes them; nothing where all weigh the same."
+    if config.by == "none" and config.oldest == 1: return {}
+    return {f"{model.steps[-1][0]}__sample_weight" if isinstance(model, Pipeline) else "sample_weight": sample_weights(labels, config)}
+
+def _fit(model: BaseEstimator, windows: EventWindows, labels: pd.DataFrame, config: TrainingConfig, embargo: pd.Timedelta, fold: int) -> pd.DataFrame:
     "Fit on the training events of a fold; the history, empty where a model has none."
     won = labels["won"].to_numpy().astype(int)
     _need_both(won, f"fold {fold} trains on")
     if not has_fit_parameter(model, "validation"):
-        model.fit(windows, won)
+        model.fit(windows, won, **_weights(model, labels, config.weights))
         return pd.DataFrame(columns=[*HISTORY, "fold"], dtype=float).astype({"epoch": int, "fold": int})
-    learnt, held = inner_split(labels, config.validation_share, pd.Timedelta(minutes=config.embargo_minutes))
+    learnt, held = inner_split(labels, config.validation_share, embargo)
     _need_both(won[learnt], f"fold {fold} without its validation events trains on")
-    model.fit(windows.take(learnt), won[learnt], validation=(windows.take(held), won[held]))
+    model.fit(windows.take(learnt), won[learnt], validation=(windows.take(held), won[held]), **_weights(model, labels.iloc[learnt], config.weights))
     return model.history_.assign(fold=fold)
 
 # %% ../../nbs/59_models.out_of_fold.ipynb #261b76d4
@@ -96,20 +101,22 @@ def out_of_fold(name: str,               # one of `MODELS`
                 windows: EventWindows,
                 labels: pd.DataFrame,    # one row a window, in the same order
                 config: TrainingConfig,
+                splits: SplitsConfig = SplitsConfig(),
                 progress: bool = True,   # bars with the time that is left
                ) -> OutOfFold:
     "Train and predict fold by fold."
     if len(windows) != len(labels): raise FoldError(f"{len(windows)} windows but {len(labels)} labels: keep the labels that `event_windows` kept")
-    splitter = PurgedWalkForward(config.n_folds, config.first_train_share, pd.Timedelta(minutes=config.embargo_minutes))
+    splitter = walk_forward(splits)
     edges, blank = splitter.edges(labels), make_model(name, config, progress)
     tables, folds, histories = [], [], []
-    for fold, (train, test) in enumerate(tqdm(list(splitter.split(labels)), desc=f"{name} folds", disable=not progress)):
+    for fold, roles in enumerate(tqdm(list(splitter.roles(labels)), desc=f"{name} folds", disable=not progress)):
+        train, test = (np.flatnonzero(roles == role) for role in (TRAIN, TEST))
         known, judged, model = labels.iloc[train], labels.iloc[test], clone(blank)
-        histories.append(_fit(model, windows.take(train), known, config, fold))
+        histories.append(_fit(model, windows.take(train), known, config, splits.embargo, fold))
         means = known.groupby(known["won"].astype(bool))["realised_r"].mean()
         tables.append(_predictions(name, fold, model.predict_proba(windows.take(test))[:, 1].astype(float), judged, means[True], means[False]))
         folds.append({"model": name, "fold": fold, "train_first": known["time"].min(), "train_last_exit": known["exit_at"].max(), "test_start": edges[fold], "test_end": edges[fold + 1],
-                      "train_events": len(train), "purged_events": int((labels["time"] < edges[fold]).sum()) - len(train), "test_events": len(test),
+                      "train_events": len(train), "purged_events": int(np.isin(roles, (PURGED, EMBARGOED)).sum()), "test_events": len(test),
                       "train_won_share": float(known["won"].mean()), "mean_r_won": means[True], "mean_r_lost": means[False]})
     description = describe_training(name, config, windows.take(train), known)
     return OutOfFold(pd.concat(tables, ignore_index=True), pd.DataFrame(folds), pd.concat(histories, ignore_index=True), model, description)
