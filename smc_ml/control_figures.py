@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from .evaluation.controls import CHANCE, HEADLINES, percentile_of
+from .evaluation.controls import percentile_of
+from .evaluation.pipeline import CHANCE, HEADLINES
 from .figures import DOWN, INK, NEUTRAL, UP, _canvas, _need, model_colour
 
 # %% ../nbs/85c_control_figures.ipynb #ff896681

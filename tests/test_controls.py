@@ -12,10 +12,12 @@ from conftest import ROOT, by_timeframe
 from smc_ml.backtest import random_selections
 from smc_ml.candles import validate_candles
 from smc_ml.data.simulator import SimulationConfig, simulate_market
-from smc_ml.evaluation.controls import (MarketEvents, NullEdgeError, PipelineRun, PipelineSettings, assert_no_edge, headlines, judge_events, market_events,
-                                        mirrored_market, null_results, pipeline_result, planted_results, run_markets, share_of_reachable, share_table, shuffled_market, simulated_market)
+from smc_ml.evaluation.controls import NullEdgeError, assert_no_edge, null_results, planted_results, run_markets
+from smc_ml.evaluation.markets import mirrored_market, shuffled_market, simulated_market
 from smc_ml.evaluation.metrics import verdict
+from smc_ml.evaluation.pipeline import MarketEvents, PipelineRun, PipelineSettings, headlines, judge_events, market_events, pipeline_result
 from smc_ml.evaluation.placebo import placebo_test
+from smc_ml.evaluation.planted import share_of_reachable, share_table
 from smc_ml.patterns.detection import detect_timeframes
 
 FAST, SEEDS = PipelineSettings(), (1, 2, 3)
