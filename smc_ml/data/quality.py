@@ -406,7 +406,7 @@ def _step_splices(values: np.ndarray, kind: str, shortest: int) -> list[tuple[in
     return [(cut, kind, before, after) for cut, before, after in zip(bounds[1:-1], steps[:-1], steps[1:]) if before != after]
 
 # %% ../../nbs/13_data.quality.ipynb #b36707d5
-def _sharpest(values: np.ndarray, around: int, reach: int) -> int:
+def _clearest(values: np.ndarray, around: int, reach: int) -> int:
     "The row near `around` that best parts the values into a low and a high side."
     low, high = max(0, around - reach), min(len(values), around + reach)
     part = values[low:high] - values[low:high].mean()
@@ -424,7 +424,7 @@ def _jumps(values: np.ndarray, window: int, least: float) -> list[int]:
     change = np.abs(medians[window:] - medians[:-window])         # row + 1 of the first window's last row
     start, end = _runs(change > least, np.arange(len(change)))
     peaks = [first + int(np.argmax(change[first:last])) + 1 for first, last in zip(start, end)]
-    return [_sharpest(values, peak, window) for peak in peaks]
+    return [_clearest(values, peak, window) for peak in peaks]
 
 # %% ../../nbs/13_data.quality.ipynb #c404ea3a
 def _volume_splices(shape: _Shape, step: int, config: QualityConfig, other: _Shape | None = None, lag: int = 0) -> list[tuple[int, str, float | None, float | None]]:
