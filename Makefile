@@ -12,7 +12,7 @@ export PYTHONHASHSEED := 0
 unexport PYTHONHOME
 
 SHELL := /bin/bash
-.PHONY: help install export clean repro files lab test controls proofs bench check lock readme
+.PHONY: help install export clean repro files update pin lab test controls proofs bench check lock readme
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
@@ -42,6 +42,13 @@ files: export  ## run it on your own candles: make files FILES="BTCUSDT=btc.parq
 	python -m smc_ml.cli files params.yaml $(FILES)
 	dvc repro
 	@echo "The report is at $(CURDIR)/reports/index.html"
+
+update: export  ## fetch what is new, then run what has changed
+	dvc repro -f -s collect
+	dvc repro
+
+pin: install  ## commit the snapshot that the last run used
+	git commit -m "Pin the candles $$(grep -oE 'md5: .{12}' data.dvc | cut -c6-)" -- data.dvc dvc.lock reports
 
 lab: export  ## explore the notebooks
 	jupyter lab nbs

@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from smc_ml.candles import TIMEFRAMES, resample, validate_candles
-from smc_ml.data.sources import read_market_file
+from smc_ml.data.files import read_candle_file
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKET = Path(os.environ.get("SMC_ML_MARKET", ROOT.parent/"shared"/"market"))
@@ -19,7 +19,7 @@ def market() -> Path:
     if not MARKET.is_dir(): pytest.skip(f"the real market data are not at {MARKET} (set SMC_ML_MARKET)")
     return MARKET
 
-def real_candles(path: Path) -> pd.DataFrame: return validate_candles(read_market_file(path), "5m", str(path))
+def real_candles(path: Path) -> pd.DataFrame: return validate_candles(read_candle_file(path), "5m", str(path))
 
 @pytest.fixture(scope="session")
 def bitcoin(market) -> pd.DataFrame:
@@ -31,12 +31,8 @@ def ether(market) -> pd.DataFrame: return real_candles(ETH)
 
 @pytest.fixture(scope="session")
 def euro(market) -> pd.DataFrame:
-    "A year of real quarter-hour candles of EURUSD: no weekends, times of an export's broker (New York plus seven hours)."
-    table = pd.read_parquet(market/"EURUSD_15m_mt5_2022-10_2023-10.parquet")
-    broker = pd.DatetimeIndex(table.pop("timestamp_broker_naive")).as_unit("ns")
-    times = (broker - pd.Timedelta(hours=7)).tz_localize("America/New_York", ambiguous=False, nonexistent="shift_forward").tz_convert("UTC")
-    candles = table[["open", "high", "low", "close"]].assign(volume=table["tick_volume"]).astype(float).set_index(times.rename("open_time"))
-    return validate_candles(candles, "15m", "EURUSD", allow_gaps=True)
+    "A year of real quarter-hour candles of EURUSD: no weekends, times of an export's broker, whose clock is that of Athens."
+    return validate_candles(read_candle_file(market/"EURUSD_15m_mt5_2022-10_2023-10.parquet", "Europe/Athens"), "15m", "EURUSD", allow_gaps=True)
 
 def by_timeframe(candles: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {timeframe: candles if timeframe == "5m" else resample(candles, "5m", timeframe) for timeframe in TIMEFRAMES}

@@ -5,7 +5,7 @@ import pytest
 from conftest import by_timeframe
 from smc_ml.candles import TIMEFRAMES, resample, validate_candles
 from smc_ml.causality import LookAheadError, assert_blind_to_the_future, assert_causal_events
-from smc_ml.data.sources import read_market_file
+from smc_ml.data.files import read_candle_file
 from smc_ml.patterns.confluence import confluence, pattern_confluence
 from smc_ml.patterns.detection import KINDS, PatternConfig, active_zones, detect_patterns, detect_timeframes
 from smc_ml.patterns.sessions import PERIODS
@@ -104,7 +104,7 @@ def test_confluence_is_what_was_known_at_each_close(ether):
 
 def test_nothing_spans_a_long_hole(market):
     "Five holes of 500 candles, from bad paging of a downloader."
-    candles = validate_candles(read_market_file(market/"gappy_SOLUSDT_5m_binance_perp_2024-03.parquet"), "5m", "SOLUSDT", allow_gaps=True)
+    candles = validate_candles(read_candle_file(market/"gappy_SOLUSDT_5m_binance_perp_2024-03.parquet"), "5m", "SOLUSDT", allow_gaps=True)
     holes = np.flatnonzero(np.diff(candles.index.asi8) > 4 * FIVE_MINUTES.value)
     assert len(holes) == 5
     patterns = detect_patterns(candles)

@@ -23,6 +23,7 @@ Candles = Mapping[str, pd.DataFrame]   # base candles by symbol
 # %% ../../nbs/69a_evaluation.markets.ipynb #e06fd145
 _MIRROR = {"open": "open", "high": "low", "low": "high", "close": "close", "bid": "ask", "ask": "bid"}
 _SWAPPED = {"bid_volume": "ask_volume", "ask_volume": "bid_volume"}
+_TURNED = ("imbalance", "signed_volume")   # change their sign
 
 def _chain(candles: pd.DataFrame, order: np.ndarray, sign: np.ndarray, drift: bool) -> tuple[np.ndarray, np.ndarray]:
     "What each candle, in its new place, started from, and what it starts from now."
@@ -43,6 +44,8 @@ def _rebuilt(candles: pd.DataFrame, order: np.ndarray, sign: np.ndarray, drift: 
     for name in [name for name in candles if _SWAPPED.get(name) in candles]:
         columns[name] = np.where(turned, taken[_SWAPPED[name]], taken[name])
     if "taker_buy_volume" in candles: columns["taker_buy_volume"] = np.where(turned, np.maximum(taken["volume"] - taken["taker_buy_volume"], 0.0), taken["taker_buy_volume"])
+    for name in candles.columns.intersection(_TURNED): columns[name] = taken[name].to_numpy() * sign
+    if "spread" in candles: columns["spread"] = taken["spread"].to_numpy() * start / before
     if "quote_volume" in candles: columns["quote_volume"] = taken["quote_volume"].to_numpy() * start / before
     return pd.DataFrame(columns, index=candles.index)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 from pydantic import Field
-from ..candles import TIMEFRAMES, average_true_range, closes_at, known_rows, resample, window_mean
+from ..candles import TIMEFRAMES, average_true_range, closes_at, known_rows, resample, segments, window_mean
 from ..config import Section
 from ..patterns.confluence import trend_at
 from ..patterns.detection import PatternConfig
@@ -265,17 +265,23 @@ def order_book_imbalance(inputs: FeatureInputs) -> np.ndarray:
     return window_mean(np.divide(more - less, total, out=np.zeros(len(total)), where=total > 0), inputs.config.book_bars)
 
 # %% ../../nbs/35_features.smc.ipynb #62621008
-def smc_features(candles: pd.DataFrame,   # base candles of one symbol
-                 patterns: pd.DataFrame,  # its patterns on all timeframes
-                 config: FeatureConfig = FeatureConfig(),
-                 pattern_config: PatternConfig = PatternConfig()) -> pd.DataFrame:
-    "One float64 column a feature, one row a candle, NaN until the feature's `lookback` is full."
+def _segment_features(candles: pd.DataFrame, patterns: pd.DataFrame, config: FeatureConfig, pattern_config: PatternConfig) -> pd.DataFrame:
+    "The features of candles without a long hole."
     inputs, columns = FeatureInputs(candles, patterns, config, pattern_config), {}
     for declared in FEATURES.values():
         values = declared.compute(inputs)
         values[:declared.lookback(config, pattern_config) - 1] = np.nan
         columns[declared.name] = values
     return pd.DataFrame(columns, index=candles.index)
+
+def smc_features(candles: pd.DataFrame,   # base candles of one symbol
+                 patterns: pd.DataFrame,  # its patterns on all timeframes
+                 config: FeatureConfig = FeatureConfig(),
+                 pattern_config: PatternConfig = PatternConfig()) -> pd.DataFrame:
+    "One float64 column a feature, one row a candle, NaN until the feature's `lookback` is full, at the beginning and after every long hole."
+    parts = segments(candles, "5m", pattern_config.maximum_hole, pattern_config.weekends_closed)
+    known = [patterns if len(parts) == 1 else patterns[(patterns["known_at"] > candles.index[part][0]).to_numpy()] for part in parts]
+    return pd.concat([_segment_features(candles[part], own, config, pattern_config) for part, own in zip(parts, known)])
 
 def signed_features() -> frozenset[str]:
     "Names of the features that turn their sign with the chart."

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 from pydantic import Field, field_validator
-from ..candles import TIMEFRAMES, closes_at
+from ..candles import TIMEFRAMES, closes_at, segments
 from ..config import Section, UserError
 
 # %% ../../nbs/31_labels.horizons.ipynb #04b9cd52
@@ -24,6 +24,8 @@ class HorizonConfig(Section):
     horizons: tuple[str, ...] = Field(("15m", "1h", "4h", "12h"), strict=False, min_length=1, description="lengths of time: minutes (m), hours (h) or days (d), multiples of a candle")
     dead_band: float = Field(0.5, ge=0, description="largest return that is flat, standard deviations of returns over the horizon")
     volatility_bars: int = Field(288, ge=20, description="candles in that standard deviation, the row itself the last")
+    maximum_hole: int = Field(3, ge=0, description="missing candles in a row that a horizon may reach across")
+    weekends_closed: bool = Field(False, description="a hole that holds a whole Saturday, UTC, is none")
     maximum_missing: float = Field(0.1, ge=0, lt=1, description="share of a horizon's candles that may be missing; with more of them the row has no target")
 
     @field_validator("horizons")
@@ -87,6 +89,11 @@ def horizon_targets(candles: pd.DataFrame,
     "Columns `return_`, `direction_`, `drawdown_` and `rally_<horizon>`, indexed like the candles; known only when the horizon has passed."
     backward = np.flatnonzero(np.diff(candles.index.asi8) <= 0)
     if len(backward): raise HorizonError(f"open_time {candles.index[backward[0] + 1]} does not come after {candles.index[backward[0]]}: sort the candles by time")
+    parts = segments(candles, timeframe, config.maximum_hole, config.weekends_closed)
+    return pd.concat([_segment_targets(candles[part], config, timeframe) for part in parts or [slice(0, 0)]])
+
+def _segment_targets(candles: pd.DataFrame, config: HorizonConfig, timeframe: str) -> pd.DataFrame:
+    "The targets of candles without a long hole."
     spread, columns = volatility(candles, timeframe, config.volatility_bars), {}
     for horizon in config.horizons:
         move, drawdown, rally = _moves(candles, horizon_ends(candles, horizon, timeframe, config.maximum_missing))

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 from pydantic import Field, field_validator, model_validator
-from ..candles import TIMEFRAMES, average_true_range, closes_at, resample, validate_candles
+from ..candles import TIMEFRAMES, average_true_range, closes_at, resample, segments, validate_candles
 from ..config import Section, UserError
 from ..patterns.confluence import BREAKS, WEIGHTS, ZONES, confluence_at
 from ..patterns.detection import PatternConfig, detect_timeframes
@@ -330,7 +330,23 @@ def _classes(labels: pd.DataFrame) -> pd.DataFrame:
     label = np.select([(reason == TARGET) & won, reason == STOP], [1, -1], 0).astype(np.int8)
     return labels.assign(outcome=pd.Categorical.from_codes(outcome, OUTCOMES), label=label)
 
-# %% ../../nbs/30_labels.outcomes.ipynb #aca3aa0e
+# %% ../../nbs/30_labels.outcomes.ipynb #7c6d0c24
+def _label_segment(candles: pd.DataFrame, patterns: pd.DataFrame, symbol: str, config: LabelingConfig, costs: Costs, timeframe: str,
+                   pattern_config: PatternConfig, finer: pd.DataFrame | None) -> pd.DataFrame:
+    "The labels of candles without a long hole."
+    events = _barriers(candles, _entries(candles, _decisions(candles, patterns, config, timeframe), config), config)
+    exits = _exits(candles, events, config)
+    if finer is not None: _settle(candles, finer, events, exits, config, symbol, timeframe)
+    labels = _results(candles, events.rename(columns={"label": "pattern_label"}), exits, config, costs, timeframe).assign(symbol=symbol)
+    labels = _classes(labels).reset_index(drop=True)
+    labels["confluence"] = _confluence(labels, patterns, pattern_config)
+    return labels.drop(columns=["ended_at", "ended_how", "entry_row", "seen", "aim"])
+
+def _known_within(patterns: pd.DataFrame, candles: pd.DataFrame, timeframe: str) -> pd.DataFrame:
+    "The patterns that became known while these candles were there."
+    return patterns[((patterns["known_at"] > candles.index[0]) & (patterns["known_at"] <= closes_at(candles, timeframe)[-1])).to_numpy()]
+
+# %% ../../nbs/30_labels.outcomes.ipynb #2d4dec10
 def label_patterns(candles: pd.DataFrame,   # base candles of one symbol
                    patterns: pd.DataFrame,  # of the same symbol, any timeframes
                    symbol: str,
@@ -344,15 +360,12 @@ def label_patterns(candles: pd.DataFrame,   # base candles of one symbol
     if not len(candles): raise LabelError(f"{symbol}: no candles: check the dates and the file")
     _check_timeframes(candles, patterns, symbol, config, timeframe)
     _check_market(candles, patterns, symbol, timeframe)
-    events = _barriers(candles, _entries(candles, _decisions(candles, patterns, config, timeframe), config), config)
-    exits = _exits(candles, events, config)
-    if finer is not None: _settle(candles, finer, events, exits, config, symbol, timeframe)
-    labels = _results(candles, events.rename(columns={"label": "pattern_label"}), exits, config, costs, timeframe).assign(symbol=symbol)
-    labels = _classes(labels).reset_index(drop=True)
-    labels["confluence"] = _confluence(labels, patterns, pattern_config)
-    return labels.drop(columns=["ended_at", "ended_how", "entry_row", "seen", "aim"])
+    settings, parts = (symbol, config, costs, timeframe, pattern_config, finer), segments(candles, timeframe, pattern_config.maximum_hole, pattern_config.weekends_closed)
+    if len(parts) == 1: return _label_segment(candles, patterns, *settings)
+    labels = [_label_segment(candles[part], _known_within(patterns, candles[part], timeframe), *settings).assign(row=lambda table: table["row"] + part.start) for part in parts]
+    return pd.concat([table for table in labels if len(table)] or labels[:1], ignore_index=True)
 
-# %% ../../nbs/30_labels.outcomes.ipynb #2d4dec10
+# %% ../../nbs/30_labels.outcomes.ipynb #b7da69a6
 LABEL_COLUMNS = ("event_id", "symbol", "kind", "direction", "timeframe", "formed_at", "known_at", "time", "row", "entry_at", "entry", "stop", "target",
                  "exit_at", "exit_price", "exit_reason", "outcome", "gross_r", "cost_r", "realised_r", "mfe_r", "mae_r", "won", "strength", "top", "bottom", "level",
                  "ambiguous", "holding_bars", "filled", "confluence", "label")
@@ -370,7 +383,7 @@ def label_symbols(candles: Mapping[str, pd.DataFrame], patterns: Mapping[str, pd
     labels = pd.concat(tables, ignore_index=True).sort_values(["time", "symbol"], kind="stable", ignore_index=True)
     return _numbered(labels[labels["filled"]])
 
-# %% ../../nbs/30_labels.outcomes.ipynb #3cd32ca8
+# %% ../../nbs/30_labels.outcomes.ipynb #ee36ee8b
 @dataclass(frozen=True)
 class SMCPatternLabeler:
     "Patterns of a series, and what became of a trade from each."
@@ -396,7 +409,7 @@ class SMCPatternLabeler:
         found = self.detect(candles, timeframe) if patterns is None else patterns
         return _numbered(label_patterns(candles, found, symbol, self.config, self.costs, timeframe, self.pattern_config, finer))
 
-# %% ../../nbs/30_labels.outcomes.ipynb #9dc423c8
+# %% ../../nbs/30_labels.outcomes.ipynb #488e4242
 MARKETS, Z = ("asia", "london", "new_york"), 1.959964   # sessions; 95 % of a normal distribution lie within Z standard deviations
 
 def wilson_interval(won: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -411,7 +424,7 @@ def by_session(labels: pd.DataFrame) -> pd.DataFrame:
     rows, sessions = np.nonzero(np.column_stack([active, ~active.any(axis=1)]))
     return labels.iloc[rows].assign(session=pd.Categorical.from_codes(sessions, (*MARKETS, "none"))).reset_index(drop=True)
 
-# %% ../../nbs/30_labels.outcomes.ipynb #bc58bbc6
+# %% ../../nbs/30_labels.outcomes.ipynb #a306f9a0
 def _errors_by_day(trades: pd.DataFrame, by: list[str]) -> pd.Series:
     "Standard error of each group's mean R, the events of a day taken together; NaN for fewer than two days."
     away = trades["realised_r"] - trades.groupby(by, observed=True)["realised_r"].transform("mean")
@@ -419,7 +432,7 @@ def _errors_by_day(trades: pd.DataFrame, by: list[str]) -> pd.Series:
     groups = days.assign(square=days["sum"]**2).groupby(level=by, observed=True).agg(square=("square", "sum"), trades=("size", "sum"), days=("size", "size"))
     return np.sqrt(groups["square"] * groups["days"] / (groups["days"] - 1).where(groups["days"] > 1)) / groups["trades"]
 
-# %% ../../nbs/30_labels.outcomes.ipynb #d740b6f0
+# %% ../../nbs/30_labels.outcomes.ipynb #8c5193e7
 def get_pattern_statistics(labels: pd.DataFrame,
                            by: Sequence[str] = ("kind", "direction"), # columns of `labels`, or session
                           ) -> pd.DataFrame:
