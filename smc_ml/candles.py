@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIMEFRAMES', 'PRICES', 'OPTIONAL', 'SIGNED', 'CANDLES', 'CandleError', 'closes_at', 'index_unit', 'validate_candles',
            'resample', 'known_rows', 'segments', 'true_range', 'window_mean', 'average_true_range', 'content_hash',
-           'write_table', 'write_candles', 'candle_facts', 'read_candles']
+           'write_candles', 'candle_facts', 'read_candles', 'candles_path', 'read_all_candles']
 
 # %% ../nbs/01_candles.ipynb #55d17ff0
 import hashlib, json, os
@@ -17,6 +17,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numba import njit
 from .config import UserError
+from .writing import write_table
 
 # %% ../nbs/01_candles.ipynb #3a0934ce
 TIMEFRAMES = {name: pd.Timedelta(length) for name, length in
@@ -112,6 +113,10 @@ def resample(candles: pd.DataFrame, # checked candles
     parts = TIMEFRAMES[higher] // TIMEFRAMES[timeframe]
     groups = candles.resample(TIMEFRAMES[higher], closed="left", label="left", origin="epoch")
     merged = groups.agg({name: how for name, how in _AGGREGATES.items() if name in candles})
+    holed = [name for name in merged if candles[name].isna().any()]
+    quotes, others = [name for name in holed if _AGGREGATES[name] == "last"], [name for name in holed if _AGGREGATES[name] != "last"]
+    if quotes: merged[quotes] = groups[quotes].last(skipna=False)
+    if others: merged[others] = merged[others].where(groups[others].count() == parts)
     return merged[(groups.size() == parts).to_numpy()]
 
 # %% ../nbs/01_candles.ipynb #a5867f4e
@@ -167,17 +172,6 @@ def content_hash(table: pd.DataFrame) -> str:
     digest.update(pd.util.hash_pandas_object(table).to_numpy().tobytes())
     return digest.hexdigest()
 
-def write_table(table: pd.DataFrame, path: str | os.PathLike, metadata: dict | None = None) -> None:
-    "Write a Parquet file in one step: other readers see the old file or the whole new one."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = arrow.Table.from_pandas(table)
-    if metadata is not None:
-        content = content.replace_schema_metadata({**content.schema.metadata, b"smc_ml": json.dumps(metadata, sort_keys=True).encode()})
-    partial = path.with_name(f".{path.name}.partial")
-    parquet.write_table(content, partial, compression="zstd", compression_level=3)
-    os.replace(partial, path)
-
 # %% ../nbs/01_candles.ipynb #41c24b56
 def write_candles(candles: pd.DataFrame, path: str | os.PathLike, timeframe: str, **facts) -> None:
     "Write checked candles with their facts (source, seed, …), span and content hash in the metadata."
@@ -196,3 +190,14 @@ def read_candles(path: str | os.PathLike) -> pd.DataFrame:
     if content_hash(candles) != facts.get("content"):
         raise CandleError(f"{path}: the content differs from its own hash, so it was changed after it was collected: delete it and collect again")
     return candles
+
+# %% ../nbs/01_candles.ipynb #6efb89bd
+def candles_path(folder: str | os.PathLike, symbol: str, timeframe: str = "5m") -> Path:
+    "Where a symbol's candles lie."
+    return Path(folder)/f"{symbol}_{timeframe}.parquet"
+
+def read_all_candles(folder: str | os.PathLike = "artifacts/candles", timeframe: str = "5m") -> dict[str, pd.DataFrame]:
+    "Candles of one timeframe by symbol, in alphabetical order."
+    paths = sorted(Path(folder).glob(f"*_{timeframe}.parquet"))
+    if not paths: raise CandleError(f"{folder}: no {timeframe} candles: run the collect stage first")
+    return {path.stem.removesuffix(f"_{timeframe}"): read_candles(path) for path in paths}

@@ -14,7 +14,7 @@ import yaml
 from ruamel.yaml import YAML
 from .backtest import BacktestConfig
 from .config import ConfigError, Section, UserError
-from .data.collector import DataCollectionConfig
+from .data.collection_config import DataCollectionConfig
 from .ensemble import EnsembleConfig
 from .evaluation.controls import ControlsConfig, FullControlsConfig
 from .evaluation.selection import JudgementConfig

@@ -11,9 +11,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from pydantic import Field
-from .candles import candle_facts
 from .config import Section
-from .data.collector import candles_path, read_all_candles
+from .candles import candle_facts, candles_path, read_all_candles
 from .backtest import interval_sentence
 from .backtest_figures import interval_figure
 from .evaluation.metrics import verdict

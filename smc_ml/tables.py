@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .candles import write_table
 from .config import UserError
+from .writing import write_table, write_whole
 
 # %% ../nbs/03_tables.ipynb #0c1fd208
 class ArtifactError(UserError):
@@ -53,11 +53,7 @@ def plain(value: object) -> object:
 
 def write_metrics(metrics: Mapping[str, object], path: str | os.PathLike) -> None:
     "Write metrics as JSON in one step."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(plain(metrics), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, (json.dumps(plain(metrics), indent=1) + "\n").encode())
 
 # %% ../nbs/03_tables.ipynb #6cca2844
 def _written(value: object) -> str:

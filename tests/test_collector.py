@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from exchange_servers import BinanceServer, BybitServer, FaultSchedule, OandaServer
-from smc_ml.candles import TIMEFRAMES, CandleError, candle_facts, read_candles, resample
+from smc_ml.candles import TIMEFRAMES, CandleError, candle_facts, read_all_candles, read_candles, resample
 from smc_ml.config import ConfigError, UserError
-from smc_ml.data.collector import DataCollectionConfig, HistoricalDataCollector, collect, make_candles, read_all_candles
+from smc_ml.data.collector import DataCollectionConfig, HistoricalDataCollector, collect
 from smc_ml.data.exchanges import ExchangeSource, Patience
 from smc_ml.data.oanda import OandaSource
+from smc_ml.data.preparation import held_against, make_candles
+from smc_ml.data.quality import assess_quality
 from smc_ml.data.sources import SourceError
 
 QUICK = Patience(first_wait=0.001, longest_wait=0.05, timeout=0.5, attempts=12)
@@ -68,7 +70,7 @@ def test_the_stored_series_equals_the_served_one_and_is_asked_for_once(name, tmp
     config = wish(tmp_path, name, symbols=symbols, end=None, timeframes=["15m", "1h", "4h", "1d"], cross_check=True)
     with server_of(name, token, tables(symbols), page_limit=100) as server:
         collector, expected = run(server, config), {key: server.expected(*key) for key in tables(symbols)}
-        summary = collector.get_collection_summary()
+        summary = collector.get_collection_summary().droplevel("source")
         assert list(summary.index) == list(expected)
         for (symbol, timeframe), candles in expected.items():
             path = next(tmp_path.rglob(f"{symbol}_{timeframe}.parquet"))
@@ -220,3 +222,70 @@ def test_resampled_candles_equal_a_recomputation_and_are_never_partial(bitcoin, 
         made = read_all_candles(tmp_path/"candles", timeframe)["BTCUSDT"]
         np.testing.assert_array_equal(made.index, expected.index)
         np.testing.assert_allclose(made[expected.columns], expected, rtol=1e-12)
+
+# several exchanges, and what comes beside the candles
+
+def test_several_exchanges_are_collected_side_by_side_and_held_against_each_other(tmp_path):
+    served = tables(["BTCUSDT"], 5)
+    odd = {key: table.copy() for key, table in served.items()}
+    odd["BTCUSDT", "5m"].iloc[700, :4] *= 1.05
+    with BinanceServer(served) as one, BybitServer(odd) as two:
+        config = DataCollectionConfig(exchanges=["binance", "bybit"], symbols=["BTCUSDT"], start="2024-01-01", end="2024-01-05", data_dir=str(tmp_path), base_url={"binance": one.url, "bybit": two.url})
+        collector = HistoricalDataCollector(config)
+        assert collector.collect() == {"BTCUSDT": tmp_path/"raw/binance/BTCUSDT_5m.parquet"}
+        summary = collector.get_collection_summary()
+        assert list(summary.index) == [("binance", "BTCUSDT", "5m"), ("bybit", "BTCUSDT", "5m")] and (summary["rows"] == 4 * 288).all() and "compared" not in summary
+        one.requests.clear(); two.requests.clear()
+        collector.collect()
+        assert not one.requests and not two.requests
+    name, other = held_against(config)["BTCUSDT"]
+    report = assess_quality(read_candles(tmp_path/"raw/binance/BTCUSDT_5m.parquet"), "5m", other=other, name="BTCUSDT", other_name=name)
+    assert name == "BTCUSDT of bybit" and report.disagreements["time"].tolist() == [served["BTCUSDT", "5m"].index[700]]
+
+def test_an_exchange_that_fails_is_one_sentence_beside_one_that_does_not(tmp_path):
+    with BinanceServer(tables(["BTCUSDT"], 5)) as one:
+        config = DataCollectionConfig(exchanges=["binance", "bybit"], symbols=["BTCUSDT"], start="2024-01-01", end="2024-01-05", data_dir=str(tmp_path),
+                                      base_url={"binance": one.url, "bybit": "http://127.0.0.1:9"}, patience={"attempts": 2, "first_wait": 0.001, "longest_wait": 0.01, "timeout": 0.5})
+        with pytest.raises(SourceError, match="^bybit: .*check the network connection") as failed: collect(config)
+        assert "\n" not in str(failed.value) and not list(tmp_path.rglob("*bybit*/*.parquet"))
+
+def test_files_are_held_against_an_exchange(tmp_path):
+    served = tables(["BTCUSDT"], 5)
+    served["BTCUSDT", "5m"].reset_index().to_csv(tmp_path/"BTCUSDT-5m.csv", index=False)
+    with BybitServer(served) as server:
+        config = DataCollectionConfig(source="files", files=str(tmp_path/"BTCUSDT-5m.csv"), exchanges=["bybit"], start="2024-01-01", end="2024-01-05", data_dir=str(tmp_path), base_url=server.url)
+        assert list(collect(config)) == ["BTCUSDT"]
+    name, other = held_against(config)["BTCUSDT"]
+    assert (name, len(other)) == ("BTCUSDT of bybit", 4 * 288)
+
+@pytest.mark.parametrize("name", ["binance perpetual", "bybit perpetual"])
+def test_funding_rates_are_kept_beside_the_candles_and_asked_for_once(name, tmp_path, token):
+    rates = pd.Series(np.random.default_rng(0).normal(1e-4, 1e-4, 21).round(8), pd.date_range("2024-01-01", periods=21, freq="8h", tz="UTC", unit="ns"))
+    with server_of(name, token, tables(["BTCUSDT"], 7), funding={"BTCUSDT": rates}) as server:
+        config = wish(tmp_path, name, funding=True)
+        run(server, config)
+        stored = read_candles(next(tmp_path.rglob("BTCUSDT_funding.parquet")))["funding_rate"]
+        assert stored.index.equals(rates.index[:12]) and (stored.to_numpy() == rates.to_numpy()[:12]).all()
+        before = raw(tmp_path)
+        server.requests.clear()
+        run(server, config)
+        assert not server.requests and raw(tmp_path) == before
+        run(server, wish(tmp_path, name, funding=True, end="2024-01-06"))
+        assert len(read_candles(next(tmp_path.rglob("BTCUSDT_funding.parquet")))) == 15
+
+def test_a_recorded_book_becomes_columns_of_its_candles(market, bitcoin, tmp_path):
+    books, trades = (market/"l2"/f"BTCUSDT_perp_binance_20230404-05_{what}.parquet" for what in ("book10_1s", "trades"))
+    bitcoin.loc["2023-04-04 20:00":"2023-04-05 04:00"].reset_index().to_feather(tmp_path/"BTCUSDT-5m.feather")
+    config = DataCollectionConfig(source="files", files={"BTCUSDT": str(tmp_path/"BTCUSDT-5m.feather")}, books={"BTCUSDT": str(books)}, trades={"BTCUSDT": str(trades)}, data_dir=str(tmp_path), timeframes=["15m"])
+    candles = make_candles(collect(config), config, tmp_path/"candles")["BTCUSDT"]
+    known = candles.dropna(subset="spread")
+    assert 1 <= len(known) < len(candles) and (known["spread"] >= 0.1).all() and known["imbalance"].abs().lt(1).all() and known["signed_volume"].abs().le(known["volume"]).all()
+    assert {"spread", "imbalance", "depth", "signed_volume"} <= set(read_all_candles(tmp_path/"candles", "15m")["BTCUSDT"])
+    with pytest.raises(CandleError, match="the trades of .* sum to a volume of"):
+        make_candles({"BTCUSDT": _doubled(tmp_path, config)}, config, tmp_path/"candles")
+
+def _doubled(folder: Path, config: DataCollectionConfig) -> Path:
+    "The same candles with twice the volume, as of another market."
+    table = pd.read_feather(folder/"BTCUSDT-5m.feather")
+    table.assign(volume=2 * table["volume"]).to_feather(folder/"BTCUSDT-5m.feather")
+    return collect(config)["BTCUSDT"]

@@ -95,7 +95,7 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stands(processes, server, 
     before, said = raw(tmp_path), processes.Queue()
     finish(processes, str(tmp_path), server.url, "2024-01-06", 30_000, said)
     sentence = said.get(timeout=5)
-    assert "the disk is full" in sentence and "make room and collect again; what was stored before is unchanged" in sentence and "\n" not in sentence
+    assert "the disk is full" in sentence and "make room and start again; what was stored before is unchanged" in sentence and "\n" not in sentence
     after = raw(tmp_path)
     assert {name: after[name] for name in before} == before and not list(tmp_path.rglob("*.partial"))
     assert any(".progress" in name for name in after)                             # what was fetched is kept

@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['logger', 'Span', 'StoreError', 'series_name', 'raw_path', 'progress_folder', 'join_spans', 'missing_spans', 'gaps_of',
-           'merge_candles', 'write_whole', 'Series', 'read_series', 'series_facts', 'write_series', 'save_part',
-           'read_parts', 'forget_parts', 'locked']
+           'merge_candles', 'Series', 'read_series', 'series_facts', 'write_series', 'save_part', 'read_parts',
+           'forget_parts', 'locked']
 
 # %% ../../nbs/14_data.store.ipynb #36ba8edc
-import errno, io, json, logging, os, re
+import logging, os, re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-import pyarrow as arrow
-import pyarrow.parquet as parquet
 from filelock import AsyncFileLock, Timeout
 from ..candles import TIMEFRAMES, candle_facts, content_hash, read_candles, validate_candles
 from ..config import UserError
+from ..writing import parquet_bytes, write_table, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -108,33 +107,6 @@ def merge_candles(parts: Iterable[pd.DataFrame], # each in any order
     return merged[~merged.index.duplicated()]
 
 # %% ../../nbs/14_data.store.ipynb #7fca28f8
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-def write_whole(path: Path, content: bytes) -> None:
-    "Write a file in one step that survives a crash; what was there before stays where that fails."
-    partial = progress_folder(path).parent/f"{path.name}.partial"
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        cause = (f"the disk is full ({len(content) / 1e6:.1f} MB were to be written): make room" if error.errno in _FULL
-                 else f"it cannot be written ({error.strerror}): mend that")
-        raise StoreError(f"{path}: {cause} and collect again; what was stored before is unchanged") from None
-
-def _parquet_bytes(table: pd.DataFrame, facts: dict) -> bytes:
-    "The table as a Parquet file with its facts; the same table gives the same bytes."
-    content, buffer = arrow.Table.from_pandas(table), io.BytesIO()
-    content = content.replace_schema_metadata({**content.schema.metadata, b"smc_ml": json.dumps(facts, sort_keys=True).encode()})
-    parquet.write_table(content, buffer, compression="zstd", compression_level=3)
-    return buffer.getvalue()
-
-# %% ../../nbs/14_data.store.ipynb #b46db8a7
 class Series(NamedTuple):
     "What the store holds of one series."
     candles: pd.DataFrame  # as the source gave them, in order
@@ -165,14 +137,14 @@ def write_series(path: Path,
     "Store a series with its facts; False where the file says all of that already and was left alone."
     facts = series_facts(candles, timeframe, answered, **facts)
     if path.exists() and candle_facts(path) == facts: return False
-    write_whole(path, _parquet_bytes(candles, facts))
+    write_whole(path, parquet_bytes(candles, facts), progress_folder(path).parent)
     return True
 
-# %% ../../nbs/14_data.store.ipynb #954793f1
+# %% ../../nbs/14_data.store.ipynb #f7a14d59
 def save_part(path: Path, candles: pd.DataFrame, span: Span) -> None:
     "Keep candles of a series that is not complete yet, and the span that they answer."
     name = "-".join(f"{time.value // 10**9:012d}" for time in span)
-    write_whole(progress_folder(path)/f"{name}.parquet", _parquet_bytes(candles, {"answered": _written([span]), "content": content_hash(candles)}))
+    write_table(candles, progress_folder(path)/f"{name}.parquet", {"answered": _written([span]), "content": content_hash(candles)})
 
 def read_parts(path: Path) -> list[Series]:
     "The parts that were kept of a series, in order."
@@ -182,7 +154,7 @@ def forget_parts(path: Path) -> None:
     "Delete the parts of a series once it is written; the lock stays."
     for part in progress_folder(path).rglob("*.parquet*"): part.unlink()
 
-# %% ../../nbs/14_data.store.ipynb #2763efe8
+# %% ../../nbs/14_data.store.ipynb #242436af
 @asynccontextmanager
 async def locked(path: Path, wait: float = 3600.0) -> AsyncIterator[None]:
     "Hold a series against other collectors; `wait`: seconds after which to give up."
