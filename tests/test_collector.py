@@ -34,7 +34,7 @@ def tables(symbols: list[str], days: int = 5) -> dict[tuple[str, str], pd.DataFr
 
 def wish(folder: Path, name: str = "binance perpetual", **changes) -> DataCollectionConfig:
     exchange, _, market = name.partition(" ")
-    settings = {"source": exchange, "symbols": ["EUR_USD"] if exchange == "oanda" else ["BTCUSDT"], "start": "2024-01-01", "end": "2024-01-05", "data_dir": str(folder), "timeframes": ["1h"], "kept_every": 300}
+    settings = {"source": exchange, "symbols": ["EUR_USD"] if exchange == "oanda" else ["BTCUSDT"], "start": "2024-01-01", "end": "2024-01-05", "data_dir": str(folder), "timeframes": ["1h"], "kept_every": 300, "cross_check": False}
     return DataCollectionConfig(**settings | ({"market": market} if market else {}) | changes)
 
 def source(server, config: DataCollectionConfig):
@@ -230,7 +230,7 @@ def test_several_exchanges_are_collected_side_by_side_and_held_against_each_othe
     odd = {key: table.copy() for key, table in served.items()}
     odd["BTCUSDT", "5m"].iloc[700, :4] *= 1.05
     with BinanceServer(served) as one, BybitServer(odd) as two:
-        config = DataCollectionConfig(exchanges=["binance", "bybit"], symbols=["BTCUSDT"], start="2024-01-01", end="2024-01-05", data_dir=str(tmp_path), base_url={"binance": one.url, "bybit": two.url})
+        config = DataCollectionConfig(exchanges=["binance", "bybit"], symbols=["BTCUSDT"], start="2024-01-01", end="2024-01-05", timeframes=[], data_dir=str(tmp_path), base_url={"binance": one.url, "bybit": two.url})
         collector = HistoricalDataCollector(config)
         assert collector.collect() == {"BTCUSDT": tmp_path/"raw/binance/BTCUSDT_5m.parquet"}
         summary = collector.get_collection_summary()

@@ -67,7 +67,7 @@ class DataCollectionConfig(Section):
     funding: bool = Field(False, description="fetch the funding rates of perpetual futures too")
     books: dict[str, str] = Field({}, description="recorded order book of a symbol: file of snapshots; its measures become columns of the candles")
     trades: dict[str, str] = Field({}, description="recorded trades of a symbol: file; their signed volume becomes a column of the candles")
-    cross_check: bool = Field(False, description="fetch the higher timeframes too, and compare them with those made from the 5m candles")
+    cross_check: bool = Field(True, description="fetch from an exchange the higher timeframes too, and compare them with those made from the 5m candles")
     cross_check_tolerance: float = Field(1e-6, ge=0, description="relative difference of a price or volume that is none")
     cross_check_share: float = Field(0.001, ge=0, le=1, description="share of the higher candles that may disagree")
     simulated: SimulationConfig = SimulationConfig()

@@ -87,7 +87,7 @@ class HistoricalDataCollector:
         "One row a series: span, rows, how many came with the last run, gaps, content; and what the cross-check found, where there was one."
         rows = [_summary_row(want, venue, self._before.get(want.path), self._checked.get(want.path)) for venue in self.venues for want in wanted_series(venue) if want.path.exists()]
         summary = pd.DataFrame(rows, columns=_SUMMARY).set_index(["source", "symbol", "timeframe"])
-        return summary if self.config.cross_check else summary.drop(columns=["compared", "disagreeing"])
+        return summary if summary["compared"].any() else summary.drop(columns=["compared", "disagreeing"])
 
 async def _collect_venue(config: DataCollectionConfig, source: CandleSource | None) -> None:
     if config.source == "simulated": await collect_simulated(config)

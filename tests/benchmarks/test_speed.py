@@ -54,6 +54,12 @@ def test_peer_patterns(benchmark, long_walk, candles):
         return smc.fvg(part), smc.bos_choch(part, swings), smc.ob(part, swings), smc.liquidity(part, swings)
     benchmark.pedantic(everything, rounds=1)
 
+def test_simulated_candles(benchmark):
+    benchmark.group, benchmark.name = "simulated market, 100,800 candles", "smc_ml"
+    market = benchmark.pedantic(simulate_market, (["SIM"], "2023-01-01", "2023-12-17", SimulationConfig(edge=0.4)), warmup_rounds=1, rounds=5)["SIM"]
+    assert len(market.candles) == 100_800 and len(market.truth)
+    within(benchmark, 3.0)
+
 def test_time_grows_with_the_candles_and_not_faster(benchmark, long_walk):
     def per_candle(rows: int) -> float:
         part, best = long_walk.iloc[:rows], np.inf
