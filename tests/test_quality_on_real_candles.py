@@ -81,6 +81,7 @@ def test_the_clock_of_a_broker_beside_another(broker):
 def test_in_universal_time_the_export_has_five_small_gaps(euro):
     report = assess_quality(euro, "15m", "forex", name="EURUSD")
     assert (len(report.gaps), report.gaps["missing"].sum(), defects(report)) == (5, 20, {})
+    assert len(segments(euro, "15m", 0, weekends_closed=True)) == 2     # four of them prolong a weekend
 
 def test_repairs_on_real_holes(hourly, solana):
     report = assess_quality(hourly, "1h")

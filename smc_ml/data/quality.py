@@ -6,9 +6,9 @@
 __all__ = ['QualityReport', 'assess_quality', 'RepairConfig', 'repair']
 
 # %% ../../nbs/13_data.quality.ipynb #06f4bf1d
+from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import Field
 from ..candles import CandleError, PRICES, validate_candles
 from ..config import Section
@@ -18,6 +18,7 @@ from .defects import find_disorder, find_duplicates, find_violations
 from .findings import Findings, find_defects, findings_table, metrics_of
 from .findings_in_words import counted, moment_of, sentences_of
 from .price_shapes import QualityConfig
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% ../../nbs/13_data.quality.ipynb #6cbf68c7
 class QualityReport(Findings):
@@ -26,7 +27,7 @@ class QualityReport(Findings):
     def metrics(self) -> dict[str, int | float | str | bool | None]: return metrics_of(self)
     def sentences(self) -> list[str]: return sentences_of(self)
 
-    def figure(self) -> Figure:
+    def figure(self) -> "Figure":
         "The series with what was found, and the days on which candles are missing."
         from smc_ml.data.quality_figures import quality_figure
         return quality_figure(self)

@@ -124,8 +124,9 @@ def _draw_months(figure: Figure, axes: Axes, daily: pd.Series, rows: list[pd.Per
     axes.set_xticks(np.arange(31) + 0.5, range(1, 32))
     axes.invert_yaxis(); axes.grid(False); axes.tick_params(length=0)
     for side in axes.spines.values(): side.set_visible(False)
-    bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=12, ticks=np.sqrt([0, 0.01, 0.1, 0.3, 1]))
-    bar.set_ticklabels(["none", "1 %", "10 %", "30 %", "all missing"]); bar.outline.set_visible(False)
+    marks = {"none": 0, "1 %": 0.01, "10 %": 0.1, "30 %": 0.3, "all missing": 1} if len(rows) > 4 else {"none": 0, "10 %": 0.1, "all missing": 1}
+    bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=12, ticks=np.sqrt(list(marks.values())))
+    bar.set_ticklabels(list(marks)); bar.outline.set_visible(False)
 
 # %% ../../nbs/12m_data.quality_figures.ipynb #95a434fb
 def _missing_title(daily: pd.Series) -> str:
@@ -141,22 +142,23 @@ def missing_plot(report: Findings) -> Figure:
     return figure
 
 # %% ../../nbs/12m_data.quality_figures.ipynb #d729b5ab
-def _months_that_lack(daily: pd.Series, most: int = 12) -> list[pd.Period]:
-    "The months with missing candles, in order; of more than `most`, those that lack most."
-    lost = daily[daily > 0]
-    by_month = lost.groupby(lost.index.tz_localize(None).to_period("M")).sum()
-    return sorted(by_month.nlargest(most).index)
+def _months_that_lack(daily: pd.Series, most: int = 12) -> tuple[list[pd.Period], str]:
+    "The months with missing candles, in order, of more than `most` those that lack most; and how much of the whole that is."
+    months = daily.index.tz_localize(None).to_period("M")
+    lost = daily[daily > 0].groupby(months[daily > 0]).sum()
+    shown = "" if len(lost) == months.nunique() <= most else ", all in these months" if len(lost) <= most else ", most of them in these months"
+    return sorted(lost.nlargest(most).index), shown
 
 def quality_figure(report: Findings) -> Figure:
     "The series with its findings, and the days on which candles are missing."
     findings, daily = findings_table(report), missing_by_day(report)
-    kinds, months = findings["kind"].nunique(), _months_that_lack(daily)
+    kinds, (months, shown) = findings["kind"].nunique(), _months_that_lack(daily)
     heights = [3.0] + [0.3 + 0.3 * kinds] * (kinds > 0) + [max(0.6 + 0.24 * len(months), 1.2)] * (len(months) > 0)
     figure, axes = canvas(_series_title(report, kinds), len(heights), 1, (10.5, 0.6 + sum(heights)), squeeze=False, height_ratios=heights)
     _draw_found(axes[:, 0], report, findings)
     if months:
         _draw_months(figure, axes[-1, 0], daily, months)
-        axes[-1, 0].set_title(_missing_title(daily).capitalize(), fontsize=10)
+        axes[-1, 0].set_title(_missing_title(daily).capitalize() + shown, fontsize=10)
     return figure
 
 # %% ../../nbs/12m_data.quality_figures.ipynb #7c78f995
