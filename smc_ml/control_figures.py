@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from .evaluation.controls import percentile_of
 from .evaluation.pipeline import CHANCE, HEADLINES
-from .figures import DOWN, INK, NEUTRAL, UP, _canvas, _need, model_colour
+from .canvas import DOWN, INK, NEUTRAL, UP, canvas, need, model_colour
 
 # %% ../nbs/85c_control_figures.ipynb #ff896681
 NULL_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73")
@@ -42,7 +42,7 @@ def _null_histogram(axes: Axes, name: str, nulls: dict[str, pd.DataFrame], real:
 def null_plot(nulls: dict[str, pd.DataFrame], # headlines of null markets by kind
               real: dict[str, float | None]) -> Figure:
     "Headlines of the null markets as histograms, with those of the real run as lines."
-    figure, axes = _canvas("", (len(HEADLINES) + 1) // 2, 2, (10.5, 2.3 * ((len(HEADLINES) + 1) // 2)))
+    figure, axes = canvas("", (len(HEADLINES) + 1) // 2, 2, (10.5, 2.3 * ((len(HEADLINES) + 1) // 2)))
     above = sum([_null_histogram(part, name, nulls, real[name]) for part, name in zip(axes.flat, HEADLINES)])
     figure.suptitle(f"This run lies above every market without an edge in {above or 'none'} of {len(HEADLINES)} headlines", x=0.01, ha="left", fontsize=12.5, fontweight="bold")
     handles, labels = max((part.get_legend_handles_labels() for part in axes.flat), key=lambda found: len(found[1]))
@@ -54,8 +54,8 @@ def power_plot(table: pd.DataFrame, # edge power power_low power_high fitted
                edge: float | None,  # seen with the power that is asked for
                power: float) -> Figure:
     "Share of planted markets in which the edge is seen, by its size."
-    _need(table, "edge", "power", "power_low", "power_high", "fitted")
-    figure, axes = _canvas(f"{power:.0%} power from an edge of {edge:.2f} on" if edge is not None else f"No edge up to {table['edge'].max():g} is seen with {power:.0%} power", 1, 1, (7, 3.4))
+    need(table, "edge", "power", "power_low", "power_high", "fitted")
+    figure, axes = canvas(f"{power:.0%} power from an edge of {edge:.2f} on" if edge is not None else f"No edge up to {table['edge'].max():g} is seen with {power:.0%} power", 1, 1, (7, 3.4))
     axes.errorbar(table["edge"], table["power"], yerr=np.maximum([table["power"] - table["power_low"], table["power_high"] - table["power"]], 0), fmt="o", color=INK, label="markets, 95 % interval")
     axes.plot(table["edge"], table["fitted"], color=UP, label="logistic curve")
     axes.axhline(power, color=NEUTRAL, linestyle=":")
@@ -66,12 +66,12 @@ def power_plot(table: pd.DataFrame, # edge power power_low power_high fitted
 # %% ../nbs/85c_control_figures.ipynb #c9a49909
 def share_plot(table: pd.DataFrame) -> Figure:  # of `share_table`
     "Share of the reachable ranking that each model gets, by the planted edge."
-    _need(table, "edge", "model", "reachable", "share", "share_low", "share_high")
+    need(table, "edge", "model", "reachable", "share", "share_low", "share_high")
     edges, models = sorted(table["edge"].unique()), list(dict.fromkeys(table["model"]))
     known = table[table["reachable"] > 0].astype({"share": float})
     best = known[known["edge"] == known["edge"].max()].nlargest(1, "share")
     title = f"{best.iloc[0]['model']} gets {best.iloc[0]['share']:.0%} of what can be reached at an edge of {best.iloc[0]['edge']:g}" if len(best) else "In none of these markets there was anything to reach"
-    figure, axes = _canvas(title, 1, 1, (8.5, 3.6))
+    figure, axes = canvas(title, 1, 1, (8.5, 3.6))
     for number, model in enumerate(models):
         rows = known[known["model"] == model]
         at = np.searchsorted(edges, rows["edge"]) + 0.14 * (number - (len(models) - 1) / 2)
@@ -91,9 +91,9 @@ def share_plot(table: pd.DataFrame) -> Figure:  # of `share_table`
 # %% ../nbs/85c_control_figures.ipynb #7d9e4d40
 def placebo_plot(effects: pd.DataFrame) -> Figure:  # of `placebo_effects`
     "Difference of the reaction at real zones and at their placebos, by kind, with its 95 % interval."
-    _need(effects, "kind", "move_effect", "move_low", "move_high", "compared")
+    need(effects, "kind", "move_effect", "move_low", "move_high", "compared")
     more = int((effects["move_low"] > 0).sum())
-    figure, axes = _canvas(f"More reaction than at random zones: {more} of {len(effects)} kinds", 1, 1, (8, 1.4 + 0.5 * len(effects)))
+    figure, axes = canvas(f"More reaction than at random zones: {more} of {len(effects)} kinds", 1, 1, (8, 1.4 + 0.5 * len(effects)))
     for height, effect in enumerate(effects.iloc[::-1].itertuples()):
         axes.plot([effect.move_low, effect.move_high], [height] * 2, color=UP if effect.move_low > 0 else DOWN if effect.move_high < 0 else NEUTRAL, linewidth=3)
         axes.plot(effect.move_effect, height, "o", color=INK)

@@ -25,7 +25,8 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 from .config import UserError
-from .figures import plotly_html, png
+from .canvas import png
+from .figures import plotly_html
 
 # %% ../nbs/86_reports.ipynb #0a78f952
 class ReportError(UserError):

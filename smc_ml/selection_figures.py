@@ -11,15 +11,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from .evaluation.overfitting import Overfitting, SharpeReport
-from .figures import DOWN, INK, NEUTRAL, UP, _canvas, _date_axis, _need, model_colour
+from .canvas import DOWN, INK, NEUTRAL, UP, canvas, date_axis, need, model_colour
 
 # %% ../nbs/85d_selection_figures.ipynb #009ca578
 def strategies_plot(table: pd.DataFrame, # of `strategy_table`
                     chosen: str) -> Figure:
     "Mean daily return of each strategy with its 95 % interval, the chosen one marked."
-    _need(table, "strategy", "model", "trades", "daily_bp", "low_bp", "high_bp")
+    need(table, "strategy", "model", "trades", "daily_bp", "low_bp", "high_bp")
     more = int((table["low_bp"] > 0).sum())
-    figure, axes = _canvas(f"By itself, the interval of {more} of {len(table)} strategies lies above zero", size=(9, 1.5 + 0.26 * len(table)))
+    figure, axes = canvas(f"By itself, the interval of {more} of {len(table)} strategies lies above zero", size=(9, 1.5 + 0.26 * len(table)))
     for height, row in enumerate(table.iloc[::-1].itertuples()):
         marked = row.strategy == chosen
         axes.plot([row.low_bp, row.high_bp], [height] * 2, color=model_colour(row.model), linewidth=4 if marked else 2, alpha=1 if marked else 0.75)
@@ -39,13 +39,13 @@ def fan_plot(returns: pd.DataFrame, # (days, strategies), of `daily_returns`
              models: dict[str, str], # strategy -> model
              chosen: str) -> Figure:
     "What each account would have become, the chosen one in bold."
-    _need(returns, chosen)
+    need(returns, chosen)
     grown = (1 + returns).cumprod() - 1
     final = grown.iloc[-1]
-    figure, axes = _canvas(f"{chosen}: {100 * final[chosen]:+.1f} % in {len(returns)} days, {_place(int((final > final[chosen]).sum()) + 1)} of {returns.shape[1]}".replace("-", "−"), size=(9, 4.2))
+    figure, axes = canvas(f"{chosen}: {100 * final[chosen]:+.1f} % in {len(returns)} days, {_place(int((final > final[chosen]).sum()) + 1)} of {returns.shape[1]}".replace("-", "−"), size=(9, 4.2))
     for name in returns: axes.plot(grown.index, 100 * grown[name], color=model_colour(models[name]), linewidth=3 if name == chosen else 1, alpha=1 if name == chosen else 0.6, zorder=3 if name == chosen else 2)
     axes.axhline(0, color=INK, linewidth=1, linestyle=":")
-    _date_axis(axes)
+    date_axis(axes)
     axes.margins(x=0)
     axes.set(ylabel="gain since the first day, %")
     known = dict.fromkeys(models[name] for name in returns)
@@ -57,12 +57,12 @@ def overfitting_plot(found: Overfitting | str, # or why there is none
                      report: SharpeReport) -> Figure:
     "Ranks and performances of the winners of one half of the days in the other half; the reason where they are not known."
     if isinstance(found, str):
-        figure, axes = _canvas("Overfitting cannot be judged", size=(9, 1.2))
+        figure, axes = canvas("Overfitting cannot be judged", size=(9, 1.2))
         axes.text(0, 0.5, found, wrap=True, va="center")
         axes.axis("off")
         return figure
     deflated = "not known" if report.dsr is None else f"{report.dsr:.2f}"
-    figure, (left, right) = _canvas(f"The best of one half of the days is at the median or below in the other in {found.pbo:.0%} of the cuts", 1, 2, (11, 4.2))
+    figure, (left, right) = canvas(f"The best of one half of the days is at the median or below in the other in {found.pbo:.0%} of the cuts", 1, 2, (11, 4.2))
     left.hist(found.logits, bins=np.linspace(*_around(found.logits), 41), color=UP)
     left.axvline(0, color=INK, linewidth=1, linestyle=":")
     left.set(title=f"{report.trials:,} trials, deflated Sharpe ratio {deflated}, PBO {found.pbo:.2f}", xlabel="logit of its rank there; left of 0: the median or below", ylabel=f"of {len(found.logits):,} ways to halve the days")

@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from .figures import DOWN, INK, UP, _canvas, _date_axis, _need
+from .canvas import DOWN, INK, UP, canvas, date_axis, need
 from .splits import EMBARGOED, PURGED, TEST, TRAIN, UNUSED, PurgedSplitter
 
 # %% ../nbs/85a_split_figures.ipynb #b14ba954
@@ -34,14 +34,14 @@ def fold_plot(splitter: PurgedSplitter,
               bins: int = 600,         # strips of time
               title: str | None = None) -> Figure:
     "The role of the events of each strip of time in each fold."
-    _need(labels, "time", "exit_at")
+    need(labels, "time", "exit_at")
     picture = _picture(splitter, labels, bins)
-    figure, axes = _canvas(title or f"{len(picture)} folds, each judged on trades that began after its training trades had ended", size=(9, 1.3 + 0.34 * len(picture)))
+    figure, axes = canvas(title or f"{len(picture)} folds, each judged on trades that began after its training trades had ended", size=(9, 1.3 + 0.34 * len(picture)))
     ends = date2num([labels["time"].min(), labels["time"].max()])
     axes.imshow(picture, aspect="auto", interpolation="nearest", vmin=0, vmax=len(SHOWN) - 1, cmap=ListedColormap([colour for _, colour in SHOWN.values()]), extent=(*ends, len(picture) - 0.5, -0.5))
     axes.set_yticks(range(len(picture)), [f"fold {fold}" for fold in range(len(picture))])
     axes.xaxis_date()
-    _date_axis(axes)
+    date_axis(axes)
     axes.grid(visible=False)
     _legend(axes, {list(SHOWN)[shown] for shown in np.unique(picture)})
     return figure
@@ -51,18 +51,18 @@ def boundary_plot(splitter: PurgedSplitter, labels: pd.DataFrame, fold: int = 0,
                   around: pd.Timedelta = pd.Timedelta("1D"), # shown before and after the first judged decision
                  ) -> Figure:
     "The trades around the first decision of a fold, from decision to end, by role."
-    _need(labels, "time", "exit_at")
+    need(labels, "time", "exit_at")
     roles = list(splitter.roles(labels))[fold]
     start, last = labels["time"][roles == TEST].min(), labels["exit_at"][roles == TRAIN]
     near = ((labels["time"] - start).abs() <= around).to_numpy()
     trades, gap = labels[near], (start - last[last <= start].max()) / pd.Timedelta("1h")
-    figure, axes = _canvas(f"Fold {fold}: the last training trade ended {gap:.1f} h before the first judged decision", size=(9, 4.2))
+    figure, axes = canvas(f"Fold {fold}: the last training trade ended {gap:.1f} h before the first judged decision", size=(9, 4.2))
     lines = [[(start, height), (end, height)] for height, (start, end) in enumerate(zip(date2num(trades["time"]), date2num(trades["exit_at"])))]
     axes.add_collection(LineCollection(lines, colors=[SHOWN[role][1] for role in roles[near]], linewidths=np.clip(220 / len(trades), 0.8, 4)))
     axes.autoscale()
     axes.axvline(start, color=INK, linewidth=1, linestyle=":")
     axes.xaxis_date()
-    _date_axis(axes)
+    date_axis(axes)
     axes.set(yticks=[], ylabel=f"{len(trades)} trades, the latest on top")
     _legend(axes, set(roles[near].tolist()))
     return figure

@@ -4,8 +4,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from smc_ml.candles import PRICES, validate_candles
-from smc_ml.data.quality import RepairConfig, assess_quality, repair, segment_numbers
+from smc_ml.candles import PRICES, segments, validate_candles
+from smc_ml.data.quality import RepairConfig, assess_quality, repair
 
 DEFECTS = ("duplicates", "out_of_order", "off_grid", "violations", "frozen", "spikes", "splices", "clock", "outside", "disagreements")
 
@@ -38,21 +38,21 @@ def test_five_holes_of_five_hundred(solana):
     assert (report.gaps["end"] - report.gaps["start"] == pd.Timedelta("5min") * 500).all()
     assert defects(report) == {}
     assert report.sentences()[1] == "5 gaps, 2,500 candles missing (23.4 %), the longest 41.7 h on 2024-03-06 05:00."
-    assert np.bincount(segment_numbers(solana, "5m")).tolist() == np.diff([0, *np.flatnonzero(np.diff(solana.index) > pd.Timedelta("5min")) + 1, len(solana)]).tolist()
+    assert [part.stop - part.start for part in segments(solana, "5m", 0)] == np.diff([0, *np.flatnonzero(np.diff(solana.index) > pd.Timedelta("5min")) + 1, len(solana)]).tolist()
 
 def test_fourteen_outages_of_binance(hourly):
     report = assess_quality(hourly, "1h", name="BTCUSDT")
     assert (len(report.gaps), report.gaps["missing"].sum()) == (14, 31)
     assert defects(report) == {} and report.metrics()["zero_volume"] == 1
     assert report.sentences()[1] == "14 gaps, 31 candles missing (0.2 %), the longest 5 h on 2020-02-19 12:00."
-    assert segment_numbers(hourly, "1h")[-1] == 14 and segment_numbers(hourly, "1h", longest_hole=4)[-1] == 1
+    assert len(segments(hourly, "1h", 0)) == 15 and len(segments(hourly, "1h", 4)) == 2
 
 def test_weekends_and_holidays_are_no_gaps(hourly_euro):
     "What remains are two real holes at the start of a week: one candle and two."
     report = assess_quality(hourly_euro, "1h", "forex", name="EUR_USD")
     assert [(f"{gap.start:%Y-%m-%d %H:%M}", gap.missing) for gap in report.gaps.itertuples()] == [("2020-05-31 21:00", 1), ("2021-11-21 22:00", 2)]
     assert defects(report) == {}
-    assert segment_numbers(hourly_euro, "1h", "forex")[-1] == 2 and segment_numbers(hourly_euro, "1h", "forex", longest_hole=2)[-1] == 0
+    assert len(segments(hourly_euro, "1h", 0, weekends_closed=True)) == 1 and len(segments(hourly_euro, "1h", 0)) == 105     # both holes prolong a weekend
     assert len(assess_quality(hourly_euro, "1h").gaps) == 104
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -81,6 +81,7 @@ def test_the_clock_of_a_broker_beside_another(broker):
 def test_in_universal_time_the_export_has_five_small_gaps(euro):
     report = assess_quality(euro, "15m", "forex", name="EURUSD")
     assert (len(report.gaps), report.gaps["missing"].sum(), defects(report)) == (5, 20, {})
+    assert len(segments(euro, "15m", 0, weekends_closed=True)) == 2     # four of them prolong a weekend
 
 def test_repairs_on_real_holes(hourly, solana):
     report = assess_quality(hourly, "1h")
