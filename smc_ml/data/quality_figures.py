@@ -35,11 +35,13 @@ def _plain_log(axis: Axis, set_scale: Callable[[str], None], subs: tuple[float, 
 def _outline(values: pd.Series, most: int = 1500) -> pd.DataFrame:
     "Lowest and highest value of at most `most` stretches, by time; empty stretches stay empty."
     if len(values) < 2: return pd.DataFrame({"low": values, "high": values})
-    width = max((values.index[-1] - values.index[0]) / most, pd.Timedelta(1, "ns"))
-    stretch = ((values.index - values.index[0]) // width).to_numpy()
+    times = values.index.asi8.astype(float)                      # centuries of nanoseconds are too many for an integer
+    width = max((times[-1] - times[0]) / most, 1.0)
+    stretch = ((times - times[0]) // width).astype(int)
     groups = values.groupby(stretch)
     places = np.arange(stretch[-1] + 1) if stretch[-1] <= 4 * most else np.unique(stretch)
-    return pd.DataFrame({"low": groups.min(), "high": groups.max()}).reindex(places).set_axis(values.index[0] + places * width)
+    starts = np.minimum(times[0] + places * width, times[-1]).astype(np.int64)
+    return pd.DataFrame({"low": groups.min(), "high": groups.max()}).reindex(places).set_axis(pd.DatetimeIndex(starts, tz="UTC").as_unit("ns"))
 
 # %% ../../nbs/12m_data.quality_figures.ipynb #0ace7cf0
 def _lanes(axes: Axes, findings: pd.DataFrame) -> None:
