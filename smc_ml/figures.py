@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 import seaborn as sns
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
-from .canvas import DOWN, INK, NEUTRAL, PAPER, UP, FigureError, canvas, direction_colour, listed, model_colour, need, percent, percent_tick, png, rgba, style, thin, time_text, words
+from .canvas import DOWN, INK, NEUTRAL, PAPER, UP, FigureError, canvas, direction_colour, listed, model_colour, need, percent, percent_tick, rgba, style, thin, time_text, words
 
 # %% ../nbs/85_figures.ipynb #fbe03e45
 class PatternGroup(NamedTuple):

@@ -17,7 +17,8 @@ from ..config import Section
 from .exchanges import ExchangeSource, Patience
 from .files import FileSource
 from .oanda import OandaSource
-from .quality import RepairConfig, is_expected
+from .calendars import is_expected
+from .quality import RepairConfig
 from .simulator import SimulationConfig
 from .sources import CandleSource, SourceError
 from .store import raw_path, series_name

@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import Field
 from ..candles import CandleError, PRICES, validate_candles
 from ..config import Section
-from .calendars import Calendar, Slots, is_expected, stretch_of
+from .calendars import Calendar, Slots, stretch_of
 from .candle_series import ready_table, series_of, slot_times
 from .defects import find_disorder, find_duplicates, find_violations
 from .findings import Findings, find_defects, findings_table, metrics_of
