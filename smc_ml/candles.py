@@ -57,7 +57,11 @@ def _check_times(index: pd.Index, timeframe: str, source: str, allow_gaps: bool)
         start, end = index[holes[0]] + step, index[holes[0] + 1]
         count, all_holes = (end - start) // step, "the only hole" if len(holes) == 1 else f"{len(holes)} holes in all"
         raise CandleError(f"{source}: {count} {'candle is' if count == 1 else 'candles are'} missing from open_time {start} on ({all_holes}): "
-                          "fetch again, let short holes be filled (collect.repair.fill_up_to), or set collect.allow_gaps to keep the holes as they are")
+                          f"{'set collect.calendar to forex where the market closes at weekends, ' * _holds_saturday(start, end)}fetch again, let short holes be filled (collect.repair.fill_up_to), or set collect.allow_gaps to keep the holes as they are")
+
+def _holds_saturday(start: pd.Timestamp, end: pd.Timestamp) -> bool:
+    "Whether a whole Saturday, UTC, lies between two times."
+    return any(day.day_of_week == 5 for day in pd.date_range(start.ceil("D"), end.floor("D") - pd.Timedelta("1D")))
 
 def index_unit(index: pd.DatetimeIndex) -> int:
     "Nanoseconds in one unit of the index's integers."

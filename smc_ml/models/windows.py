@@ -93,7 +93,7 @@ def _check_rows(features: Mapping[str, pd.DataFrame], labels: pd.DataFrame) -> N
 def _too_short(labels: pd.DataFrame, length: int, complete: int, rows: int) -> WindowError:
     "What to say where the features' memory leaves no event; it begins anew after every long hole."
     return WindowError(f"none of the {len(labels)} events has {length} complete rows of features before it ({complete} of {rows} rows are complete): "
-                       "take a longer span, fill its holes, or shorten the memory (patterns.structure_age, patterns.zone_age, features.daily_bars, train.steps)")
+                       "take a longer span, fill its holes, set patterns.weekends_closed where the market closes at weekends, or shorten the memory (patterns.structure_age, patterns.zone_age, features.daily_bars, train.steps)")
 
 def event_windows(features: Mapping[str, pd.DataFrame], # one table a symbol, indexed by open_time
                   labels: pd.DataFrame,                 # with symbol, time, row and direction
