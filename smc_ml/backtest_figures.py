@@ -61,7 +61,7 @@ def trades_figure(candles: pd.DataFrame, # of one symbol, up to a thousand
         story = [f"{t.exit_reason}, {t.realised_r:+.2f} R" for t in own.itertuples()]
         figure.add_scatter(x=[time_text(t) for t in own["exit_at"]], y=own["exit_price"], mode="markers", name=name, legendgroup=name, text=story, hovertemplate="%{x|%Y-%m-%d %H:%M}<br>%{text}<extra></extra>",
                            marker={"color": colour, "size": 8, "symbol": "circle", "line": {"color": "white", "width": 1}})
-    words = f"{len(inside)} trades in {len(candles)} candles, {int(inside['won'].sum())} of them won" if len(inside) else f"No trade in these {len(candles)} candles"
+    words = f"{len(inside)} {'trade' if len(inside) == 1 else 'trades'} in {len(candles)} candles, {int(inside['won'].sum())} won" if len(inside) else f"No trade in these {len(candles)} candles"
     return figure.update_layout(template="smc_ml", height=560, xaxis_rangeslider_visible=False, yaxis_title="price", margin_t=70, title=title or words)
 
 # %% ../nbs/85b_backtest_figures.ipynb #a60d0519

@@ -49,15 +49,20 @@ def _check_times(index: pd.Index, timeframe: str, source: str, allow_gaps: bool)
     backward = np.flatnonzero(np.diff(index.asi8) <= 0)
     if len(backward):
         late, before = index[backward[0] + 1], index[backward[0]]
-        what = "is there twice: drop one of the two rows" if late == before else f"stands after {before}: sort the file by time"
+        what = "is there twice: drop one of the two rows, or set collect.repair.drop_duplicates" if late == before else f"stands after {before}: sort the file by time, or set collect.repair.sort"
         raise CandleError(f"{source}: open_time {late} {what}")
     off_grid = np.flatnonzero(index.asi8 % (step.value // index_unit(index)))
     if len(off_grid): raise CandleError(f"{source}: open_time {index[off_grid[0]]} is not on the {timeframe} grid: check the timeframe and the time zone")
     holes = np.flatnonzero(np.diff(index.asi8) > step.value // index_unit(index))
     if len(holes) and not allow_gaps:
         start, end = index[holes[0]] + step, index[holes[0] + 1]
-        raise CandleError(f"{source}: {(end - start) // step} candles are missing from open_time {start} on ({len(holes)} holes in all): "
-                          "fetch them again, or set collect.allow_gaps to keep the holes as they are")
+        count, all_holes = (end - start) // step, "the only hole" if len(holes) == 1 else f"{len(holes)} holes in all"
+        raise CandleError(f"{source}: {count} {'candle is' if count == 1 else 'candles are'} missing from open_time {start} on ({all_holes}): "
+                          f"{'set collect.calendar to forex where the market closes at weekends, ' * _holds_saturday(start, end)}fetch again, let short holes be filled (collect.repair.fill_up_to), or set collect.allow_gaps to keep the holes as they are")
+
+def _holds_saturday(start: pd.Timestamp, end: pd.Timestamp) -> bool:
+    "Whether a whole Saturday, UTC, lies between two times."
+    return any(day.day_of_week == 5 for day in pd.date_range(start.ceil("D"), end.floor("D") - pd.Timedelta("1D")))
 
 def index_unit(index: pd.DatetimeIndex) -> int:
     "Nanoseconds in one unit of the index's integers."
@@ -70,12 +75,12 @@ def _check_prices(candles: pd.DataFrame, source: str) -> None:
         values = candles[name].to_numpy()
         bad = ~np.isfinite(values) | (values < 0 if name == "volume" else values <= 0)
         if bad.any():
-            raise CandleError(f"{source}: column {name} is {values[bad.argmax()]} at {candles.index[bad.argmax()]}: fetch this candle again or remove the row")
+            raise CandleError(f"{source}: column {name} is {values[bad.argmax()]} at {candles.index[bad.argmax()]}: fetch this candle again, remove the row, or set collect.repair.drop_impossible")
     for name, best in (("high", candles[list(PRICES)].max(axis=1)), ("low", candles[list(PRICES)].min(axis=1))):
         bad = (candles[name] != best).to_numpy()
         if bad.any():
             raise CandleError(f"{source}: column {name} is {candles[name].iloc[bad.argmax()]} at {candles.index[bad.argmax()]}, but another price of that candle "
-                              f"is {best.iloc[bad.argmax()]}: fetch this candle again or remove the row")
+                              f"is {best.iloc[bad.argmax()]}: fetch this candle again, remove the row, or set collect.repair.drop_impossible")
 
 # %% ../nbs/01_candles.ipynb #b337b34e
 def validate_candles(candles: pd.DataFrame,

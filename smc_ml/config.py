@@ -25,6 +25,8 @@ def _sentence(section: str, error: dict[str, Any], known: list[str]) -> str:
     if isinstance(cause := error.get("ctx", {}).get("error"), ConfigError): return f"in {place}: {cause}"
     if error["type"] == "extra_forbidden": return f"{place} is not a known key (known: {', '.join(known)})"
     if error["type"] == "missing": return f"{place} is missing"
+    if error["type"] == "tuple_type": return f"{place} should be a list, found {error['input']!r}"
+    if error["type"] == "too_short": return f"{place} has too few entries, give at least {error['ctx']['min_length']}"
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]: return message
     return f"{place}: {message[0].lower()}{message[1:]}, found {error['input']!r}"

@@ -45,7 +45,7 @@ def label_times(X: Any, groups: pd.DataFrame | None = None) -> pd.DataFrame:
     count = len(labels) if X is None else X.shape[0] if hasattr(X, "shape") else len(X)
     if count != len(labels): raise SplitError(f"X has {count} rows but groups has {len(labels)}: give one label for each row")
     if isinstance(X, pd.DataFrame) and not X.index.equals(labels.index): raise SplitError("the index of X is not that of groups: put both in the same order, with the same index")
-    if not len(labels): raise SplitError("there are no events to split: check the patterns and the warm-up of the features")
+    if not len(labels): raise SplitError("there are no events to split: take a longer span, or let more patterns be traded (labels.kinds, labels.timeframes)")
     for column in ("time", "exit_at"):
         if not isinstance(labels[column].dtype, pd.DatetimeTZDtype): raise SplitError(f"column {column} holds {labels[column].dtype} instead of times with a time zone: convert it with pandas.to_datetime(..., utc=True)")
         _refuse(labels, labels[column].isna(), f"have no {column}", "keep the filled events whose trade has ended")

@@ -307,10 +307,16 @@ class FileSource:
     @cached_property
     def series(self) -> dict[tuple[str, str], list[Path]]: return _series(self.files, self.offset)
 
+    def _lacking(self, symbol: str, timeframe: str) -> str:
+        "What the files have instead of a series, and what to do."
+        here = any(name == plain_symbol(symbol) for name, _ in self.series)
+        remedy = f"name files of {timeframe} candles in collect.files" if here else "set collect.symbols to symbols of the files, or collect.files to symbol: path"
+        return f"{symbol}: no {timeframe} candles in the files (there are {', '.join(f'{length} of {name}' for name, length in sorted(self.series))}): {remedy}"
+
     def _join(self, symbol: str, timeframe: str) -> tuple[pd.DataFrame, list[dict]]:
         "The joined candles of one series, and the facts of its files."
         paths = self.series.get((plain_symbol(symbol), timeframe))
-        if not paths: raise SourceError(f"{symbol}: no {timeframe} candles in the files (there are {', '.join(f'{length} of {name}' for name, length in sorted(self.series))}): check collect.symbols and collect.files")
+        if not paths: raise SourceError(self._lacking(symbol, timeframe))
         opened = {str(path): open_candle_file(path, self.offset) for path in paths}
         return join_candles({path: file.candles for path, file in opened.items()}), [file.facts for file in opened.values()]
 

@@ -236,7 +236,7 @@ def verdict(auc: float, auc_low: float, auc_high: float,
                ("better", "unclear"): "The ranking carries information, a profit is not shown"}.get((skill, profit), "A profit that the ranking does not explain" if profit == "profit" else "No edge")
     ranking = {"better": "is better than chance", "worse": "is worse than chance", "unclear": "cannot be told from chance"}[skill]
     money = {"profit": "is above zero", "loss": "is below zero", "unclear": "cannot be told from zero"}[profit]
-    result = f"the mean result of {trades:,} trades after costs {money} ({mean_r:+.3f} R, {_range(mean_r_low, mean_r_high, '+.3f')})" if trades else "no trade was taken"
+    result = f"the mean result of {trades:,} {'trade' if trades == 1 else 'trades'} after costs {money} ({mean_r:+.3f} R, {_range(mean_r_low, mean_r_high, '+.3f')})" if trades else "no trade was taken"
     return f"{opening}: the ranking of the events {ranking} (AUC {auc:.3f}, {_range(auc_low, auc_high, '.3f')}), and {result}."
 
 def _range(low: float, high: float, form: str) -> str:

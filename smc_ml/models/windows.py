@@ -90,6 +90,11 @@ def _check_rows(features: Mapping[str, pd.DataFrame], labels: pd.DataFrame) -> N
             raise WindowError(f"{symbol}: row {event['row']} is not the candle that closed at {event['time']}: labels and features come from different candles, run both stages again")
 
 # %% ../../nbs/50_models.windows.ipynb #68de513d
+def _too_short(labels: pd.DataFrame, length: int, complete: int, rows: int) -> WindowError:
+    "What to say where the features' memory leaves no event; it begins anew after every long hole."
+    return WindowError(f"none of the {len(labels)} events has {length} complete rows of features before it ({complete} of {rows} rows are complete): "
+                       "take a longer span, fill its holes, set patterns.weekends_closed where the market closes at weekends, or shorten the memory (patterns.structure_age, patterns.zone_age, features.daily_bars, train.steps)")
+
 def event_windows(features: Mapping[str, pd.DataFrame], # one table a symbol, indexed by open_time
                   labels: pd.DataFrame,                 # with symbol, time, row and direction
                   length: int,                          # rows in a window, the decision candle included
@@ -104,4 +109,5 @@ def event_windows(features: Mapping[str, pd.DataFrame], # one table a symbol, in
     positions = rows + labels["symbol"].map(offsets).to_numpy(np.int64)
     begins = np.maximum(positions - length + 1, 0)
     kept = np.flatnonzero((rows >= length - 1) & (missing[positions + 1] == missing[begins]))
+    if len(labels) and not len(kept): raise _too_short(labels, length, len(values) - missing[-1], len(values))
     return EventWindows(values, positions[kept], labels["direction"].to_numpy(np.int8)[kept], np.isin(names, sorted(signed)), names, length), kept
