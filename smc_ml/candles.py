@@ -204,5 +204,5 @@ def candles_path(folder: str | os.PathLike, symbol: str, timeframe: str = "5m") 
 def read_all_candles(folder: str | os.PathLike = "artifacts/candles", timeframe: str = "5m") -> dict[str, pd.DataFrame]:
     "Candles of one timeframe by symbol, in alphabetical order."
     paths = sorted(Path(folder).glob(f"*_{timeframe}.parquet"))
-    if not paths: raise CandleError(f"{folder}: no {timeframe} candles: run the collect stage first")
+    if not paths: raise CandleError(f"{folder}: no {timeframe} candles: name {timeframe} in collect.timeframes and run the collect stage")
     return {path.stem.removesuffix(f"_{timeframe}"): read_candles(path) for path in paths}

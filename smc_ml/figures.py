@@ -547,7 +547,11 @@ def cost_plot(costs: pd.DataFrame,            # columns cost_bp (basis points a 
     known = break_even_bp is not None and np.isfinite(break_even_bp) and break_even_bp > 0
     title = ("No trade was taken: there is nothing to pay for" if costs["mean_r"].isna().all() else
              f"The trades bear {break_even_bp:.1f} bp a side; {charged_bp:.1f} bp are charged" if known else "The trades lose before any costs")
-    figure, axes = canvas(title, size=(8, 3.8))
+    traded = costs["mean_r"].notna().any()
+    figure, axes = canvas(title, size=(8, 3.8 if traded else 0.6))
+    if not traded:
+        axes.set_axis_off()
+        return figure
     axes.axhline(0, color=NEUTRAL, linewidth=1)
     if {"low", "high"} <= set(costs): axes.fill_between(costs["cost_bp"], costs["low"], costs["high"], color=INK, alpha=0.1, linewidth=0, label="95 % interval")
     axes.plot(costs["cost_bp"], costs["mean_r"], "o-", color=INK, markersize=4, label="mean R")

@@ -20,7 +20,7 @@ from .oanda import OandaSource
 from .calendars import is_expected
 from .quality import RepairConfig
 from .simulator import SimulationConfig
-from .sources import CandleSource, SourceError
+from .sources import CandleSource, SourceError, clock_zone
 from .store import raw_path, series_name
 
 # %% ../../nbs/14a_data.collection_config.ipynb #ab9293b2
@@ -48,7 +48,7 @@ class DataCollectionConfig(Section):
     source: Literal["simulated", "files", "binance", "bybit", "oanda"] = Field("simulated", description="a simulated market, files of real candles, or an exchange")
     exchanges: tuple[Exchange, ...] = Field((), strict=False, description="exchanges that are asked for the same series too, to be held against the source; without a source the first of them is it")
     market: Literal["spot", "perpetual"] = Field("perpetual", description="of Binance and Bybit: the spot market, or perpetual futures settled in USDT")
-    symbols: tuple[str, ...] = Field(("SIM-A", "SIM-B"), strict=False, min_length=1, description="symbols of the simulated market or of the exchange")
+    symbols: tuple[str, ...] = Field(("SIM-A", "SIM-B"), strict=False, min_length=1, description="symbols of the simulated market, of the exchange or of the files; null: all that the files have")
     start: str | None = Field(None, description="first open time wanted, UTC; null: the beginning of the files")
     end: str | None = Field(None, description="open time before which to stop, UTC; null: the end of the files, or the exchange's last closed candle")
     timeframes: tuple[str, ...] = Field(("15m", "1h", "4h", "1d"), strict=False, description="timeframes made from the 5m candles")
@@ -75,10 +75,11 @@ class DataCollectionConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _first_exchange(cls, values: Any) -> Any:
-        "Exchanges without a source: the first one is it."
-        if isinstance(values, dict) and values.get("exchanges") and "source" not in values: return values | {"source": values["exchanges"][0]}
-        return values
+    def _unsaid(cls, values: Any) -> Any:
+        "Exchanges without a source: the first one is it. Symbols that are null are not named."
+        if not isinstance(values, dict): return values
+        if values.get("exchanges") and "source" not in values: values = values | {"source": values["exchanges"][0]}
+        return {name: value for name, value in values.items() if not (name == "symbols" and value is None)}
 
     @model_validator(mode="after")
     def _complete(self) -> "DataCollectionConfig":
@@ -86,6 +87,7 @@ class DataCollectionConfig(Section):
         if self.source == "simulated" and not (self.start and self.end): raise ValueError("a simulated market needs collect.start and collect.end")
         _check_exchanges(self)
         _check_span(self.start, self.end)
+        if self.offset is not None: clock_zone(self.offset)
         unknown = [t for t in self.timeframes if t not in TIMEFRAMES]
         if unknown: raise ValueError(f"collect.timeframes: {unknown[0]} is unknown (known: {', '.join(TIMEFRAMES)})")
         names = [series_name(symbol) for symbol in self.symbols]
@@ -126,7 +128,8 @@ def by_venue(config: DataCollectionConfig) -> list[DataCollectionConfig]:
     "The configuration of each venue alone, the source first; all want the same symbols."
     symbols = tuple(file_symbols(config)) if config.source == "files" and config.exchanges else config.symbols
     addresses = config.base_url if isinstance(config.base_url, dict) else dict.fromkeys(config.venues, config.base_url)
-    return [config.model_copy(update={"source": venue, "exchanges": (), "base_url": addresses.get(venue)} | ({"symbols": symbols} if config.exchanges else {})) for venue in config.venues]
+    alone = {"exchanges": (), **({"symbols": symbols} if config.exchanges else {})}
+    return [config.model_copy(update=alone | {"source": venue, "base_url": addresses.get(venue), "funding": config.funding and venue == config.source}) for venue in config.venues]
 
 def source_of(config: DataCollectionConfig) -> CandleSource:
     "What serves the candles of one venue: files or the client of an exchange."
@@ -162,8 +165,9 @@ def checked(candles: pd.DataFrame, config: DataCollectionConfig, name: str) -> p
     absent = pd.date_range(candles.index[0], candles.index[-1], freq=TIMEFRAMES["5m"]).difference(candles.index)
     absent = absent[is_expected(absent, "5m", config.calendar)]
     if not len(absent): return candles
-    raise CandleError(f"{name}: {len(absent)} candles are missing while the market was open, first open_time {absent[0]}: fetch them again, let short holes be filled (collect.repair.fill_up_to), "
-                      "or set collect.allow_gaps to keep the holes as they are")
+    odd = candles.index[~is_expected(candles.index, "5m", config.calendar)]
+    remedy = f"{len(odd)} others lie at hours at which it is closed (first {odd[0]}): check collect.offset" if len(odd) >= len(absent) / 2 else "fetch them again, let short holes be filled (collect.repair.fill_up_to), or set collect.allow_gaps to keep the holes as they are"
+    raise CandleError(f"{name}: {len(absent)} {'candle is' if len(absent) == 1 else 'candles are'} missing while the market was open, first open_time {absent[0]}: {remedy}")
 
 def mends(config: RepairConfig) -> bool:
     "Whether any repair is allowed."
@@ -173,4 +177,4 @@ def in_span(candles: pd.DataFrame, config: DataCollectionConfig, source: str) ->
     "The candles in [start, end); an error that names what there is where there are none."
     inside = candles[(candles.index >= (moment(config.start) if config.start else candles.index.min())) & ((candles.index < moment(config.end)) if config.end else True)]
     if len(inside): return inside
-    raise CandleError(f"{source}: no open_time in {config.start} to {config.end}; the file has {candles.index.min()} to {candles.index.max()}: mend collect.start and collect.end")
+    raise CandleError(f"{source}: no open_time from {config.start or 'the beginning'} to {config.end or 'the end'}; the file has {candles.index.min()} to {candles.index.max()}: mend collect.start and collect.end")

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 import pandas as pd
-from ..candles import PRICES, CandleError, candle_facts, read_candles, resample
+from ..candles import PRICES, TIMEFRAMES, CandleError, candle_facts, read_candles, resample
+from .calendars import is_expected
 from .collection_config import DataCollectionConfig, Wanted, by_venue, source_folder, wanted_series
 from .download import collect_exchange, side_by_side
 from .local_sources import collect_files, collect_simulated
@@ -105,16 +106,22 @@ def cross_check_series(series: Sequence[Wanted], config: DataCollectionConfig) -
     "Compare every higher series with its base; an error where too many candles disagree."
     base, checked = {want.symbol: want.path for want in series if want.timeframe == "5m"}, {}
     for want in series:
-        if want.timeframe == "5m": continue
+        if want.timeframe == "5m" or not want.path.exists(): continue
         checked[want.path] = cross_check(read_candles(base[want.symbol]), read_candles(want.path), want.timeframe, config.cross_check_tolerance)
         require_agreement(*checked[want.path], want, config.cross_check_share)
     return checked
 
+def _missing(facts: dict, timeframe: str, calendar: str | None) -> list[int]:
+    "Candles missing in each gap of a series while the market was open."
+    counts = [int(is_expected(pd.date_range(*gap, freq=TIMEFRAMES[timeframe], inclusive="left"), timeframe, calendar).sum()) for gap in facts.get("gaps", [])]
+    return [count for count in counts if count]
+
 def _summary_row(want: Wanted, config: DataCollectionConfig, before: int | None, checked: tuple[int, pd.DataFrame] | None) -> dict[str, Any]:
     "What the file says of itself, and what the last run did to it."
     facts, (compared, differing) = candle_facts(want.path), checked or (0, pd.DataFrame({"open_time": []}))
+    missing = _missing(facts, want.timeframe, config.calendar)
     return {"source": source_folder(config), "symbol": series_name(want.symbol), "timeframe": want.timeframe, "first": pd.Timestamp(facts["first"]), "last": pd.Timestamp(facts["last"]),
-            "rows": facts["rows"], "added": 0 if before is None else facts["rows"] - before, "gaps": len(facts.get("gaps", [])), "missing": facts.get("missing", 0),
+            "rows": facts["rows"], "added": 0 if before is None else facts["rows"] - before, "gaps": len(missing), "missing": sum(missing),
             "compared": compared, "disagreeing": differing["open_time"].nunique(), "content": facts["content"][:12]}
 
 def collect(config: DataCollectionConfig,

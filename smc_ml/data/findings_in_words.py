@@ -47,7 +47,7 @@ def _clock_sentences(report: Findings) -> Iterator[str]:
         else: yield f"The candles are {kind} {span}."
 
 # %% ../../nbs/12l_data.findings_in_words.ipynb #e38b96d4
-def _number(value: float | None) -> str: return "none" if value is None or pd.isna(value) else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+def _number(value: float | None) -> str: return "none" if value is None or pd.isna(value) else f"{value:.6g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 def _time_sentences(report: Findings) -> Iterator[str]:
     "Gaps, duplicates and order."

@@ -78,9 +78,9 @@ def _still_wrong(report: Findings, candles: pd.DataFrame) -> list[str]:
     wrong = []
     if len(doubled):
         exact = doubled["exact"].all()
-        wrong.append(f"{counted(len(doubled), 'time is', 'times are')} there twice (first {moment_of(doubled['time'].iloc[0])})" + (": set repair.drop_duplicates" if exact else " with rows that differ: fetch them again"))
-    if len(late): wrong.append(f"{counted(len(late), 'row')} out of order (first {moment_of(late['time'].iloc[0])}): set repair.sort")
-    if len(bad): wrong.append(f"{counted(bad['row'].nunique(), 'row')} with an impossible value (first {bad['column'].iloc[0]} {bad['what'].iloc[0]} at {moment_of(bad['time'].iloc[0])}): set repair.drop_impossible")
+        wrong.append(f"{counted(len(doubled), 'time is', 'times are')} there twice (first {moment_of(doubled['time'].iloc[0])})" + (": set collect.repair.drop_duplicates" if exact else " with rows that differ: fetch them again"))
+    if len(late): wrong.append(f"{counted(len(late), 'row')} out of order (first {moment_of(late['time'].iloc[0])}): set collect.repair.sort")
+    if len(bad): wrong.append(f"{counted(bad['row'].nunique(), 'row')} with an impossible value (first {bad['column'].iloc[0]} {bad['what'].iloc[0]} at {moment_of(bad['time'].iloc[0])}): set collect.repair.drop_impossible")
     if grid.any(): wrong.append(f"{counted(int(grid.sum()), 'row')} beside the {report.timeframe} grid (first {moment_of(after.raw.index[after.dated][grid][0])}): check the timeframe and the time zone")
     if (report.clock["kind"] == "no time zone").any(): wrong.append("the times carry no zone: say which one before the repair")
     if report.facts["unknown_columns"]: wrong.append(f"column {report.facts['unknown_columns'][0]} is not known: drop it")

@@ -45,7 +45,7 @@ def clock_zone(offset: float | str,   # hours ahead of UTC, "new_york+7", or a z
     except (TypeError, ValueError):
         try: return ZoneInfo(str(offset)).key, pd.Timedelta(0)
         except (KeyError, ValueError, OSError): pass
-    raise SourceError(f"the offset {offset!r} is no clock: give hours ahead of UTC (3), \"new_york+7\", or a zone such as \"Europe/Athens\"")
+    raise SourceError(f"the offset {offset!r} is no clock (collect.offset): give hours ahead of UTC (3), \"new_york+7\", or a zone such as \"Europe/Athens\"")
 
 def at_utc(naive: pd.DatetimeIndex, offset: float | str, source: str = "times") -> pd.DatetimeIndex:
     "UTC times of what a clock with that offset showed."
@@ -83,7 +83,7 @@ def _dated(times: pd.DatetimeIndex, column: str, source: str, offset: float | st
     if times.hasnans: raise SourceError(f"{source}: column {column} is empty in row {int(times.isna().argmax())}: fill in the time or remove the row")
     if times.tz is not None: return times.tz_convert("UTC")
     if offset is None:
-        raise SourceError(f"{source}: column {column} has no time zone (first {times[0]}): give the offset of its clock, such as 0 for UTC, 3 or \"new_york+7\"")
+        raise SourceError(f"{source}: column {column} has no time zone (first {times[0]}): give the offset of its clock (collect.offset), such as 0 for UTC, 3 or \"new_york+7\"")
     return at_utc(times, offset, source)
 
 # %% ../../nbs/12_data.sources.ipynb #a9dca66d
