@@ -205,10 +205,12 @@ def test_higher_candles_that_disagree_are_counted_and_beyond_the_share_refused(t
         summary = run(server, wish(tmp_path, cross_check=True, cross_check_share=0.05)).get_collection_summary()
     assert summary["disagreeing"].tolist() == [0, 2]
 
-def test_a_span_without_a_whole_higher_candle_is_compared_as_far_as_there_are_any(tmp_path):
-    with BinanceServer(tables(["BTCUSDT"], 2)) as server:
-        summary = run(server, wish(tmp_path, start="2024-01-01 01:00", end="2024-01-01 03:00", timeframes=["1h", "4h", "1d"], cross_check=True)).get_collection_summary()
-    assert summary.droplevel(["source", "symbol"])[["rows", "compared"]].to_dict("index") == {"5m": {"rows": 24, "compared": 0}, "1h": {"rows": 2, "compared": 2}}
+def test_a_market_too_young_for_a_higher_candle_is_compared_as_far_as_there_are_any(tmp_path):
+    served = tables(["BTCUSDT"], 2)
+    young = {key: table[table.index >= "2024-01-02"].iloc[:most] for key, table in served.items() if (most := {"5m": 72, "1h": 6, "1d": 1}.get(key[1]))}     # listed at midnight, now six o'clock
+    with BinanceServer(young, now=pd.Timestamp("2024-01-02 06:00", tz="UTC")) as server:
+        summary = run(server, wish(tmp_path, end=None, timeframes=["1h", "1d"], cross_check=True)).get_collection_summary()
+    assert summary.droplevel(["source", "symbol"])[["rows", "compared"]].to_dict("index") == {"5m": {"rows": 72, "compared": 0}, "1h": {"rows": 6, "compared": 6}}
 
 def test_resampled_candles_equal_a_recomputation_and_are_never_partial(bitcoin, tmp_path):
     candles = bitcoin.iloc[7:6000].drop(bitcoin.index[[1000, 3000, 3001]])
