@@ -54,7 +54,7 @@ lab: export  ## explore the notebooks
 	jupyter lab nbs
 
 test: install  ## every test but the long proofs, on two cores
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 controls: export  ## the long form of the controls: more markets, every model; hours, and it goes on where it was stopped
 	python -m smc_ml.cli controls params.yaml

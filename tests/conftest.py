@@ -14,6 +14,10 @@ def pytest_configure(config):
     if os.environ.get("CI") == "true" and not MARKET.is_dir():
         pytest.exit(f"the real market data are not at {MARKET}: set SMC_ML_MARKET", returncode=1)
 
+def pytest_collection_modifyitems(items):
+    "The longest file first, so that two workers end together."
+    items.sort(key=lambda item: item.path.name != "test_pipeline_end_to_end.py")
+
 @pytest.fixture(scope="session")
 def market() -> Path:
     if not MARKET.is_dir(): pytest.skip(f"the real market data are not at {MARKET} (set SMC_ML_MARKET)")

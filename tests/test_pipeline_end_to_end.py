@@ -137,7 +137,7 @@ def test_a_bad_candle_file_stops_the_stage_with_one_sentence(project, slice_file
 @pytest.mark.parametrize("section, values, sentence", [
     ("collect", {"sauce": "files"}, "ConfigError: collect.sauce is not a known key (known: source,"),
     ("collect", {"allow_gaps": "no"}, "ConfigError: collect.allow_gaps: input should be a valid boolean, found 'no'"),
-    ("collect", {"start": "2031-01-01"}, "no open_time in 2031-01-01 to None; the file has 2023-03-01 00:00:00+00:00"),
+    ("collect", {"start": "2031-01-01"}, "no open_time from 2031-01-01 to the end; the file has 2023-03-01 00:00:00+00:00"),
     ("collect", {"files": {"BTCUSDT": "nowhere.parquet"}}, "SourceError: nowhere.parquet: no such file or folder: check collect.files"),
 ], ids=["unknown key", "wrong type", "empty range", "missing file"])
 def test_a_bad_setting_stops_the_stage_with_one_sentence(project, section, values, sentence):

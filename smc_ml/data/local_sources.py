@@ -38,11 +38,12 @@ async def _file_candles(source: FileSource, symbol: str) -> tuple[pd.DataFrame, 
     return pd.concat([page async for page in source.pages(symbol, "5m", moment("1900-01-01"), moment("2200-01-01"))]), symbol
 
 def only_snapshot(config: DataCollectionConfig) -> bool:
-    "Whether the snapshot holds every symbol, and none of the files is there."
-    if not (isinstance(config.files, dict) or "symbols" in config.model_fields_set): return False
-    places = list(config.files.values()) if isinstance(config.files, dict) else [config.files]
-    named = [Path(place) for one in places for place in ((one,) if isinstance(one, str) else one)]
-    return not any(place.exists() for place in named) and all(raw_path(config.data_dir, "files", symbol).exists() for symbol in file_symbols(config))
+    "Whether none of the files is there, and the snapshot was made of files of these names."
+    if not isinstance(config.files, dict): return False
+    places = {symbol: [Path(place) for place in ([named] if isinstance(named, str) else named)] for symbol, named in config.files.items()}
+    paths = {symbol: raw_path(config.data_dir, "files", symbol) for symbol in places}
+    if any(place.exists() for named in places.values() for place in named): return False
+    return all(paths[symbol].exists() and candle_facts(paths[symbol]).get("file") == ", ".join(place.name for place in named) for symbol, named in places.items())
 
 async def collect_files(config: DataCollectionConfig) -> None:
     "Read, check and keep the candles of files; all are read before any is written."
