@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cross_check', 'require_agreement', 'run_anywhere', 'HistoricalDataCollector', 'base_paths', 'cross_check_series',
-           'collect']
+           'compared', 'collect']
 
 # %% ../../nbs/15_data.collector.ipynb #403f6091
 import asyncio, os
@@ -123,6 +123,11 @@ def _summary_row(want: Wanted, config: DataCollectionConfig, before: int | None,
     return {"source": source_folder(config), "symbol": series_name(want.symbol), "timeframe": want.timeframe, "first": pd.Timestamp(facts["first"]), "last": pd.Timestamp(facts["last"]),
             "rows": facts["rows"], "added": 0 if before is None else facts["rows"] - before, "gaps": len(missing), "missing": sum(missing),
             "compared": compared, "disagreeing": differing["open_time"].nunique(), "content": facts["content"][:12]}
+
+def compared(summary: pd.DataFrame) -> str:
+    "What the comparison of the higher timeframes found, in a sentence."
+    if "compared" not in summary: return "Only 5m candles were collected; the higher timeframes are made of them."
+    return f"Of the higher timeframes as the exchange makes them, {summary['disagreeing'].sum():,} of {summary['compared'].sum():,} candles differ from those made of 5m candles."
 
 def collect(config: DataCollectionConfig,
             folder: str | os.PathLike | None = None, # of the snapshot; None: the configured one
