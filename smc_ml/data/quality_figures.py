@@ -273,7 +273,7 @@ def clock_plot(report: Findings) -> Figure:
     return figure
 
 # %% ../../nbs/12m_data.quality_figures.ipynb #86d4b940
-def quality_figures(report: Findings) -> dict[str, Figure]:
-    "Every figure of a report by name; that of the clocks only beside another series."
-    figures = {"quality": quality_figure(report), "series": series_plot(report), "missing": missing_plot(report), "spikes": spike_plot(report), "shapes": shape_plot(report)}
-    return figures | ({"clock": clock_plot(report)} if report.other is not None else {})
+def quality_figures(report: Findings) -> list[Figure]:
+    "The series with all that was found; the spikes, the pieces and the clocks only where something is wrong with them."
+    further = {spike_plot: len(report.spikes), shape_plot: len(report.splices), clock_plot: len(report.clock) if report.other is not None else 0}
+    return [quality_figure(report), *(draw(report) for draw, found in further.items() if found)]

@@ -124,7 +124,7 @@ def read_series(path: str | os.PathLike) -> Series:
 def series_facts(candles: pd.DataFrame, timeframe: str, answered: Iterable[Span] = (), **facts) -> dict:
     "What stands in the metadata of a series: span, rows, gaps, what was answered, hash of the content."
     gaps, step = gaps_of(candles.index.unique().sort_values(), timeframe), TIMEFRAMES[timeframe]
-    return {**facts, "timeframe": timeframe, "first": str(candles.index[0]), "last": str(candles.index[-1]), "rows": len(candles),
+    return {**facts, "timeframe": timeframe, "first": str(candles.index.min()), "last": str(candles.index.max()), "rows": len(candles),
             "gaps": _written(gaps), "missing": sum((end - start) // step for start, end in gaps),
             "answered": _written(join_spans(answered)), "content": content_hash(candles)}
 
