@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from smc_ml.candles import TIMEFRAMES, resample, validate_candles
-from smc_ml.data.files import read_candle_file
+from smc_ml.data.sources.files import read_candle_file
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKET = Path(os.environ.get("SMC_ML_MARKET", ROOT.parent/"shared"/"market"))

@@ -3,9 +3,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
-from smc_ml.backtest import run_backtest, select_trades
+from smc_ml.trading.account import run_backtest, select_trades
 from smc_ml.labels.outcomes import EXIT_REASONS, Costs, barrier_exits, replay
-from smc_ml.trading_costs import READINGS, BacktestConfig, liquidate, liquidation_distance
+from smc_ml.trading.costs import READINGS, BacktestConfig, liquidate, liquidation_distance
 
 STEP, STRETCHES, CANDLES = pd.Timedelta("5min"), 5, 5 * 48 # a case is a stretch of 48 candles in up to three symbols; an account lives through five
 

@@ -8,12 +8,12 @@ import pytest
 from exchange_servers import BinanceServer, BybitServer, FaultSchedule, OandaServer
 from smc_ml.candles import TIMEFRAMES, CandleError, candle_facts, read_all_candles, read_candles, resample
 from smc_ml.config import ConfigError, UserError
-from smc_ml.data.collector import DataCollectionConfig, HistoricalDataCollector, collect
-from smc_ml.data.exchanges import ExchangeSource, Patience
-from smc_ml.data.oanda import OandaSource
-from smc_ml.data.preparation import held_against, make_candles
-from smc_ml.data.quality import assess_quality
-from smc_ml.data.sources import SourceError
+from smc_ml.data.collection.collector import DataCollectionConfig, HistoricalDataCollector, collect
+from smc_ml.data.sources.exchanges import ExchangeSource, Patience
+from smc_ml.data.sources.oanda import OandaSource
+from smc_ml.data.collection.preparation import held_against, make_candles
+from smc_ml.data.quality.assessment import assess_quality
+from smc_ml.data.sources.base import SourceError
 
 QUICK = Patience(first_wait=0.001, longest_wait=0.05, timeout=0.5, attempts=12)
 EXCHANGES = {"binance perpetual": BinanceServer, "binance spot": BinanceServer, "bybit perpetual": BybitServer, "oanda": OandaServer}

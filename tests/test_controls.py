@@ -9,15 +9,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT, by_timeframe
-from smc_ml.backtest import random_selections
+from smc_ml.trading.account import random_selections
 from smc_ml.candles import validate_candles
-from smc_ml.data.simulator import SimulationConfig, simulate_market
-from smc_ml.evaluation.controls import NullEdgeError, assert_no_edge, null_results, planted_results, run_markets
-from smc_ml.evaluation.markets import mirrored_market, shuffled_market, simulated_market
+from smc_ml.simulation.market import SimulationConfig, simulate_market
+from smc_ml.controls.nulls import NullEdgeError, assert_no_edge, null_results, planted_results, run_markets
+from smc_ml.controls.markets import mirrored_market, shuffled_market, simulated_market
 from smc_ml.evaluation.metrics import verdict
-from smc_ml.evaluation.pipeline import MarketEvents, PipelineRun, PipelineSettings, headlines, judge_events, market_events, pipeline_result
-from smc_ml.evaluation.placebo import placebo_test
-from smc_ml.evaluation.planted import share_of_reachable, share_table
+from smc_ml.stages.calls import MarketEvents, PipelineRun, PipelineSettings, headlines, judge_events, market_events, pipeline_result
+from smc_ml.controls.placebo import placebo_test
+from smc_ml.controls.planted import share_of_reachable, share_table
 from smc_ml.patterns.detection import detect_timeframes
 
 FAST, SEEDS = PipelineSettings(), (1, 2, 3)
@@ -126,7 +126,7 @@ SLOW_MARKETS = """
 import sys, time
 from functools import partial
 from pathlib import Path
-from smc_ml.evaluation.controls import run_markets
+from smc_ml.controls.nulls import run_markets
 def judge(number):
     with open(sys.argv[1] + "/calls", "a") as calls: calls.write(f"{number} ")
     time.sleep(0.3)

@@ -9,10 +9,10 @@ from conftest import MARKET
 from exchange_servers import BROKEN, FAULTS, LIES, REFUSALS, STEPS, BinanceServer, BybitServer, FaultSchedule, OandaServer
 from smc_ml.candles import PRICES, validate_candles
 from smc_ml.data import exchanges, oanda
-from smc_ml.data.exchanges import ExchangeSource, Patience
-from smc_ml.data.oanda import TOKEN, OandaSource
-from smc_ml.data.simulator import random_walk
-from smc_ml.data.sources import SourceError
+from smc_ml.data.sources.exchanges import ExchangeSource, Patience
+from smc_ml.data.sources.oanda import TOKEN, OandaSource
+from smc_ml.simulation.market import random_walk
+from smc_ml.data.sources.base import SourceError
 
 SECRET = "0123456789abcdef-fedcba9876543210"
 QUICK = Patience(attempts=12, first_wait=0.001, longest_wait=0.05, timeout=0.3)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from smc_ml.candles import PRICES, TIMEFRAMES, validate_candles
-from smc_ml.data.files import FileSource, join_candles, open_candle_file, read_candle_file
-from smc_ml.data.order_book import Books, Trades, add_order_book, book_candles, order_book_candles, read_books, read_trades, trade_candles
-from smc_ml.data.sources import CandleSource, SourceError
+from smc_ml.data.sources.files import FileSource, join_candles, open_candle_file, read_candle_file
+from smc_ml.data.sources.order_book import Books, Trades, add_order_book, book_candles, order_book_candles, read_books, read_trades, trade_candles
+from smc_ml.data.sources.base import CandleSource, SourceError
 from conftest import BTC
 
 EURO, OANDA = "EURUSD_15m_mt5_2022-10_2023-10.parquet", "EUR_USD_H1_oanda_2020_2021.parquet"

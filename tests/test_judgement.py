@@ -11,10 +11,10 @@ from conftest import ROOT
 from test_pipeline_contract import STAGES, code_of, source_of
 from smc_ml.candles import write_table
 from smc_ml.evaluation.overfitting import superior_predictive_ability
-from smc_ml.evaluation.selection import (JudgementConfig, idle_sentence, judge, judgement_metrics, judgement_sentence, overfitting_sentence, record_sentence,
+from smc_ml.trading.selection import (JudgementConfig, idle_sentence, judge, judgement_metrics, judgement_sentence, overfitting_sentence, record_sentence,
                                          superiority_sentence)
 from smc_ml.evaluation.trials import count_trials, read_trials, trial_id
-from smc_ml.reports import page
+from smc_ml.reports.pages import page
 
 # The stages write down what they try
 

@@ -9,8 +9,8 @@ import pytest
 from exchange_servers import BinanceServer
 from smc_ml.candles import read_candles
 from smc_ml.config import UserError
-from smc_ml.data.collector import HistoricalDataCollector
-from smc_ml.data.exchanges import ExchangeSource
+from smc_ml.data.collection.collector import HistoricalDataCollector
+from smc_ml.data.sources.exchanges import ExchangeSource
 from test_collector import QUICK, raw, tables, wish
 
 SYMBOLS = ["BTCUSDT", "ETHUSDT"]
@@ -20,7 +20,7 @@ KILLS = 20
 def processes():
     "Processes that begin with everything imported: a kill is to hit the work, not the imports."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ccxt.async_support", "pandera.strategies.pandas_strategies", "smc_ml.data.collector", "test_collector"])
+    context.set_forkserver_preload(["ccxt.async_support", "pandera.strategies.pandas_strategies", "smc_ml.data.collection.collector", "test_collector"])
     return context
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import by_timeframe
-from smc_ml.backtest import select_trades
+from smc_ml.trading.account import select_trades
 from smc_ml.candles import TIMEFRAMES, average_true_range, resample
 from smc_ml.causality import known_before, random_cuts
 from smc_ml.config import ConfigError
@@ -12,8 +12,8 @@ from smc_ml.labels.outcomes import LABEL_COLUMNS, Costs, LabelError, LabelingCon
 from smc_ml.labels.weights import WeightError, average_uniqueness, sample_weights
 from smc_ml.patterns.confluence import WEIGHTS, confluence_at
 from smc_ml.patterns.detection import detect_timeframes
-from smc_ml.splits import PurgedKFold, PurgedWalkForward, SplitError
-from smc_ml.trading_costs import BacktestError
+from smc_ml.labels.splits import PurgedKFold, PurgedWalkForward, SplitError
+from smc_ml.trading.costs import BacktestError
 
 ENTRIES = ("next_open", "limit_edge", "limit_middle")
 STEP = TIMEFRAMES["5m"]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 from smc_ml.candles import TIMEFRAMES
-from smc_ml.data.simulator import random_walk
+from smc_ml.simulation.market import random_walk
 from smc_ml.patterns.detection import KINDS, detect_patterns
 
 WALKS, CANDLES, AHEAD = 20, 20_000, 5

@@ -109,17 +109,14 @@ def test_a_notebook_names_its_language_and_stays_small(path):
     assert notebook["metadata"]["kernelspec"] == {"display_name": "python3", "language": "python", "name": "python3"}
     assert path.stat().st_size < 400_000
 
-def number_of(path: Path) -> str: return path.stem.split("_", 1)[0]
+LIBRARY = [path for path in sorted((ROOT/"nbs").rglob("[0-9][0-9]_*.ipynb")) if not {"pipeline", "explore"} & set(path.parts)]
 
-def test_modules_import_only_modules_of_lower_numbers():
-    modules = {}
-    for path in (ROOT/"nbs").glob("[0-9]*.ipynb"):
-        name = re.search(r"default_exp ([\w.]+)", path.read_text())[1]
-        modules[ROOT/"smc_ml"/Path(*name.split(".")).with_suffix(".py")] = number_of(path)
-    for module, number in modules.items():
-        for imported in imported_modules(module.read_text(), module.relative_to(ROOT).parent.parts):
-            assert modules[imported] < number, f"{module.name} imports {imported.name}"
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.relative_to(ROOT/"nbs").with_suffix("").as_posix())
+def test_a_notebook_lies_where_its_module_lies(path):
+    module = re.search(r"default_exp ([\w.]+)", path.read_text())[1]
+    assert module.split(".") == [*path.relative_to(ROOT/"nbs").parent.parts, path.stem.split("_", 1)[1]]
 
-def test_only_the_backtest_imports_vectorbt():
-    importing = {path.name for path in (ROOT/"smc_ml").rglob("*.py") if re.search(r"^\s*(import|from) vectorbt", path.read_text(), re.MULTILINE)}
-    assert importing == {"backtest.py"}
+@pytest.mark.parametrize("folder", sorted({path.parent for path in LIBRARY}), ids=lambda folder: folder.name)
+def test_the_numbers_of_a_folder_have_no_gaps(folder):
+    numbers = [int(path.name[:2]) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
+    assert numbers == list(range(len(numbers)))

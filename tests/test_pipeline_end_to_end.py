@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, real_candles, BTC
-from smc_ml.reports import external_references
+from smc_ml.reports.pages import external_references
 
 SMALL = {"steps": 60, "threads": 1, "lstm": {"layers": 1, "hidden": 8, "epochs": 1}}
 

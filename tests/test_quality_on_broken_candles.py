@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from smc_ml.candles import CandleError, PRICES, TIMEFRAMES, validate_candles
-from smc_ml.data.quality import QualityReport, RepairConfig, assess_quality, repair
+from smc_ml.data.quality.assessment import QualityReport, RepairConfig, assess_quality, repair
 
 STEP, PIECE = pd.Timedelta("5min"), 8_000
 TABLES = ("gaps", "duplicates", "out_of_order", "off_grid", "violations", "frozen", "spikes", "splices", "clock", "outside", "disagreements")

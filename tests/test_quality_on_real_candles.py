@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from smc_ml.candles import PRICES, segments, validate_candles
-from smc_ml.data.quality import RepairConfig, assess_quality, repair
+from smc_ml.data.quality.assessment import RepairConfig, assess_quality, repair
 
 DEFECTS = ("duplicates", "out_of_order", "off_grid", "violations", "frozen", "spikes", "splices", "clock", "outside", "disagreements")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
-from smc_ml.splits import EMBARGOED, PURGED, TEST, TRAIN, UNUSED, CombinatorialPurged, PurgedKFold, PurgedSplitter, PurgedWalkForward, SplitError
+from smc_ml.labels.splits import EMBARGOED, PURGED, TEST, TRAIN, UNUSED, CombinatorialPurged, PurgedKFold, PurgedSplitter, PurgedWalkForward, SplitError
 
 START, NONE = pd.Timestamp("2024-01-01", tz="UTC"), pd.Timedelta(0)
 

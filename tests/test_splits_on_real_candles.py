@@ -6,7 +6,7 @@ import pytest
 from conftest import by_timeframe
 from smc_ml.labels.outcomes import label_symbols
 from smc_ml.patterns.detection import detect_timeframes
-from smc_ml.splits import EMBARGOED, PURGED, CombinatorialPurged, PurgedKFold, PurgedWalkForward, purged_before, split_counts
+from smc_ml.labels.splits import EMBARGOED, PURGED, CombinatorialPurged, PurgedKFold, PurgedWalkForward, purged_before, split_counts
 from test_splits_on_random_labels import touching
 
 SPLITTERS = {"expanding": lambda embargo: PurgedWalkForward(5, 0.3, embargo), "rolling": lambda embargo: PurgedWalkForward(5, 0.3, embargo, pd.Timedelta("60D")),

@@ -8,8 +8,8 @@ import pytest
 from numpy._core._multiarray_umath import __cpu_dispatch__
 from conftest import ROOT
 from smc_ml.candles import CandleError
-from smc_ml.data.simulator import SimulationConfig, random_walk, simulate_market
-from smc_ml.data.stylised_facts import NOT_MET, TOLERANCES, compare_facts, stylised_facts
+from smc_ml.simulation.market import SimulationConfig, random_walk, simulate_market
+from smc_ml.simulation.stylised_facts import NOT_MET, TOLERANCES, compare_facts, stylised_facts
 
 @pytest.fixture(scope="module")
 def real(bitcoin, ether) -> dict[str, dict[str, float]]: return {"BTC": stylised_facts(bitcoin), "ETH": stylised_facts(ether)}
@@ -46,7 +46,7 @@ def test_few_candles_are_refused(bitcoin):
 
 PRINT_HASH = """
 import hashlib
-from smc_ml.data.simulator import SimulationConfig, simulate_market
+from smc_ml.simulation.market import SimulationConfig, simulate_market
 market = simulate_market(["SIM-A", "SIM-B"], "2024-01-01", "2024-02-11", SimulationConfig(edge=0.3))["SIM-B"]
 print(hashlib.sha256(market.candles.to_numpy().tobytes() + market.truth[["top", "bottom", "direction"]].to_numpy(float).tobytes() + market.regimes.to_numpy().tobytes()).hexdigest())
 """

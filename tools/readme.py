@@ -1,4 +1,4 @@
-"""Write README.md from nbs/index.ipynb; with --check only say whether it is current (exit 1 if not)."""
+"""Write the maps of nbs/index.ipynb and, from that notebook, README.md; with --check only say whether both are current (exit 1 if not)."""
 import os, re, sys
 from pathlib import Path
 import nbformat
@@ -26,9 +26,43 @@ def for_readers(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for output in plain: output.get("data", {}).pop("text/html", None)
     return cell | {"source": DIRECTIVE.sub("", cell.source).strip(), "outputs": plain}
 
+def headline_of(path: Path) -> tuple[str, str]:
+    "Title and subtitle of a notebook."
+    text = "".join(cell.source + "\n" for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    return re.search(r"^# (.+)$", text, re.MULTILINE)[1], re.search(r"^> (.+)$", text, re.MULTILINE)[1]
+
+def notebook_map() -> str:
+    "One row a folder: its notebooks by title, in reading order."
+    folders = {}
+    for path in sorted((ROOT/"nbs").rglob("[0-9][0-9]_*.ipynb")):
+        if path.parent.name != "pipeline" and ".ipynb_checkpoints" not in path.parts: folders.setdefault(path.parent, []).append(path)
+    link = lambda path: f"[{headline_of(path)[0]}]({path.relative_to(NOTEBOOK.parent).as_posix()})"
+    rows = [f"| `{folder.relative_to(ROOT).as_posix()}/` | {' · '.join(map(link, paths))} |" for folder, paths in sorted(folders.items())]
+    return "\n".join(["| folder | notebooks |", "|---|---|", *rows])
+
+def stage_map() -> str:
+    "One row a stage: what it reads and what it writes."
+    rows = [f"| `{path.stem}` | {headline_of(path)[1]} |" for path in sorted((ROOT/"nbs"/"pipeline").glob("[0-9][0-9]_*.ipynb"))]
+    return "\n".join(["| stage | reads → writes |", "|---|---|", *rows])
+
+MAPS = {"notebooks": notebook_map, "stages": stage_map}
+
+def with_maps(text: str) -> str:
+    "A cell with the table below each `<!-- name -->` written anew."
+    for name, table in MAPS.items():
+        text = re.sub(rf"<!-- {name} -->(\n\|.*)*", lambda _: f"<!-- {name} -->\n{table()}", text)
+    return text
+
+def index_notebook() -> nbformat.NotebookNode:
+    "The index notebook with its maps as they should be."
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown": cell.source = with_maps(cell.source)
+    return notebook
+
 def readme() -> str:
     "The whole text of README.md."
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = index_notebook()
     notebook.cells = [nbformat.from_dict(for_readers(cell)) for cell in notebook.cells if kept(cell)]
     notebook.metadata = nbformat.from_dict({"language_info": {"name": "python"}})
     text, _ = MarkdownExporter().from_notebook_node(notebook)
@@ -36,6 +70,9 @@ def readme() -> str:
 
 if __name__ == "__main__":
     if not NOTEBOOK.exists(): sys.exit("nbs/index.ipynb is missing: README.md is made from it")
-    text = readme()
-    if "--check" not in sys.argv[1:]: README.write_text(text, encoding="utf-8")
-    elif not README.exists() or README.read_text(encoding="utf-8") != text: sys.exit("README.md differs from nbs/index.ipynb: run make readme")
+    notebook, text = index_notebook(), readme()
+    if "--check" not in sys.argv[1:]:
+        if notebook != nbformat.read(NOTEBOOK, as_version=4): nbformat.write(notebook, NOTEBOOK)
+        README.write_text(text, encoding="utf-8")
+    elif notebook != nbformat.read(NOTEBOOK, as_version=4) or not README.exists() or README.read_text(encoding="utf-8") != text:
+        sys.exit("the maps of nbs/index.ipynb or README.md are not current: run make readme")

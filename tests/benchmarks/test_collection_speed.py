@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from conftest import BTC, real_candles
 from exchange_servers import BinanceServer, BybitServer
-from smc_ml.data.exchanges import ExchangeSource
-from smc_ml.data.simulator import random_walk
+from smc_ml.data.sources.exchanges import ExchangeSource
+from smc_ml.simulation.market import random_walk
 
 ROUNDS = 3
 

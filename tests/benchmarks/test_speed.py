@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import BTC, by_timeframe, real_candles
-from smc_ml.data.simulator import SimulationConfig, random_walk, simulate_market
+from smc_ml.simulation.market import SimulationConfig, random_walk, simulate_market
 from smc_ml.features.smc import smc_features
 from smc_ml.labels.outcomes import LabelingConfig, barrier_exits, label_patterns, limit_fills
 from smc_ml.patterns.detection import PatternConfig, detect_patterns, detect_timeframes
