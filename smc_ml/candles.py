@@ -8,24 +8,32 @@ __all__ = ['TIMEFRAMES', 'PRICES', 'OPTIONAL', 'SIGNED', 'CANDLES', 'CandleError
            'write_candles', 'candle_facts', 'read_candles', 'candles_path', 'read_all_candles', 'Market', 'read_market']
 
 # %% ../nbs/02_candles.ipynb #55d17ff0
-import hashlib, json, os
+import hashlib
+import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 from numba import njit
+
 from .config import UserError
 from .writing import write_table
 
 # %% ../nbs/02_candles.ipynb #3a0934ce
-TIMEFRAMES = {name: pd.Timedelta(length) for name, length in
-              {"5m": "5min", "15m": "15min", "1h": "1h", "4h": "4h", "1d": "1D"}.items()}
+TIMEFRAMES = {
+    name: pd.Timedelta(length)
+    for name, length in {"5m": "5min", "15m": "15min", "1h": "1h", "4h": "4h", "1d": "1D"}.items()
+}
+
 
 class CandleError(UserError):
     "Candles that break the contract; names source, column and first bad time."
+
 
 def closes_at(candles: pd.DataFrame, timeframe: str) -> pd.DatetimeIndex:
     "The time at which each row is known: its open time plus the timeframe."
@@ -33,15 +41,28 @@ def closes_at(candles: pd.DataFrame, timeframe: str) -> pd.DatetimeIndex:
 
 # %% ../nbs/02_candles.ipynb #bc23cd77
 PRICES = ("open", "high", "low", "close")
-OPTIONAL = ("quote_volume", "trades", "taker_buy_volume", "bid", "ask", "bid_volume", "ask_volume", "spread", "depth", "filled")
-SIGNED = ("imbalance", "signed_volume")   # optional columns that may be negative
+OPTIONAL = (
+    "quote_volume",
+    "trades",
+    "taker_buy_volume",
+    "bid",
+    "ask",
+    "bid_volume",
+    "ask_volume",
+    "spread",
+    "depth",
+    "filled",
+)
+SIGNED = ("imbalance", "signed_volume")  # optional columns that may be negative
 
 CANDLES = pa.DataFrameSchema(
     columns={name: pa.Column(float, pa.Check.gt(0), required=True) for name in PRICES}
     | {"volume": pa.Column(float, pa.Check.ge(0), required=True)}
     | {name: pa.Column(float, pa.Check.ge(0), nullable=True, required=False) for name in OPTIONAL}
     | {name: pa.Column(float, nullable=True, required=False) for name in SIGNED},
-    index=pa.Index(pd.DatetimeTZDtype("ns", "UTC"), name="open_time"), strict=True)
+    index=pa.Index(pd.DatetimeTZDtype("ns", "UTC"), name="open_time"),
+    strict=True,
+)
 
 # %% ../nbs/02_candles.ipynb #e7df9d91
 def _check_times(index: pd.Index, timeframe: str, source: str, allow_gaps: bool) -> None:
@@ -50,20 +71,36 @@ def _check_times(index: pd.Index, timeframe: str, source: str, allow_gaps: bool)
     backward = np.flatnonzero(np.diff(index.asi8) <= 0)
     if len(backward):
         late, before = index[backward[0] + 1], index[backward[0]]
-        what = "is there twice: drop one of the two rows, or set collect.repair.drop_duplicates" if late == before else f"stands after {before}: sort the file by time, or set collect.repair.sort"
+        what = (
+            "is there twice: drop one of the two rows, or set collect.repair.drop_duplicates"
+            if late == before
+            else f"stands after {before}: sort the file by time, or set collect.repair.sort"
+        )
         raise CandleError(f"{source}: open_time {late} {what}")
     off_grid = np.flatnonzero(index.asi8 % (step.value // index_unit(index)))
-    if len(off_grid): raise CandleError(f"{source}: open_time {index[off_grid[0]]} is not on the {timeframe} grid: check the timeframe and the time zone")
+    if len(off_grid):
+        raise CandleError(
+            f"{source}: open_time {index[off_grid[0]]} is not on the {timeframe} grid: check the timeframe and the time zone"
+        )
     holes = np.flatnonzero(np.diff(index.asi8) > step.value // index_unit(index))
     if len(holes) and not allow_gaps:
         start, end = index[holes[0]] + step, index[holes[0] + 1]
-        count, all_holes = (end - start) // step, "the only hole" if len(holes) == 1 else f"{len(holes)} holes in all"
-        raise CandleError(f"{source}: {count} {'candle is' if count == 1 else 'candles are'} missing from open_time {start} on ({all_holes}): "
-                          f"{'set collect.calendar to forex where the market closes at weekends, ' * _holds_saturday(start, end)}fetch again, let short holes be filled (collect.repair.fill_up_to), or set collect.allow_gaps to keep the holes as they are")
+        count, all_holes = (
+            (end - start) // step,
+            "the only hole" if len(holes) == 1 else f"{len(holes)} holes in all",
+        )
+        raise CandleError(
+            f"{source}: {count} {'candle is' if count == 1 else 'candles are'} missing from open_time {start} on ({all_holes}): "
+            f"{'set collect.calendar to forex where the market closes at weekends, ' * _holds_saturday(start, end)}fetch again, let short holes be filled (collect.repair.fill_up_to), or set collect.allow_gaps to keep the holes as they are"
+        )
+
 
 def _holds_saturday(start: pd.Timestamp, end: pd.Timestamp) -> bool:
     "Whether a whole Saturday, UTC, lies between two times."
-    return any(day.day_of_week == 5 for day in pd.date_range(start.ceil("D"), end.floor("D") - pd.Timedelta("1D")))
+    return any(
+        day.day_of_week == 5 for day in pd.date_range(start.ceil("D"), end.floor("D") - pd.Timedelta("1D"))
+    )
+
 
 def index_unit(index: pd.DatetimeIndex) -> int:
     "Nanoseconds in one unit of the index's integers."
@@ -76,74 +113,125 @@ def _check_prices(candles: pd.DataFrame, source: str) -> None:
         values = candles[name].to_numpy()
         bad = ~np.isfinite(values) | (values < 0 if name == "volume" else values <= 0)
         if bad.any():
-            raise CandleError(f"{source}: column {name} is {values[bad.argmax()]} at {candles.index[bad.argmax()]}: fetch this candle again, remove the row, or set collect.repair.drop_impossible")
-    for name, best in (("high", candles[list(PRICES)].max(axis=1)), ("low", candles[list(PRICES)].min(axis=1))):
+            raise CandleError(
+                f"{source}: column {name} is {values[bad.argmax()]} at {candles.index[bad.argmax()]}: fetch this candle again, remove the row, or set collect.repair.drop_impossible"
+            )
+    for name, best in (
+        ("high", candles[list(PRICES)].max(axis=1)),
+        ("low", candles[list(PRICES)].min(axis=1)),
+    ):
         bad = (candles[name] != best).to_numpy()
         if bad.any():
-            raise CandleError(f"{source}: column {name} is {candles[name].iloc[bad.argmax()]} at {candles.index[bad.argmax()]}, but another price of that candle "
-                              f"is {best.iloc[bad.argmax()]}: fetch this candle again, remove the row, or set collect.repair.drop_impossible")
+            raise CandleError(
+                f"{source}: column {name} is {candles[name].iloc[bad.argmax()]} at {candles.index[bad.argmax()]}, but another price of that candle "
+                f"is {best.iloc[bad.argmax()]}: fetch this candle again, remove the row, or set collect.repair.drop_impossible"
+            )
 
 # %% ../nbs/02_candles.ipynb #b337b34e
-def validate_candles(candles: pd.DataFrame,
-                     timeframe: str,           # a key of `TIMEFRAMES`
-                     source: str = "candles",  # named in errors: a file or a symbol
-                     allow_gaps: bool = False, # holes stay holes; they are never filled
-                    ) -> pd.DataFrame:
+def validate_candles(
+    candles: pd.DataFrame,
+    timeframe: str,  # a key of `TIMEFRAMES`
+    source: str = "candles",  # named in errors: a file or a symbol
+    allow_gaps: bool = False,  # holes stay holes; they are never filled
+) -> pd.DataFrame:
     "The candles unchanged, or a `CandleError` that names source, column, time and remedy."
     missing = [name for name in (*PRICES, "volume") if name not in candles]
-    if missing: raise CandleError(f"{source}: no column {missing[0]} (found: {', '.join(map(str, candles.columns))}): rename or add it")
-    if not len(candles): raise CandleError(f"{source}: no candles: check the dates and the file")
-    if not candles.columns.is_unique: raise CandleError(f"{source}: column {candles.columns[candles.columns.duplicated()][0]} is there twice: remove one of the two")
+    if missing:
+        raise CandleError(
+            f"{source}: no column {missing[0]} (found: {', '.join(map(str, candles.columns))}): rename or add it"
+        )
+    if not len(candles):
+        raise CandleError(f"{source}: no candles: check the dates and the file")
+    if not candles.columns.is_unique:
+        raise CandleError(
+            f"{source}: column {candles.columns[candles.columns.duplicated()][0]} is there twice: remove one of the two"
+        )
     wrong = [name for name in (*PRICES, "volume") if candles[name].dtype != "float64"]
-    if wrong: raise CandleError(f"{source}: column {wrong[0]} is {candles[wrong[0]].dtype}, not float64: convert it before reading")
+    if wrong:
+        raise CandleError(
+            f"{source}: column {wrong[0]} is {candles[wrong[0]].dtype}, not float64: convert it before reading"
+        )
     if not isinstance(candles.index, pd.DatetimeIndex) or str(candles.index.tz) != "UTC":
-        raise CandleError(f"{source}: open_time must be a UTC time index, found {candles.index.dtype}: convert it before reading")
+        raise CandleError(
+            f"{source}: open_time must be a UTC time index, found {candles.index.dtype}: convert it before reading"
+        )
     if candles.index.unit != "ns" or candles.index.name != "open_time":
-        raise CandleError(f"{source}: the index is {candles.index.name} in {candles.index.unit}, not open_time in ns: candles.index = candles.index.as_unit('ns').rename('open_time')")
+        raise CandleError(
+            f"{source}: the index is {candles.index.name} in {candles.index.unit}, not open_time in ns: candles.index = candles.index.as_unit('ns').rename('open_time')"
+        )
     _check_times(candles.index, timeframe, source, allow_gaps)
     _check_prices(candles, source)
-    try: CANDLES.validate(candles)
-    except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error: raise CandleError(f"{source}: {error}") from None
+    try:
+        CANDLES.validate(candles)
+    except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error:
+        raise CandleError(f"{source}: {error}") from None
     return candles
 
 # %% ../nbs/02_candles.ipynb #7ce1b80e
-_AGGREGATES = {"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum", "quote_volume": "sum", "trades": "sum",
-               "taker_buy_volume": "sum", "bid": "last", "ask": "last", "bid_volume": "last", "ask_volume": "last",
-               "spread": "mean", "depth": "mean", "imbalance": "mean", "signed_volume": "sum", "filled": "max"}
+_AGGREGATES = {
+    "open": "first",
+    "high": "max",
+    "low": "min",
+    "close": "last",
+    "volume": "sum",
+    "quote_volume": "sum",
+    "trades": "sum",
+    "taker_buy_volume": "sum",
+    "bid": "last",
+    "ask": "last",
+    "bid_volume": "last",
+    "ask_volume": "last",
+    "spread": "mean",
+    "depth": "mean",
+    "imbalance": "mean",
+    "signed_volume": "sum",
+    "filled": "max",
+}
 
-def resample(candles: pd.DataFrame, # checked candles
-             timeframe: str,        # of `candles`
-             higher: str,           # wanted
-            ) -> pd.DataFrame:
+
+def resample(
+    candles: pd.DataFrame,  # checked candles
+    timeframe: str,  # of `candles`
+    higher: str,  # wanted
+) -> pd.DataFrame:
     "Complete candles of a higher timeframe, stamped with their open time."
     parts = TIMEFRAMES[higher] // TIMEFRAMES[timeframe]
     groups = candles.resample(TIMEFRAMES[higher], closed="left", label="left", origin="epoch")
     merged = groups.agg({name: how for name, how in _AGGREGATES.items() if name in candles})
     holed = [name for name in merged if candles[name].isna().any()]
-    quotes, others = [name for name in holed if _AGGREGATES[name] == "last"], [name for name in holed if _AGGREGATES[name] != "last"]
-    if quotes: merged[quotes] = groups[quotes].last(skipna=False)
-    if others: merged[others] = merged[others].where(groups[others].count() == parts)
+    quotes, others = (
+        [name for name in holed if _AGGREGATES[name] == "last"],
+        [name for name in holed if _AGGREGATES[name] != "last"],
+    )
+    if quotes:
+        merged[quotes] = groups[quotes].last(skipna=False)
+    if others:
+        merged[others] = merged[others].where(groups[others].count() == parts)
     return merged[(groups.size() == parts).to_numpy()]
 
 # %% ../nbs/02_candles.ipynb #a5867f4e
-def known_rows(candles: pd.DataFrame, timeframe: str, higher: pd.DataFrame, higher_timeframe: str) -> np.ndarray:
+def known_rows(
+    candles: pd.DataFrame, timeframe: str, higher: pd.DataFrame, higher_timeframe: str
+) -> np.ndarray:
     "For each base row the position of the last higher candle closed by then; -1 where there is none."
     return closes_at(higher, higher_timeframe).searchsorted(closes_at(candles, timeframe), side="right") - 1
 
 # %% ../nbs/02_candles.ipynb #e2d667f6
 _DAY = pd.Timedelta("1D").value
 
-def segments(candles: pd.DataFrame,
-             timeframe: str,               # of `candles`
-             maximum_hole: int = 3,        # missing candles in a row that do not end a segment
-             weekends_closed: bool = False # a hole that holds a whole Saturday, UTC, ends no segment
-            ) -> list[slice]:
+
+def segments(
+    candles: pd.DataFrame,
+    timeframe: str,  # of `candles`
+    maximum_hole: int = 3,  # missing candles in a row that do not end a segment
+    weekends_closed: bool = False,  # a hole that holds a whole Saturday, UTC, ends no segment
+) -> list[slice]:
     "The rows of each stretch without a long hole, in order."
     times = candles.index.asi8 * index_unit(candles.index)
     before, after = times[:-1], times[1:]
     cut = after - before > (maximum_hole + 1) * TIMEFRAMES[timeframe].value
     if weekends_closed:
-        saturday = before + (9 * _DAY - before % (7 * _DAY)) % (7 * _DAY)   # the epoch began on a Thursday
+        saturday = before + (9 * _DAY - before % (7 * _DAY)) % (7 * _DAY)  # the epoch began on a Thursday
         cut &= ~((saturday + _DAY <= after) & (after < before + 5 * _DAY))
     bounds = [0, *(np.flatnonzero(cut) + 1), len(candles)]
     return [slice(int(start), int(end)) for start, end in zip(bounds, bounds[1:]) if end > start]
@@ -157,15 +245,18 @@ def true_range(high: np.ndarray, low: np.ndarray, close: np.ndarray) -> np.ndarr
         out[row] = max(high[row], close[row - 1]) - min(low[row], close[row - 1])
     return out
 
+
 @njit(cache=True)
 def window_mean(values: np.ndarray, window: int) -> np.ndarray:
     "Mean of the last `window` values; NaN while there are fewer or one of them is NaN."
     out = np.full(len(values), np.nan)
     for row in range(window - 1, len(values)):
         total = 0.0
-        for back in range(row - window + 1, row + 1): total += values[back]
+        for back in range(row - window + 1, row + 1):
+            total += values[back]
         out[row] = total / window
     return out
+
 
 def average_true_range(candles: pd.DataFrame, window: int = 14) -> np.ndarray:
     "Simple mean of the true range over `window` candles, in price units; the first `window` rows are NaN."
@@ -181,36 +272,57 @@ def content_hash(table: pd.DataFrame) -> str:
 # %% ../nbs/02_candles.ipynb #41c24b56
 def write_candles(candles: pd.DataFrame, path: str | os.PathLike, timeframe: str, **facts) -> None:
     "Write checked candles with their facts (source, seed, …), span and content hash in the metadata."
-    span = {"timeframe": timeframe, "first": str(candles.index[0]), "last": str(candles.index[-1]), "rows": len(candles)}
+    span = {
+        "timeframe": timeframe,
+        "first": str(candles.index[0]),
+        "last": str(candles.index[-1]),
+        "rows": len(candles),
+    }
     write_table(candles, path, {**facts, **span, "content": content_hash(candles)})
+
 
 def candle_facts(path: str | os.PathLike) -> dict:
     "What `write_candles` noted in the file: source, timeframe, span, rows, content hash."
     return json.loads(parquet.read_schema(path).metadata.get(b"smc_ml", b"{}"))
 
+
 def read_candles(path: str | os.PathLike) -> pd.DataFrame:
     "Candles as written; a `CandleError` where the file is missing, unreadable or changed since."
-    try: candles, facts = pd.read_parquet(path), candle_facts(path)
-    except FileNotFoundError: raise CandleError(f"{path}: no such file: run the collect stage first") from None
-    except (arrow.ArrowInvalid, OSError) as error: raise CandleError(f"{path}: not a readable Parquet file ({error}): delete it and collect again") from None
+    try:
+        candles, facts = pd.read_parquet(path), candle_facts(path)
+    except FileNotFoundError:
+        raise CandleError(f"{path}: no such file: run the collect stage first") from None
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise CandleError(
+            f"{path}: not a readable Parquet file ({error}): delete it and collect again"
+        ) from None
     if content_hash(candles) != facts.get("content"):
-        raise CandleError(f"{path}: the content differs from its own hash, so it was changed after it was collected: delete it and collect again")
+        raise CandleError(
+            f"{path}: the content differs from its own hash, so it was changed after it was collected: delete it and collect again"
+        )
     return candles
 
 # %% ../nbs/02_candles.ipynb #6efb89bd
 def candles_path(folder: str | os.PathLike, symbol: str, timeframe: str = "5m") -> Path:
     "Where a symbol's candles lie."
-    return Path(folder)/f"{symbol}_{timeframe}.parquet"
+    return Path(folder) / f"{symbol}_{timeframe}.parquet"
 
-def read_all_candles(folder: str | os.PathLike = "artifacts/candles", timeframe: str = "5m") -> dict[str, pd.DataFrame]:
+
+def read_all_candles(
+    folder: str | os.PathLike = "artifacts/candles", timeframe: str = "5m"
+) -> dict[str, pd.DataFrame]:
     "Candles of one timeframe by symbol, in alphabetical order."
     paths = sorted(Path(folder).glob(f"*_{timeframe}.parquet"))
-    if not paths: raise CandleError(f"{folder}: no {timeframe} candles: name {timeframe} in collect.timeframes and run the collect stage")
+    if not paths:
+        raise CandleError(
+            f"{folder}: no {timeframe} candles: name {timeframe} in collect.timeframes and run the collect stage"
+        )
     return {path.stem.removesuffix(f"_{timeframe}"): read_candles(path) for path in paths}
 
 # %% ../nbs/02_candles.ipynb #1f504010
 class Market(Mapping[str, pd.DataFrame]):
     "Candles by symbol, all of one timeframe."
+
     def __init__(self, candles: Mapping[str, pd.DataFrame], timeframe: str):
         if timeframe not in TIMEFRAMES:
             raise CandleError(f"timeframe {timeframe!r} is none of {', '.join(TIMEFRAMES)}")
@@ -241,12 +353,15 @@ class Market(Mapping[str, pd.DataFrame]):
         "Complete candles of a timeframe that is a multiple of the market's own."
         if higher == self.timeframe:
             return self
-        return Market({symbol: resample(candles, self.timeframe, higher) for symbol, candles in self.items()}, higher)
+        return Market(
+            {symbol: resample(candles, self.timeframe, higher) for symbol, candles in self.items()}, higher
+        )
 
 # %% ../nbs/02_candles.ipynb #39b71624
-def read_market(folder: str | os.PathLike = "artifacts/candles",
-                timeframe: str | None = None, # None: the base, the shortest that lies there
-               ) -> Market:
+def read_market(
+    folder: str | os.PathLike = "artifacts/candles",
+    timeframe: str | None = None,  # None: the base, the shortest that lies there
+) -> Market:
     "The candles of one timeframe that the collect stage wrote, symbols in alphabetical order."
     there = {path.stem.rsplit("_", 1)[-1] for path in Path(folder).glob("*_*.parquet")}
     base = timeframe or next((name for name in TIMEFRAMES if name in there), next(iter(TIMEFRAMES)))

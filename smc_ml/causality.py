@@ -8,6 +8,7 @@ __all__ = ['POISONS', 'LookAheadError', 'random_cuts', 'assert_causal', 'known_b
 
 # %% ../nbs/03_causality.ipynb #225b9a47
 from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -15,37 +16,54 @@ import pandas as pd
 class LookAheadError(AssertionError):
     "A result that changes when the future is taken away."
 
+
 def random_cuts(n_rows: int, cuts: int, seed: int, first: int = 1) -> np.ndarray:
     "Sorted, distinct row counts in [first, n_rows): where to cut."
-    return np.sort(np.random.default_rng(seed).choice(np.arange(first, n_rows), min(cuts, n_rows - first), replace=False))
+    return np.sort(
+        np.random.default_rng(seed).choice(np.arange(first, n_rows), min(cuts, n_rows - first), replace=False)
+    )
 
 # %% ../nbs/03_causality.ipynb #55c738ea
-def assert_causal(function: Callable[[pd.DataFrame], pd.DataFrame | pd.Series], # candles -> one row a candle
-                  candles: pd.DataFrame,
-                  cuts: int = 50,   # random places at which the future is taken away
-                  seed: int = 0,
-                  first: int = 1,   # shortest prefix tried, rows
-                  tail: int = 20,   # rows before each cut that are compared
-                 ) -> None:
+def assert_causal(
+    function: Callable[[pd.DataFrame], pd.DataFrame | pd.Series],  # candles -> one row a candle
+    candles: pd.DataFrame,
+    cuts: int = 50,  # random places at which the future is taken away
+    seed: int = 0,
+    first: int = 1,  # shortest prefix tried, rows
+    tail: int = 20,  # rows before each cut that are compared
+) -> None:
     "Raise `LookAheadError` where the last rows before a cut differ from those of the whole series."
     whole = pd.DataFrame(function(candles))
     for end in random_cuts(len(candles), cuts, seed, first):
         seen = pd.DataFrame(function(candles.iloc[:end])).iloc[-tail:]
-        _compare(seen, whole.iloc[:end].iloc[-tail:], f"with the candles after {candles.index[end - 1]} taken away")
+        _compare(
+            seen, whole.iloc[:end].iloc[-tail:], f"with the candles after {candles.index[end - 1]} taken away"
+        )
+
 
 def _plain(column: pd.Series) -> np.ndarray:
     "Values that compare fast: times without their zone, names instead of categories."
-    if isinstance(column.dtype, pd.DatetimeTZDtype): return column.to_numpy("datetime64[ns]")
-    if isinstance(column.dtype, pd.CategoricalDtype): return column.cat.categories.to_numpy(str)[column.cat.codes]
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        return column.to_numpy("datetime64[ns]")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.categories.to_numpy(str)[column.cat.codes]
     return column.to_numpy()
+
 
 def _compare(seen: pd.DataFrame, full: pd.DataFrame, when: str, relative: float = 0.0) -> None:
     "Raise for the first column and row in which the two differ by more than `relative`."
-    if not seen.index.equals(full.index): raise LookAheadError(f"{len(seen)} rows instead of {len(full)} {when}")
+    if not seen.index.equals(full.index):
+        raise LookAheadError(f"{len(seen)} rows instead of {len(full)} {when}")
     for name in full:
         a, b = _plain(seen[name]), _plain(full[name])
-        if a.dtype.kind == "f": differ = ~((a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= relative * np.maximum(np.abs(a), np.abs(b))))
-        else: differ = np.asarray((a != b) & ~(pd.isna(a) & pd.isna(b)))
+        if a.dtype.kind == "f":
+            differ = ~(
+                (a == b)
+                | (np.isnan(a) & np.isnan(b))
+                | (np.abs(a - b) <= relative * np.maximum(np.abs(a), np.abs(b)))
+            )
+        else:
+            differ = np.asarray((a != b) & ~(pd.isna(a) & pd.isna(b)))
         if differ.any():
             row = differ.argmax()
             raise LookAheadError(f"{name} at {full.index[row]} is {a[row]} instead of {b[row]} {when}")
@@ -56,71 +74,106 @@ def known_before(patterns: pd.DataFrame, time: pd.Timestamp) -> pd.DataFrame:
     seen = patterns[patterns["known_at"] <= time].reset_index(drop=True)
     later = (seen["ended_at"] > time).to_numpy()
     dated = [name for name in seen.select_dtypes("datetimetz") if name not in ("formed_at", "known_at")]
-    return seen.assign(**{name: seen[name].where(seen[name] <= time) for name in dated}, ended_how=seen["ended_how"].mask(later, ""))
+    return seen.assign(
+        **{name: seen[name].where(seen[name] <= time) for name in dated},
+        ended_how=seen["ended_how"].mask(later, ""),
+    )
 
-def telling_cuts(events: pd.DataFrame, candles: pd.DataFrame, step: pd.Timedelta, each: int, seed: int) -> np.ndarray:
+
+def telling_cuts(
+    events: pd.DataFrame, candles: pd.DataFrame, step: pd.Timedelta, each: int, seed: int
+) -> np.ndarray:
     "Cuts right after the close at which events say they are known, `each` of every kind: where a peek of one candle must show, however rare the kind."
     rows, generator = 1 + (candles.index + step).searchsorted(events["known_at"]), np.random.default_rng(seed)
     kinds = events["kind"].astype(str).to_numpy() if "kind" in events else np.zeros(len(events), str)
-    chosen = [generator.choice(rows[kinds == kind], min(each, (kinds == kind).sum()), replace=False) for kind in np.unique(kinds)]
+    chosen = [
+        generator.choice(rows[kinds == kind], min(each, (kinds == kind).sum()), replace=False)
+        for kind in np.unique(kinds)
+    ]
     return np.unique(np.concatenate([np.zeros(0, np.int64), *chosen]))
 
-def assert_causal_events(detect: Callable[[pd.DataFrame], pd.DataFrame], # candles -> pattern table
-                         candles: pd.DataFrame,
-                         step: pd.Timedelta,                             # timeframe of the candles
-                         cuts: int = 50, seed: int = 0, first: int = 1,
-                         each: int = 3,                                  # more cuts, at so many events of each kind
-                        ) -> None:
+
+def assert_causal_events(
+    detect: Callable[[pd.DataFrame], pd.DataFrame],  # candles -> pattern table
+    candles: pd.DataFrame,
+    step: pd.Timedelta,  # timeframe of the candles
+    cuts: int = 50,
+    seed: int = 0,
+    first: int = 1,
+    each: int = 3,  # more cuts, at so many events of each kind
+) -> None:
     "Raise `LookAheadError` unless the events of each prefix are those known by its last close."
     whole = detect(candles)
-    ends = np.union1d(random_cuts(len(candles), cuts, seed, first), telling_cuts(whole, candles, step, each, seed))
+    ends = np.union1d(
+        random_cuts(len(candles), cuts, seed, first), telling_cuts(whole, candles, step, each, seed)
+    )
     for end in ends[ends >= first]:
         closed = candles.index[end - 1] + step
-        _compare(detect(candles.iloc[:end]).reset_index(drop=True), known_before(whole, closed), f"with the candles after {candles.index[end - 1]} taken away")
+        _compare(
+            detect(candles.iloc[:end]).reset_index(drop=True),
+            known_before(whole, closed),
+            f"with the candles after {candles.index[end - 1]} taken away",
+        )
 
 # %% ../nbs/03_causality.ipynb #188abe90
 def _random_market(candles: pd.DataFrame, last: float, generator: np.random.Generator) -> np.ndarray:
-    path = last * np.exp(generator.normal(0, .01, (len(candles), 4)).cumsum().reshape(-1, 4))
+    path = last * np.exp(generator.normal(0, 0.01, (len(candles), 4)).cumsum().reshape(-1, 4))
     return np.column_stack([path[:, 0], path.max(1), path.min(1), path[:, 3]])
 
-def _nothing(candles: pd.DataFrame, last: float, generator: np.random.Generator) -> np.ndarray: return np.full((len(candles), 4), np.nan)
+
+def _nothing(candles: pd.DataFrame, last: float, generator: np.random.Generator) -> np.ndarray:
+    return np.full((len(candles), 4), np.nan)
+
 
 def _crash(candles: pd.DataFrame, last: float, generator: np.random.Generator) -> np.ndarray:
     path = last * 0.9 ** np.arange(1, len(candles) + 1).clip(max=60)
     return np.column_stack([path / 0.9, path / 0.9, path, path])
 
+
 POISONS = {"random prices": _random_market, "NaN": _nothing, "a crash": _crash}
+
 
 def poisoned(candles: pd.DataFrame, end: int, poison: str, seed: int = 0) -> pd.DataFrame:
     "The candles with the prices from row `end` on replaced by one of `POISONS`."
     prices, future = ["open", "high", "low", "close"], candles.iloc[end:]
     changed = candles.copy()
-    changed.iloc[end:, candles.columns.get_indexer(prices)] = POISONS[poison](future, float(candles["close"].iloc[end - 1]), np.random.default_rng(seed))
+    changed.iloc[end:, candles.columns.get_indexer(prices)] = POISONS[poison](
+        future, float(candles["close"].iloc[end - 1]), np.random.default_rng(seed)
+    )
     return changed
 
-def assert_blind_to_the_future(detect: Callable[[pd.DataFrame], pd.DataFrame], # candles -> pattern table; must stand NaN
-                               candles: pd.DataFrame,
-                               step: pd.Timedelta,                             # timeframe of the candles
-                               cuts: int = 50, seed: int = 0, first: int = 1,
-                               ahead: int = 500,                               # candles of poison behind each cut
-                               poisons: tuple[str, ...] = tuple(POISONS)) -> None:
+
+def assert_blind_to_the_future(
+    detect: Callable[[pd.DataFrame], pd.DataFrame],  # candles -> pattern table; must stand NaN
+    candles: pd.DataFrame,
+    step: pd.Timedelta,  # timeframe of the candles
+    cuts: int = 50,
+    seed: int = 0,
+    first: int = 1,
+    ahead: int = 500,  # candles of poison behind each cut
+    poisons: tuple[str, ...] = tuple(POISONS),
+) -> None:
     "Raise `LookAheadError` where another future changes what was known at the cut."
     whole = detect(candles)
     for end in random_cuts(len(candles), cuts, seed, first):
         closed = candles.index[end - 1] + step
         for poison in poisons:
-            seen = known_before(detect(poisoned(candles.iloc[:end + ahead], end, poison, seed + end)), closed)
+            seen = known_before(
+                detect(poisoned(candles.iloc[: end + ahead], end, poison, seed + end)), closed
+            )
             _compare(seen, known_before(whole, closed), f"with {poison} after {candles.index[end - 1]}")
 
 # %% ../nbs/03_causality.ipynb #ed33b36a
-def assert_parity(function: Callable[[pd.DataFrame], pd.DataFrame | pd.Series],
-                  candles: pd.DataFrame,
-                  lookback: int,            # candles that are said to be enough for one exact row
-                  cuts: int = 50, seed: int = 0,
-                  relative: float = 1e-9,   # largest relative difference
-                 ) -> None:
+def assert_parity(
+    function: Callable[[pd.DataFrame], pd.DataFrame | pd.Series],
+    candles: pd.DataFrame,
+    lookback: int,  # candles that are said to be enough for one exact row
+    cuts: int = 50,
+    seed: int = 0,
+    relative: float = 1e-9,  # largest relative difference
+) -> None:
     "Raise `LookAheadError` where a row from the last `lookback` candles differs from that of the whole history."
     whole = pd.DataFrame(function(candles))
     for end in random_cuts(len(candles), cuts, seed, first=lookback):
-        seen = pd.DataFrame(function(candles.iloc[end - lookback:end])).iloc[-1:]
-        _compare(seen, whole.iloc[end - 1:end], f"from the last {lookback} candles alone", relative)
+        seen = pd.DataFrame(function(candles.iloc[end - lookback : end])).iloc[-1:]
+        _compare(seen, whole.iloc[end - 1 : end], f"from the last {lookback} candles alone", relative)

@@ -6,45 +6,66 @@
 __all__ = ['SECTIONS', 'CONTROLS', 'check_settings', 'use_files', 'full_parameters', 'run_controls', 'main']
 
 # %% ../nbs/05_cli.ipynb #b30b25e8
-import argparse, sys
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
 import papermill
 import yaml
 from ruamel.yaml import YAML
-from .trading.account import BacktestConfig
+
 from .config import ConfigError, Section, UserError
+from .controls.nulls import ControlsConfig, FullControlsConfig
 from .data.collection.config import DataCollectionConfig
 from .ensemble.weighting import EnsembleConfig
-from .controls.nulls import ControlsConfig, FullControlsConfig
-from .trading.selection import JudgementConfig
 from .features.smc import FeatureConfig
 from .labels.outcomes import Costs, LabelingConfig
+from .labels.splits import SplitsConfig
 from .models.out_of_fold import TrainingConfig
 from .patterns.detection import PatternConfig
 from .reports.pages import page
-from .labels.splits import SplitsConfig
 from .reports.summary import ReportConfig
+from .trading.account import BacktestConfig
+from .trading.selection import JudgementConfig
 
 SECTIONS: dict[str, type[Section]] = {
-    "collect": DataCollectionConfig, "patterns": PatternConfig, "costs": Costs, "labels": LabelingConfig, "features": FeatureConfig,
-    "splits": SplitsConfig, "train": TrainingConfig, "ensemble": EnsembleConfig, "backtest": BacktestConfig, "judgement": JudgementConfig,
-    "controls": ControlsConfig, "controls_full": FullControlsConfig,
-    "report": ReportConfig}
+    "collect": DataCollectionConfig,
+    "patterns": PatternConfig,
+    "costs": Costs,
+    "labels": LabelingConfig,
+    "features": FeatureConfig,
+    "splits": SplitsConfig,
+    "train": TrainingConfig,
+    "ensemble": EnsembleConfig,
+    "backtest": BacktestConfig,
+    "judgement": JudgementConfig,
+    "controls": ControlsConfig,
+    "controls_full": FullControlsConfig,
+    "report": ReportConfig,
+}
 
 # %% ../nbs/05_cli.ipynb #767dbed9
 def check_settings(path: str) -> dict[str, Section]:
     "The sections of a settings file; a `ConfigError` with one line a section that is wrong."
-    try: settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: raise ConfigError(f"{path}: no such file") from None
-    except yaml.YAMLError as error: raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     settings, sections = settings or {}, {}
-    wrong = [f"{name} is not a section (known: {', '.join(SECTIONS)})" for name in settings if name not in SECTIONS]
+    wrong = [
+        f"{name} is not a section (known: {', '.join(SECTIONS)})" for name in settings if name not in SECTIONS
+    ]
     wrong += [f"section {name} is missing" for name in SECTIONS if name not in settings]
     for name in settings.keys() & SECTIONS.keys():
-        try: sections[name] = SECTIONS[name](**(settings[name] or {}))
-        except ConfigError as error: wrong.append(str(error))
-    if wrong: raise ConfigError("\n".join(f"{path}: {line}" for line in sorted(wrong)))
+        try:
+            sections[name] = SECTIONS[name](**(settings[name] or {}))
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in sorted(wrong)))
     return sections
 
 # %% ../nbs/05_cli.ipynb #e576a9e3
@@ -52,28 +73,45 @@ def use_files(path: str, files: Sequence[str]) -> None:
     "Write `SYMBOL=path` pairs into the collect section of a settings file, after checking them."
     pairs = dict(entry.partition("=")[::2] for entry in files)
     wrong = next((symbol for symbol, file in pairs.items() if not (symbol and file)), None)
-    if wrong is not None: raise ConfigError(f"{wrong or 'an empty name'} is no pair of symbol and file: write BTCUSDT=btc.parquet")
+    if wrong is not None:
+        raise ConfigError(
+            f"{wrong or 'an empty name'} is no pair of symbol and file: write BTCUSDT=btc.parquet"
+        )
     missing = next((file for file in pairs.values() if not Path(file).is_file()), None)
-    if missing: raise ConfigError(f"{missing}: no such file")
+    if missing:
+        raise ConfigError(f"{missing}: no such file")
     round_trip = YAML()
     round_trip.preserve_quotes, round_trip.width = True, 4096
     settings = round_trip.load(Path(path).read_text(encoding="utf-8"))
     settings["collect"] |= {"source": "files", "start": None, "end": None, "files": pairs}
-    with open(path, "w", encoding="utf-8") as file: round_trip.dump(settings, file)
+    with open(path, "w", encoding="utf-8") as file:
+        round_trip.dump(settings, file)
 
 # %% ../nbs/05_cli.ipynb #eea1b1d3
 CONTROLS = "nbs/pipeline/80_controls.ipynb"
 
+
 def full_parameters(path: str) -> dict[str, object]:
     "Of the controls' notebook for its long form: the sections that it reads, those of `controls_full` as its own."
     full = check_settings(path)["controls_full"].model_dump(mode="json")
-    sections = yaml.safe_load(Path(path).read_text(encoding="utf-8")) | {"controls": full, "form": "controls_full"}
+    sections = yaml.safe_load(Path(path).read_text(encoding="utf-8")) | {
+        "controls": full,
+        "form": "controls_full",
+    }
     return {name: sections[name] for name in papermill.inspect_notebook(CONTROLS)}
+
 
 def run_controls(path: str) -> None:
     "Run the long form of the controls, or go on with it, and write its page."
     executed, report = "artifacts/controls_full.ipynb", "reports/controls_full.html"
-    papermill.execute_notebook(CONTROLS, executed, full_parameters(path), engine_name="terminal", kernel_name="python3", progress_bar=False)
+    papermill.execute_notebook(
+        CONTROLS,
+        executed,
+        full_parameters(path),
+        engine_name="terminal",
+        kernel_name="python3",
+        progress_bar=False,
+    )
     page(executed, report, home="index.html", script="pages/plotly.min.js")
     print(f"The page is at {Path(report).resolve()}")
 
@@ -82,16 +120,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "Run the command line; 0 where all is well, 1 with the reason on standard error where it is not."
     parser = argparse.ArgumentParser(prog="python -m smc_ml.cli", description="Smart Money Concepts pipeline")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("check", help="check a settings file").add_argument("settings", help="such as params.yaml")
-    commands.add_parser("controls", help="run the long form of the controls, or go on with it").add_argument("settings", help="such as params.yaml")
+    commands.add_parser("check", help="check a settings file").add_argument(
+        "settings", help="such as params.yaml"
+    )
+    commands.add_parser("controls", help="run the long form of the controls, or go on with it").add_argument(
+        "settings", help="such as params.yaml"
+    )
     files = commands.add_parser("files", help="take candles from files")
     files.add_argument("settings", help="such as params.yaml")
     files.add_argument("files", nargs="+", help="SYMBOL=path of a Parquet or CSV file of 5m candles")
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.command == "files": use_files(chosen.settings, chosen.files)
+        if chosen.command == "files":
+            use_files(chosen.settings, chosen.files)
         check_settings(chosen.settings)
-        if chosen.command == "controls": run_controls(chosen.settings)
+        if chosen.command == "controls":
+            run_controls(chosen.settings)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -102,4 +146,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # %% ../nbs/05_cli.ipynb #27c60361
 #| eval: false
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

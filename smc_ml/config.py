@@ -9,12 +9,16 @@ __all__ = ['UserError', 'ConfigError', 'Section', 'project_root']
 import os
 from pathlib import Path
 from typing import Any
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 # %% ../nbs/00_config.ipynb #ae50aa89
 class UserError(ValueError):
     "Something the user can mend; shown as one sentence in notebooks."
-    def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(UserError):
     "A section of the settings has an unknown key, a wrong type or an impossible value."
@@ -22,24 +26,35 @@ class ConfigError(UserError):
 # %% ../nbs/00_config.ipynb #bfd28084
 def _sentence(section: str, error: dict[str, Any], known: list[str]) -> str:
     place = ".".join([section, *map(str, error["loc"])])
-    if isinstance(cause := error.get("ctx", {}).get("error"), ConfigError): return f"in {place}: {cause}"
-    if error["type"] == "extra_forbidden": return f"{place} is not a known key (known: {', '.join(known)})"
-    if error["type"] == "missing": return f"{place} is missing"
-    if error["type"] == "tuple_type": return f"{place} should be a list, found {error['input']!r}"
-    if error["type"] == "too_short": return f"{place} has too few entries, give at least {error['ctx']['min_length']}"
+    if isinstance(cause := error.get("ctx", {}).get("error"), ConfigError):
+        return f"in {place}: {cause}"
+    if error["type"] == "extra_forbidden":
+        return f"{place} is not a known key (known: {', '.join(known)})"
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    if error["type"] == "tuple_type":
+        return f"{place} should be a list, found {error['input']!r}"
+    if error["type"] == "too_short":
+        return f"{place} has too few entries, give at least {error['ctx']['min_length']}"
     message = error["msg"].removeprefix("Value error, ")
-    if not error["loc"]: return message
+    if not error["loc"]:
+        return message
     return f"{place}: {message[0].lower()}{message[1:]}, found {error['input']!r}"
 
 # %% ../nbs/00_config.ipynb #2274ce4c
 class Section(BaseModel):
     "Base of all settings: frozen, no unknown keys, errors as one sentence."
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any):
-        try: super().__init__(**values)
+        try:
+            super().__init__(**values)
         except ValidationError as error:
-            name, known = type(self).model_config.get("title") or type(self).__name__, list(type(self).model_fields)
+            name, known = (
+                type(self).model_config.get("title") or type(self).__name__,
+                list(type(self).model_fields),
+            )
             raise ConfigError("; ".join(_sentence(name, e, known) for e in error.errors())) from None
 
 # %% ../nbs/00_config.ipynb #5640aa52
@@ -47,5 +62,6 @@ def project_root(start: str | os.PathLike | None = None) -> Path:
     "The nearest folder at or above `start` (default: the working folder) that holds dvc.yaml."
     here = Path(start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
-        if (folder/"dvc.yaml").is_file(): return folder
+        if (folder / "dvc.yaml").is_file():
+            return folder
     raise UserError(f"no dvc.yaml in {here} or above it: run from inside the project")

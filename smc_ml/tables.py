@@ -6,11 +6,15 @@
 __all__ = ['ArtifactError', 'write_tables', 'read_table', 'read_tables', 'plain', 'write_metrics', 'readable']
 
 # %% ../nbs/04_tables.ipynb #e3f74c39
-import json, os, shutil
+import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
 from .config import UserError
 from .writing import write_table, write_whole
 
@@ -18,38 +22,55 @@ from .writing import write_table, write_whole
 class ArtifactError(UserError):
     "An artifact of an earlier stage that is missing or unreadable."
 
+
 def write_tables(tables: Mapping[str, pd.DataFrame], folder: str | os.PathLike) -> None:
     "Write one Parquet file a table into a new folder that replaces the old one."
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, table in tables.items(): write_table(table, partial/f"{name}.parquet")
+    for name, table in tables.items():
+        write_table(table, partial / f"{name}.parquet")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
+
 def read_table(path: str | os.PathLike) -> pd.DataFrame:
     "One table of an earlier stage."
-    try: return pd.read_parquet(path)
-    except FileNotFoundError: raise ArtifactError(f"{path}: not there: run the stage that makes it, or dvc repro") from None
-    except (OSError, ValueError) as error: raise ArtifactError(f"{path}: not a readable Parquet file ({error}): delete it and run dvc repro") from None
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: not there: run the stage that makes it, or dvc repro") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path}: not a readable Parquet file ({error}): delete it and run dvc repro"
+        ) from None
+
 
 def read_tables(folder: str | os.PathLike) -> dict[str, pd.DataFrame]:
     "All tables of a folder by name, in alphabetical order."
     paths = sorted(Path(folder).glob("*.parquet"))
-    if not paths: raise ArtifactError(f"{folder}: no tables in it: run the stage that makes it, or dvc repro")
+    if not paths:
+        raise ArtifactError(f"{folder}: no tables in it: run the stage that makes it, or dvc repro")
     return {path.stem: read_table(path) for path in paths}
 
 # %% ../nbs/04_tables.ipynb #a88fcb6f
 def plain(value: object) -> object:
     "JSON-ready: numbers with six significant digits, NaN and NaT as null, times as text, tables as lists of rows."
-    if isinstance(value, Mapping): return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, pd.DataFrame): return [plain(row) for row in value.to_dict("records")]
-    if isinstance(value, (list, tuple, np.ndarray)): return [plain(item) for item in value]
-    if isinstance(value, (bool, np.bool_)): return bool(value)
-    if isinstance(value, (int, np.integer)): return int(value)
-    if isinstance(value, (float, np.floating)): return float(f"{value:.6g}") if np.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, pd.DataFrame):
+        return [plain(row) for row in value.to_dict("records")]
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item) for item in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
     return None if value is None or value is pd.NaT else str(value)
+
 
 def write_metrics(metrics: Mapping[str, object], path: str | os.PathLike) -> None:
     "Write metrics as JSON in one step."
@@ -58,11 +79,16 @@ def write_metrics(metrics: Mapping[str, object], path: str | os.PathLike) -> Non
 # %% ../nbs/04_tables.ipynb #6cca2844
 def _written(value: object) -> str:
     "One cell of a table for people."
-    if value is None or value is pd.NaT or isinstance(value, float) and not np.isfinite(value): return "–"
-    if isinstance(value, pd.Timestamp): return value.strftime("%Y-%m-%d %H:%M")
-    if isinstance(value, (bool, np.bool_, str)) or not np.isscalar(value): return str(value)
-    if float(value).is_integer() or abs(value) >= 1000: return f"{value:,.0f}"
+    if value is None or value is pd.NaT or isinstance(value, float) and not np.isfinite(value):
+        return "–"
+    if isinstance(value, pd.Timestamp):
+        return value.strftime("%Y-%m-%d %H:%M")
+    if isinstance(value, (bool, np.bool_, str)) or not np.isscalar(value):
+        return str(value)
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:,.4g}" if abs(value) >= 1 else f"{value:.4f}".replace("-0.0000", "0.0000")
+
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     "The table as text, for showing."

@@ -6,45 +6,64 @@
 __all__ = ['WriteError', 'write_whole', 'parquet_bytes', 'write_table']
 
 # %% ../nbs/01_writing.ipynb #0e51a972
-import errno, io, json, os
+import errno
+import io
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
 import pandas as pd
 import pyarrow as arrow
 import pyarrow.parquet as parquet
+
 from .config import UserError
 
 # %% ../nbs/01_writing.ipynb #352630f1
 class WriteError(UserError):
     "A file that cannot be written; names it and the remedy."
 
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-def write_whole(path: str | os.PathLike, content: bytes,
-                workshop: Path | None = None, # folder of the unfinished file, on the same disk; None: that of the file
-               ) -> None:
+
+def write_whole(
+    path: str | os.PathLike,
+    content: bytes,
+    workshop: Path | None = None,  # folder of the unfinished file, on the same disk; None: that of the file
+) -> None:
     "Write a file in one step that survives a crash; what was there before stays where that fails."
     path = Path(path)
-    partial = (workshop or path.parent)/f".{path.name}.partial"
+    partial = (workshop or path.parent) / f".{path.name}.partial"
     try:
-        for folder in (partial.parent, path.parent): folder.mkdir(parents=True, exist_ok=True)
+        for folder in (partial.parent, path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if partial.is_file(): partial.unlink()
-        cause = f"the disk is full ({len(content) / 1e6:.1f} MB were to be written): make room" if error.errno in _FULL else f"it cannot be written ({error.strerror}): mend that"
+        if partial.is_file():
+            partial.unlink()
+        cause = (
+            f"the disk is full ({len(content) / 1e6:.1f} MB were to be written): make room"
+            if error.errno in _FULL
+            else f"it cannot be written ({error.strerror}): mend that"
+        )
         raise WriteError(f"{path}: {cause} and start again; what was stored before is unchanged") from None
 
 # %% ../nbs/01_writing.ipynb #e7acaee1
 def parquet_bytes(table: pd.DataFrame, facts: Mapping | None = None) -> bytes:
     "The table as a zstd Parquet file with its facts."
     content, buffer = arrow.Table.from_pandas(table), io.BytesIO()
-    if facts is not None: content = content.replace_schema_metadata({**content.schema.metadata, b"smc_ml": json.dumps(facts, sort_keys=True).encode()})
+    if facts is not None:
+        content = content.replace_schema_metadata(
+            {**content.schema.metadata, b"smc_ml": json.dumps(facts, sort_keys=True).encode()}
+        )
     parquet.write_table(content, buffer, compression="zstd", compression_level=3)
     return buffer.getvalue()
+
 
 def write_table(table: pd.DataFrame, path: str | os.PathLike, facts: Mapping | None = None) -> None:
     "Write a Parquet file whole or not at all."

@@ -1,42 +1,64 @@
 """Where the real market data lie, and what every test shares."""
+
 import os
 from pathlib import Path
+
 import pandas as pd
 import pytest
+
 from smc_ml.candles import TIMEFRAMES, resample, validate_candles
 from smc_ml.data.sources.files import read_candle_file
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKET = Path(os.environ.get("SMC_ML_MARKET", ROOT.parent/"shared"/"market"))
-BTC, ETH = (MARKET/f"{symbol}USDT_5m_binance_perp_2023.parquet" for symbol in ("BTC", "ETH"))
+MARKET = Path(os.environ.get("SMC_ML_MARKET", ROOT.parent / "shared" / "market"))
+BTC, ETH = (MARKET / f"{symbol}USDT_5m_binance_perp_2023.parquet" for symbol in ("BTC", "ETH"))
+
 
 def pytest_configure(config):
     if os.environ.get("CI") == "true" and not MARKET.is_dir():
         pytest.exit(f"the real market data are not at {MARKET}: set SMC_ML_MARKET", returncode=1)
 
+
 def pytest_collection_modifyitems(items):
     "The longest file first, so that two workers end together."
     items.sort(key=lambda item: item.path.name != "test_pipeline_end_to_end.py")
 
+
 @pytest.fixture(scope="session")
 def market() -> Path:
-    if not MARKET.is_dir(): pytest.skip(f"the real market data are not at {MARKET} (set SMC_ML_MARKET)")
+    if not MARKET.is_dir():
+        pytest.skip(f"the real market data are not at {MARKET} (set SMC_ML_MARKET)")
     return MARKET
 
-def real_candles(path: Path) -> pd.DataFrame: return validate_candles(read_candle_file(path), "5m", str(path))
+
+def real_candles(path: Path) -> pd.DataFrame:
+    return validate_candles(read_candle_file(path), "5m", str(path))
+
 
 @pytest.fixture(scope="session")
 def bitcoin(market) -> pd.DataFrame:
     "A year of real five-minute candles."
     return real_candles(BTC)
 
+
 @pytest.fixture(scope="session")
-def ether(market) -> pd.DataFrame: return real_candles(ETH)
+def ether(market) -> pd.DataFrame:
+    return real_candles(ETH)
+
 
 @pytest.fixture(scope="session")
 def euro(market) -> pd.DataFrame:
     "A year of real quarter-hour candles of EURUSD: no weekends, times of an export's broker, whose clock is that of Athens."
-    return validate_candles(read_candle_file(market/"EURUSD_15m_mt5_2022-10_2023-10.parquet", "Europe/Athens"), "15m", "EURUSD", allow_gaps=True)
+    return validate_candles(
+        read_candle_file(market / "EURUSD_15m_mt5_2022-10_2023-10.parquet", "Europe/Athens"),
+        "15m",
+        "EURUSD",
+        allow_gaps=True,
+    )
+
 
 def by_timeframe(candles: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {timeframe: candles if timeframe == "5m" else resample(candles, "5m", timeframe) for timeframe in TIMEFRAMES}
+    return {
+        timeframe: candles if timeframe == "5m" else resample(candles, "5m", timeframe)
+        for timeframe in TIMEFRAMES
+    }

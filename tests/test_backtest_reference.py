@@ -1,25 +1,35 @@
 """The account agrees with a slow simulator that walks candle by candle and knows nothing of labels, vectorbt or tables."""
+
 from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
-from smc_ml.trading.account import run_backtest, select_trades
+
 from smc_ml.labels.outcomes import EXIT_REASONS, Costs, barrier_exits, replay
+from smc_ml.trading.account import run_backtest, select_trades
 from smc_ml.trading.costs import READINGS, BacktestConfig, liquidate, liquidation_distance
 
-STEP, STRETCHES, CANDLES = pd.Timedelta("5min"), 5, 5 * 48 # a case is a stretch of 48 candles in up to three symbols; an account lives through five
+STEP, STRETCHES, CANDLES = (
+    pd.Timedelta("5min"),
+    5,
+    5 * 48,
+)  # a case is a stretch of 48 candles in up to three symbols; an account lives through five
+
 
 @dataclass
 class Plan:
     "What a trader decides before the entry; nothing of what comes after."
+
     event: int
     symbol: str
-    row: int      # of the candle at whose open it is entered
+    row: int  # of the candle at whose open it is entered
     side: int
     stop: float
     target: float
-    limit: int    # candles until it is given up
+    limit: int  # candles until it is given up
     expected_r: float
+
 
 @dataclass
 class Position:
@@ -28,8 +38,9 @@ class Position:
     entry: float
     liquidation: float
     fees: float
-    paid: float   # cash spent net of what came back, funding included
+    paid: float  # cash spent net of what came back, funding included
     funding: float = 0.0
+
 
 class Simulator:
     "An account that is run candle by candle, written from the rules alone."
@@ -38,8 +49,15 @@ class Simulator:
         self.markets, self.hours, self.config, self.costs = markets, hours, config, costs
         self.cash, self.open, self.done, self.busy = config.initial_cash, {}, [], {}
 
-    def slippage(self, resting): return 0.0 if resting else self.costs.slippage_rate + self.config.half_spread_rate
-    def fee(self, resting): return self.config.maker_fee_rate if resting and self.config.maker_fee_rate is not None else self.costs.fee_rate
+    def slippage(self, resting):
+        return 0.0 if resting else self.costs.slippage_rate + self.config.half_spread_rate
+
+    def fee(self, resting):
+        return (
+            self.config.maker_fee_rate
+            if resting and self.config.maker_fee_rate is not None
+            else self.costs.fee_rate
+        )
 
     def trade(self, units, price, resting):
         "Buy (or sell) units; returns cash spent and fee."
@@ -52,112 +70,260 @@ class Simulator:
         position = self.open.pop(symbol)
         spent, fee = self.trade(-position.units, price, reason == "target" and self.config.maker_targets)
         profit = -(position.paid + spent)
-        self.done.append((position.plan.event, row, reason, price, position.units, position.fees + fee, position.funding, profit))
-        self.busy[symbol] = row if reason != "timeout" else row - 1       # free again a candle after the one it ended in, or at the open after its time limit
+        self.done.append(
+            (
+                position.plan.event,
+                row,
+                reason,
+                price,
+                position.units,
+                position.fees + fee,
+                position.funding,
+                profit,
+            )
+        )
+        self.busy[symbol] = (
+            row if reason != "timeout" else row - 1
+        )  # free again a candle after the one it ended in, or at the open after its time limit
 
     def at_open(self, row, plans):
-        if row and self.hours[row] != self.hours[row - 1]:                # a funding time: what is held since before pays
+        if row and self.hours[row] != self.hours[row - 1]:  # a funding time: what is held since before pays
             for symbol, position in self.open.items():
                 due = position.units * self.markets[symbol]["open"][row] * self.config.funding_rate
-                self.cash, position.funding, position.paid = self.cash - due, position.funding + due, position.paid + due
-        equity = self.cash + sum(position.units * self.markets[symbol]["open"][row] for symbol, position in self.open.items())
+                self.cash, position.funding, position.paid = (
+                    self.cash - due,
+                    position.funding + due,
+                    position.paid + due,
+                )
+        equity = self.cash + sum(
+            position.units * self.markets[symbol]["open"][row] for symbol, position in self.open.items()
+        )
         for symbol in list(self.open):
             position = self.open[symbol]
-            if row - position.plan.row == position.plan.limit: self.leave(symbol, row, self.markets[symbol]["open"][row], "timeout")
+            if row - position.plan.row == position.plan.limit:
+                self.leave(symbol, row, self.markets[symbol]["open"][row], "timeout")
         self.enter(row, plans, equity)
 
     def enter(self, row, plans, equity):
-        wanted, chosen = sorted((plan for plan in plans if plan.row == row and plan.expected_r > self.config.minimum_expected_r), key=lambda plan: -plan.expected_r), []
+        wanted, chosen = (
+            sorted(
+                (
+                    plan
+                    for plan in plans
+                    if plan.row == row and plan.expected_r > self.config.minimum_expected_r
+                ),
+                key=lambda plan: -plan.expected_r,
+            ),
+            [],
+        )
         places = min(len(self.markets), self.config.maximum_positions or len(self.markets))
         for plan in wanted:
-            occupied = {*self.open, *(other.symbol for other in chosen), *(symbol for symbol, last in self.busy.items() if last >= row - 1)}
-            if plan.symbol in occupied or len(occupied) >= places: continue
+            occupied = {
+                *self.open,
+                *(other.symbol for other in chosen),
+                *(symbol for symbol, last in self.busy.items() if last >= row - 1),
+            }
+            if plan.symbol in occupied or len(occupied) >= places:
+                continue
             chosen.append(plan)
-        for plan in chosen: plan.share = self.share(plan, row, places)
-        for plan in sorted(chosen, key=lambda plan: (plan.side * plan.share, plan.symbol)): self.buy(plan, row, equity)
+        for plan in chosen:
+            plan.share = self.share(plan, row, places)
+        for plan in sorted(chosen, key=lambda plan: (plan.side * plan.share, plan.symbol)):
+            self.buy(plan, row, equity)
 
     def share(self, plan, row, places):
         entry = self.markets[plan.symbol]["open"][row]
-        return min(self.config.risk_per_trade / (abs(entry - plan.stop) / entry), self.config.maximum_position, self.config.leverage_limit / places)
+        return min(
+            self.config.risk_per_trade / (abs(entry - plan.stop) / entry),
+            self.config.maximum_position,
+            self.config.leverage_limit / places,
+        )
 
     def buy(self, plan, row, equity):
         entry = self.markets[plan.symbol]["open"][row]
         units = plan.side * plan.share * max(equity, 0.0) / entry
-        if plan.side > 0:                                                 # cash, and what may be borrowed
+        if plan.side > 0:  # cash, and what may be borrowed
             most = max(self.cash + (self.config.leverage_limit - 1) * equity, 0.0)
-            units = min(units, most / (entry * (1 + self.slippage(self.config.maker_entries)) * (1 + self.fee(self.config.maker_entries))))
-        if units == 0: return
+            units = min(
+                units,
+                most
+                / (
+                    entry
+                    * (1 + self.slippage(self.config.maker_entries))
+                    * (1 + self.fee(self.config.maker_entries))
+                ),
+            )
+        if units == 0:
+            return
         spent, fee = self.trade(units, entry, self.config.maker_entries)
         margin_lost = 1 / self.config.leverage_limit - self.config.maintenance_margin
-        self.open[plan.symbol] = Position(plan, units, entry, entry - plan.side * entry * margin_lost, fee, spent)
+        self.open[plan.symbol] = Position(
+            plan, units, entry, entry - plan.side * entry * margin_lost, fee, spent
+        )
 
     def within(self, row):
         for symbol in list(self.open):
-            position, candle = self.open[symbol], {name: values[row] for name, values in self.markets[symbol].items()}
+            position, candle = (
+                self.open[symbol],
+                {name: values[row] for name, values in self.markets[symbol].items()},
+            )
             plan, adverse, open_ = position.plan, -position.plan.side, candle["open"]
-            worst, best = (candle["low"], candle["high"]) if plan.side > 0 else (candle["high"], candle["low"])
-            first, reason = (plan.stop, "stop") if adverse * plan.stop < adverse * position.liquidation else (position.liquidation, "liquidation")   # price passes the nearer one first
-            if adverse * open_ >= adverse * first: self.leave(symbol, row, open_, reason)
-            elif adverse * worst >= adverse * first: self.leave(symbol, row, first, reason)
-            elif plan.side * best >= plan.side * plan.target: self.leave(symbol, row, plan.target, "target")
+            worst, best = (
+                (candle["low"], candle["high"]) if plan.side > 0 else (candle["high"], candle["low"])
+            )
+            first, reason = (
+                (plan.stop, "stop")
+                if adverse * plan.stop < adverse * position.liquidation
+                else (position.liquidation, "liquidation")
+            )  # price passes the nearer one first
+            if adverse * open_ >= adverse * first:
+                self.leave(symbol, row, open_, reason)
+            elif adverse * worst >= adverse * first:
+                self.leave(symbol, row, first, reason)
+            elif plan.side * best >= plan.side * plan.target:
+                self.leave(symbol, row, plan.target, "target")
 
     def run(self, plans, rows):
         equity = []
         for row in range(rows):
             self.at_open(row, plans)
             self.within(row)
-            equity.append(self.cash + sum(position.units * self.markets[symbol]["close"][row] for symbol, position in self.open.items()))
+            equity.append(
+                self.cash
+                + sum(
+                    position.units * self.markets[symbol]["close"][row]
+                    for symbol, position in self.open.items()
+                )
+            )
         return equity
+
 
 def random_market(generator, rows=CANDLES):
     "Jumpy candles with gaps, so that every kind of exit happens."
-    close = 100 * np.exp(generator.normal(0, .012, rows).cumsum())
-    open_ = np.r_[100.0, close[:-1]] * np.exp(generator.normal(0, .003, rows) * (generator.random(rows) < .4) + generator.normal(0, .06, rows) * (generator.random(rows) < .06))
-    spread = np.abs(generator.normal(0, .008, (2, rows)))
-    return {"open": open_, "high": np.maximum(open_, close) * (1 + spread[0]), "low": np.minimum(open_, close) * (1 - spread[1]), "close": close}
+    close = 100 * np.exp(generator.normal(0, 0.012, rows).cumsum())
+    open_ = np.r_[100.0, close[:-1]] * np.exp(
+        generator.normal(0, 0.003, rows) * (generator.random(rows) < 0.4)
+        + generator.normal(0, 0.06, rows) * (generator.random(rows) < 0.06)
+    )
+    spread = np.abs(generator.normal(0, 0.008, (2, rows)))
+    return {
+        "open": open_,
+        "high": np.maximum(open_, close) * (1 + spread[0]),
+        "low": np.minimum(open_, close) * (1 - spread[1]),
+        "close": close,
+    }
+
 
 def random_plans(generator, markets, count):
     plans = []
     for event in range(count):
-        symbol, row, side = str(generator.choice(list(markets))), int(generator.integers(0, CANDLES - 14)), int(generator.choice([-1, 1]))
+        symbol, row, side = (
+            str(generator.choice(list(markets))),
+            int(generator.integers(0, CANDLES - 14)),
+            int(generator.choice([-1, 1])),
+        )
         entry = markets[symbol]["open"][row]
-        plans.append(Plan(event, symbol, row, side, entry * (1 - side * generator.uniform(.004, .3 if generator.random() < .3 else .04)), entry * (1 + side * generator.uniform(.004, .05)),
-                          int(generator.integers(1, 12)), float(generator.normal(.3, 1))))
+        plans.append(
+            Plan(
+                event,
+                symbol,
+                row,
+                side,
+                entry * (1 - side * generator.uniform(0.004, 0.3 if generator.random() < 0.3 else 0.04)),
+                entry * (1 + side * generator.uniform(0.004, 0.05)),
+                int(generator.integers(1, 12)),
+                float(generator.normal(0.3, 1)),
+            )
+        )
     return plans
+
 
 def labelled(plans, markets, times):
     "The table that the label kernel makes of the plans; plans that are not over by the last candle are left out."
     rows = []
     for plan in plans:
         market = markets[plan.symbol]
-        exits, reasons, prices, *_ = barrier_exits(market["open"], market["high"], market["low"], np.array([plan.row]), np.array([plan.side]), np.array([plan.stop]), np.array([plan.target]), plan.limit)
-        if exits[0] < 0: continue
+        exits, reasons, prices, *_ = barrier_exits(
+            market["open"],
+            market["high"],
+            market["low"],
+            np.array([plan.row]),
+            np.array([plan.side]),
+            np.array([plan.stop]),
+            np.array([plan.target]),
+            plan.limit,
+        )
+        if exits[0] < 0:
+            continue
         reason = EXIT_REASONS[reasons[0]]
-        rows.append({"event_id": plan.event, "symbol": plan.symbol, "direction": plan.side, "time": times[plan.row], "entry_at": times[plan.row], "entry": market["open"][plan.row], "stop": plan.stop, "target": plan.target,
-                     "exit_at": times[exits[0]] + (STEP if reason != "timeout" else pd.Timedelta(0)), "exit_price": prices[0], "exit_reason": reason})
+        rows.append(
+            {
+                "event_id": plan.event,
+                "symbol": plan.symbol,
+                "direction": plan.side,
+                "time": times[plan.row],
+                "entry_at": times[plan.row],
+                "entry": market["open"][plan.row],
+                "stop": plan.stop,
+                "target": plan.target,
+                "exit_at": times[exits[0]] + (STEP if reason != "timeout" else pd.Timedelta(0)),
+                "exit_price": prices[0],
+                "exit_reason": reason,
+            }
+        )
     return pd.DataFrame(rows)
 
+
 def random_settings(generator):
-    config = BacktestConfig(risk_per_trade=float(generator.uniform(.002, .1)), maximum_position=float(generator.choice([.5, 2.0, 8.0])), leverage_limit=float(generator.choice([1.0, 3.0, 10.0, 25.0])),
-                            maximum_positions=[None, 1, 2][generator.integers(3)], maker_fee_rate=[None, .0002, -.0001][generator.integers(3)], maker_entries=bool(generator.integers(2)),
-                            maker_targets=bool(generator.integers(2)), half_spread_rate=float(generator.choice([0.0, .0003])), funding_rate=float(generator.choice([0.0, .001, -.002])))
-    return config, Costs(fee_rate=float(generator.choice([0.0, .0004, .002])), slippage_rate=float(generator.choice([0.0, .0001])))
+    config = BacktestConfig(
+        risk_per_trade=float(generator.uniform(0.002, 0.1)),
+        maximum_position=float(generator.choice([0.5, 2.0, 8.0])),
+        leverage_limit=float(generator.choice([1.0, 3.0, 10.0, 25.0])),
+        maximum_positions=[None, 1, 2][generator.integers(3)],
+        maker_fee_rate=[None, 0.0002, -0.0001][generator.integers(3)],
+        maker_entries=bool(generator.integers(2)),
+        maker_targets=bool(generator.integers(2)),
+        half_spread_rate=float(generator.choice([0.0, 0.0003])),
+        funding_rate=float(generator.choice([0.0, 0.001, -0.002])),
+    )
+    return config, Costs(
+        fee_rate=float(generator.choice([0.0, 0.0004, 0.002])),
+        slippage_rate=float(generator.choice([0.0, 0.0001])),
+    )
+
 
 def case(seed):
     generator = np.random.default_rng(seed)
-    markets = {symbol: random_market(generator) for symbol in "ABC"[:generator.integers(1, 4)]}
-    times = pd.date_range("2024-01-01", periods=CANDLES, freq="5min", tz="UTC") + STEP * int(generator.integers(0, 288))
+    markets = {symbol: random_market(generator) for symbol in "ABC"[: generator.integers(1, 4)]}
+    times = pd.date_range("2024-01-01", periods=CANDLES, freq="5min", tz="UTC") + STEP * int(
+        generator.integers(0, 288)
+    )
     config, costs = random_settings(generator)
     plans = random_plans(generator, markets, 12 * STRETCHES)
     candles = {symbol: pd.DataFrame(market, index=times) for symbol, market in markets.items()}
     labels = labelled(plans, markets, times)
     plans, traded = [plan for plan in plans if plan.event in set(labels["event_id"])], set(labels["symbol"])
-    return {symbol: markets[symbol] for symbol in markets if symbol in traded}, times, candles, config, costs, plans, labels
+    return (
+        {symbol: markets[symbol] for symbol in markets if symbol in traded},
+        times,
+        candles,
+        config,
+        costs,
+        plans,
+        labels,
+    )
+
 
 def compare(seed):
     "Assert that account and simulator agree; returns the reasons of the exits."
     markets, times, candles, config, costs, plans, labels = case(seed)
-    predictions = pd.DataFrame({"event_id": [plan.event for plan in plans], "probability": .5, "expected_r": [plan.expected_r for plan in plans]})
+    predictions = pd.DataFrame(
+        {
+            "event_id": [plan.event for plan in plans],
+            "probability": 0.5,
+            "expected_r": [plan.expected_r for plan in plans],
+        }
+    )
     trades = select_trades(predictions, liquidate(labels, candles, config), config, costs)
     account = run_backtest(trades, candles, times[0], times[-1], config, costs)
     simulator = Simulator(markets, [time.floor("8h") for time in times], config, costs)
@@ -168,86 +334,183 @@ def compare(seed):
     at = [times[done[1]] + (STEP if done[2] != "timeout" else pd.Timedelta(0)) for done in expected]
     assert booked["exit_at"].tolist() == at, seed
     if expected:
-        np.testing.assert_allclose(booked[["exit_price", "units"]], [[done[3], done[4]] for done in expected], rtol=1e-9, err_msg=str(seed))
-        np.testing.assert_allclose(booked[["fees", "funding", "profit"]], [done[5:] for done in expected], rtol=1e-8, atol=1e-6, err_msg=str(seed))
+        np.testing.assert_allclose(
+            booked[["exit_price", "units"]],
+            [[done[3], done[4]] for done in expected],
+            rtol=1e-9,
+            err_msg=str(seed),
+        )
+        np.testing.assert_allclose(
+            booked[["fees", "funding", "profit"]],
+            [done[5:] for done in expected],
+            rtol=1e-8,
+            atol=1e-6,
+            err_msg=str(seed),
+        )
     np.testing.assert_allclose(account.equity["equity"], equity, rtol=1e-9, atol=1e-6, err_msg=str(seed))
     return booked["exit_reason"].tolist()
 
+
 def test_account_and_simulator_agree_on_a_thousand_random_cases():
-    reasons = pd.Series([reason for seed in range(1000 // STRETCHES) for reason in compare(seed)]).value_counts()
-    assert set(reasons.index) == {"stop", "target", "timeout", "liquidation"} and reasons.min() > 100 and reasons.sum() > 2000, reasons
+    reasons = pd.Series(
+        [reason for seed in range(1000 // STRETCHES) for reason in compare(seed)]
+    ).value_counts()
+    assert (
+        set(reasons.index) == {"stop", "target", "timeout", "liquidation"}
+        and reasons.min() > 100
+        and reasons.sum() > 2000
+    ), reasons
+
 
 @pytest.mark.parametrize("leverage", [1.0, 3.0, 10.0])
 def test_a_stop_nearer_than_the_liquidation_price_makes_liquidation_impossible(leverage):
     config = BacktestConfig(leverage_limit=leverage)
     for seed in range(60):
         *_, candles, _, _, _, labels = case(seed)
-        near = labels[(labels["entry"] - labels["stop"]).abs() / labels["entry"] < liquidation_distance(config)]
+        near = labels[
+            (labels["entry"] - labels["stop"]).abs() / labels["entry"] < liquidation_distance(config)
+        ]
         assert not (liquidate(near, candles, config)["exit_reason"] == "liquidation").any()
+
 
 def test_no_trade_reads_better_than_expected_when_pessimistic_or_worse_when_optimistic():
     better = 0
     for seed in range(20):
         _, times, candles, config, costs, plans, labels = case(seed)
-        config = config.model_copy(update={"leverage_limit": 1.0, "risk_per_trade": .01, "maker_fee_rate": None})
-        touched = labels.assign(ambiguous=(labels["exit_reason"] == "stop") & (np.arange(len(labels)) % 2 == 0))
-        trades = select_trades(pd.DataFrame({"event_id": labels["event_id"], "probability": .5, "expected_r": 1.0}), touched, config, costs)
-        results = [run_backtest(trades, candles, times[0], times[-1], config, costs, reading=reading).trades.set_index("event_id")["realised_r"] for reading in READINGS]
-        assert len(trades) == len(results[0]) and (results[0] <= results[1] + 1e-12).all() and (results[1] <= results[2] + 1e-12).all()
+        config = config.model_copy(
+            update={"leverage_limit": 1.0, "risk_per_trade": 0.01, "maker_fee_rate": None}
+        )
+        touched = labels.assign(
+            ambiguous=(labels["exit_reason"] == "stop") & (np.arange(len(labels)) % 2 == 0)
+        )
+        trades = select_trades(
+            pd.DataFrame({"event_id": labels["event_id"], "probability": 0.5, "expected_r": 1.0}),
+            touched,
+            config,
+            costs,
+        )
+        results = [
+            run_backtest(
+                trades, candles, times[0], times[-1], config, costs, reading=reading
+            ).trades.set_index("event_id")["realised_r"]
+            for reading in READINGS
+        ]
+        assert (
+            len(trades) == len(results[0])
+            and (results[0] <= results[1] + 1e-12).all()
+            and (results[1] <= results[2] + 1e-12).all()
+        )
         better += (results[1] < results[2] - 1e-9).sum() + (results[0] < results[1] - 1e-9).sum()
     assert better > 100
 
+
 # ---- candles in doubt, settled by their minutes
+
 
 class MinuteSimulator(Simulator):
     "Where a candle reaches both barriers, it asks its minutes which of them came first."
+
     settled = 0
 
     def within(self, row):
         for symbol in list(self.open):
             plan, market = self.open[symbol].plan, self.markets[symbol]
-            def reach(high, low): return (low <= plan.stop, high >= plan.target) if plan.side > 0 else (high >= plan.stop, low <= plan.target)
-            if plan.side * (market["open"][row] - plan.stop) <= 0 or not all(reach(market["high"][row], market["low"][row])): continue
+
+            def reach(high, low):
+                return (
+                    (low <= plan.stop, high >= plan.target)
+                    if plan.side > 0
+                    else (high >= plan.stop, low <= plan.target)
+                )
+
+            if plan.side * (market["open"][row] - plan.stop) <= 0 or not all(
+                reach(market["high"][row], market["low"][row])
+            ):
+                continue
             touches = [touch for _, high, low in market["minutes"][row] if any(touch := reach(high, low))]
             if touches[0] == (False, True):
                 self.leave(symbol, row, plan.target, "target")
                 self.settled += 1
         super().within(row)
 
+
 def minutes_of(market, generator):
     "A course without gaps through each candle in five minutes, to its high or its low first: candles, minutes, and open, high, low."
-    up = generator.random(CANDLES) < .5
-    closes = np.column_stack([np.where(up, market["high"], market["low"]), np.where(up, market["low"], market["high"]), *[market["close"]] * 3])
+    up = generator.random(CANDLES) < 0.5
+    closes = np.column_stack(
+        [
+            np.where(up, market["high"], market["low"]),
+            np.where(up, market["low"], market["high"]),
+            *[market["close"]] * 3,
+        ]
+    )
     opens = np.column_stack([market["open"], closes[:, :-1]])
     return np.stack([opens, np.maximum(opens, closes), np.minimum(opens, closes)], axis=2)
 
+
 def settled_label(label, plan, market):
     "The label with the exit that the label kernel finds on the minutes, if it ended in doubt."
-    base, finer, one = np.stack([market[name] for name in ("open", "high", "low")]), np.ascontiguousarray(market["minutes"].reshape(-1, 3).T), lambda value: np.array([value])
+    base, finer, one = (
+        np.stack([market[name] for name in ("open", "high", "low")]),
+        np.ascontiguousarray(market["minutes"].reshape(-1, 3).T),
+        lambda value: np.array([value]),
+    )
     plan_of = (one(plan.side), one(plan.stop), one(plan.target))
     exits, _, _, _, _, ambiguous = barrier_exits(*base, one(plan.row), *plan_of, plan.limit)
-    if not ambiguous[0]: return label
+    if not ambiguous[0]:
+        return label
     held = exits[0] > plan.row
-    row, reason, price, _, _, doubt = replay(base, finer, 5, one(plan.row), exits, one(-1 if held else 5 * plan.row), one(5 * exits[0] if held else -1), plan_of[0], one(market["open"][plan.row]), *plan_of[1:])
+    row, reason, price, _, _, doubt = replay(
+        base,
+        finer,
+        5,
+        one(plan.row),
+        exits,
+        one(-1 if held else 5 * plan.row),
+        one(5 * exits[0] if held else -1),
+        plan_of[0],
+        one(market["open"][plan.row]),
+        *plan_of[1:],
+    )
     return label | ({} if doubt[0] else {"exit_price": price[0], "exit_reason": EXIT_REASONS[reason[0]]})
+
 
 def test_account_and_simulator_agree_where_minutes_settle_what_was_in_doubt():
     settled = 0
     for seed in range(25):
         markets, times, candles, config, costs, plans, _ = case(seed)
-        for plan in plans:        # barriers near enough to lie in one candle
+        for plan in plans:  # barriers near enough to lie in one candle
             entry = markets[plan.symbol]["open"][plan.row]
-            plan.stop, plan.target = (entry + (price - entry) * .3 for price in (plan.stop, plan.target))
+            plan.stop, plan.target = (entry + (price - entry) * 0.3 for price in (plan.stop, plan.target))
         generator, config = np.random.default_rng(seed), config.model_copy(update={"leverage_limit": 1.0})
-        markets = {symbol: market | {"minutes": minutes_of(market, generator)} for symbol, market in markets.items()}
+        markets = {
+            symbol: market | {"minutes": minutes_of(market, generator)} for symbol, market in markets.items()
+        }
         plan_of = {plan.event: plan for plan in plans}
-        labels = pd.DataFrame([settled_label(label, plan_of[label["event_id"]], markets[label["symbol"]]) for label in labelled(plans, markets, times).to_dict("records")])
-        predictions = pd.DataFrame({"event_id": [plan.event for plan in plans], "probability": .5, "expected_r": [plan.expected_r for plan in plans]})
-        account = run_backtest(select_trades(predictions, labels, config, costs), candles, times[0], times[-1], config, costs)
+        labels = pd.DataFrame(
+            [
+                settled_label(label, plan_of[label["event_id"]], markets[label["symbol"]])
+                for label in labelled(plans, markets, times).to_dict("records")
+            ]
+        )
+        predictions = pd.DataFrame(
+            {
+                "event_id": [plan.event for plan in plans],
+                "probability": 0.5,
+                "expected_r": [plan.expected_r for plan in plans],
+            }
+        )
+        account = run_backtest(
+            select_trades(predictions, labels, config, costs), candles, times[0], times[-1], config, costs
+        )
         simulator = MinuteSimulator(markets, [time.floor("8h") for time in times], config, costs)
         equity, booked = simulator.run(plans, CANDLES), account.trades.sort_values("event_id")
-        assert booked[["event_id", "exit_reason"]].to_numpy().tolist() == [[done[0], done[2]] for done in sorted(simulator.done)], seed
-        np.testing.assert_allclose(booked["exit_price"], [done[3] for done in sorted(simulator.done)], rtol=1e-9, err_msg=str(seed))
+        assert booked[["event_id", "exit_reason"]].to_numpy().tolist() == [
+            [done[0], done[2]] for done in sorted(simulator.done)
+        ], seed
+        np.testing.assert_allclose(
+            booked["exit_price"], [done[3] for done in sorted(simulator.done)], rtol=1e-9, err_msg=str(seed)
+        )
         np.testing.assert_allclose(account.equity["equity"], equity, rtol=1e-9, atol=1e-6, err_msg=str(seed))
         settled += simulator.settled
     assert settled > 30, settled

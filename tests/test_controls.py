@@ -1,4 +1,5 @@
 """Chance is told from skill: the same code finds no edge where there is none, the edge that was planted, and a leak of one candle."""
+
 import json
 import signal
 import subprocess
@@ -6,53 +7,98 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+
 import pandas as pd
 import pytest
 from conftest import ROOT, by_timeframe
-from smc_ml.trading.account import random_selections
+
 from smc_ml.candles import validate_candles
-from smc_ml.simulation.market import SimulationConfig, simulate_market
-from smc_ml.controls.nulls import NullEdgeError, assert_no_edge, null_results, planted_results, run_markets
 from smc_ml.controls.markets import mirrored_market, shuffled_market, simulated_market
-from smc_ml.evaluation.metrics import verdict
-from smc_ml.stages.calls import MarketEvents, PipelineRun, PipelineSettings, headlines, judge_events, market_events, pipeline_result
+from smc_ml.controls.nulls import NullEdgeError, assert_no_edge, null_results, planted_results, run_markets
 from smc_ml.controls.placebo import placebo_test
 from smc_ml.controls.planted import share_of_reachable, share_table
+from smc_ml.evaluation.metrics import verdict
 from smc_ml.patterns.detection import detect_timeframes
+from smc_ml.simulation.market import SimulationConfig, simulate_market
+from smc_ml.stages.calls import (
+    MarketEvents,
+    PipelineRun,
+    PipelineSettings,
+    headlines,
+    judge_events,
+    market_events,
+    pipeline_result,
+)
+from smc_ml.trading.account import random_selections
 
 FAST, SEEDS = PipelineSettings(), (1, 2, 3)
 
+
 def simulated(edge: float, seed: int, end: str = "2024-05-30") -> dict[str, pd.DataFrame]:
     config = SimulationConfig(edge=edge, seed=seed, impulse_hours=2.0)
-    return {symbol: market.candles for symbol, market in simulate_market(["SIM-A", "SIM-B"], "2024-01-01", end, config).items()}
+    return {
+        symbol: market.candles
+        for symbol, market in simulate_market(["SIM-A", "SIM-B"], "2024-01-01", end, config).items()
+    }
+
 
 @pytest.fixture(scope="module")
 def edgeless() -> dict[int, MarketEvents]:
     "Simulated markets without an edge, by seed."
     return {seed: market_events(simulated(0.0, seed)) for seed in SEEDS}
 
-def with_later_features(events: MarketEvents, candles: int, only: tuple[str, ...] | None = None) -> MarketEvents:
+
+def with_later_features(
+    events: MarketEvents, candles: int, only: tuple[str, ...] | None = None
+) -> MarketEvents:
     "A leak: features, or some of them, as they will be some candles later."
-    later = {symbol: table.assign(**{name: table[name].shift(-candles) for name in only or table}) for symbol, table in events.features.items()}
+    later = {
+        symbol: table.assign(**{name: table[name].shift(-candles) for name in only or table})
+        for symbol, table in events.features.items()
+    }
     return events._replace(features=later)
 
-def bound(value: float | None) -> float: return float("nan") if value is None else value
+
+def bound(value: float | None) -> float:
+    return float("nan") if value is None else value
+
 
 def sentence(run: PipelineRun) -> str:
     scores, metrics = run.scores.set_index("model").loc["ensemble"], run.metrics
-    return verdict(scores["auc"], scores["auc_low"], scores["auc_high"], metrics["mean_r"] or 0.0, bound(metrics["mean_r_low"]), bound(metrics["mean_r_high"]), metrics["trades"])
+    return verdict(
+        scores["auc"],
+        scores["auc_low"],
+        scores["auc_high"],
+        metrics["mean_r"] or 0.0,
+        bound(metrics["mean_r_low"]),
+        bound(metrics["mean_r_high"]),
+        metrics["trades"],
+    )
+
 
 def found(run: PipelineRun) -> bool:
     "What the report would call an edge: the ranking beats chance and the trades earn more than their costs."
-    return bool(run.scores.set_index("model").at["ensemble", "auc_low"] > 0.5 and bound(run.metrics["mean_r_low"]) > 0)
+    return bool(
+        run.scores.set_index("model").at["ensemble", "auc_low"] > 0.5 and bound(run.metrics["mean_r_low"]) > 0
+    )
+
 
 @pytest.fixture(scope="module")
 def nulls(edgeless) -> dict[int, pd.DataFrame]:
     "The headlines of the markets without an edge, with features as they are, as one candle later and as one hour later."
     return {candles: headlines_of(edgeless, candles) for candles in (0, 1, 12)}
 
-def headlines_of(edgeless: dict[int, MarketEvents], candles: int, only: tuple[str, ...] | None = None) -> pd.DataFrame:
-    return pd.DataFrame([{"seed": seed, **headlines(judge_events(with_later_features(events, candles, only)))} for seed, events in edgeless.items()])
+
+def headlines_of(
+    edgeless: dict[int, MarketEvents], candles: int, only: tuple[str, ...] | None = None
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"seed": seed, **headlines(judge_events(with_later_features(events, candles, only)))}
+            for seed, events in edgeless.items()
+        ]
+    )
+
 
 def test_markets_without_an_edge_show_none(edgeless, nulls):
     assert_no_edge(nulls[0], "simulated")
@@ -60,6 +106,7 @@ def test_markets_without_an_edge_show_none(edgeless, nulls):
     for seed in SEEDS:
         run = judge_events(edgeless[seed])
         assert not found(run) and "An edge after costs" not in sentence(run)
+
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_planted_edge_is_found(seed):
@@ -71,17 +118,25 @@ def test_a_planted_edge_is_found(seed):
     mixed = run.predictions[run.predictions["model"] == "ensemble"]
     assert (random_selections(mixed, events.labels, FAST.backtest) >= run.metrics["mean_r"]).mean() < 0.01
 
+
 def test_features_of_the_next_candle_fail_the_control_loudly(nulls):
-    with pytest.raises(NullEdgeError, match=r"auc averages 0\.5\d+ over 3 markets without an edge.*something knows the future"):
+    with pytest.raises(
+        NullEdgeError,
+        match=r"auc averages 0\.5\d+ over 3 markets without an edge.*something knows the future",
+    ):
         assert_no_edge(nulls[1], "simulated")
 
+
 def test_a_single_feature_of_the_next_candle_is_enough_to_fail(edgeless):
-    with pytest.raises(NullEdgeError): assert_no_edge(headlines_of(edgeless, 1, ("price_momentum",)))
+    with pytest.raises(NullEdgeError):
+        assert_no_edge(headlines_of(edgeless, 1, ("price_momentum",)))
+
 
 def test_the_further_a_leak_looks_the_larger_the_edge_it_shows(nulls):
     none, candle, hour = (table["auc"].mean() for table in nulls.values())
     assert none < 0.51 < candle < hour
     assert (nulls[12]["auc_low"] > 0.5).all() and (nulls[12]["mean_r_low"] > 0).all()
+
 
 def test_real_candles_shuffled_or_mirrored_keep_the_contract_and_their_ranges(bitcoin, ether):
     real = {"BTC": bitcoin, "ETH": ether}
@@ -89,38 +144,75 @@ def test_real_candles_shuffled_or_mirrored_keep_the_contract_and_their_ranges(bi
         changed = market(real, 1)
         for symbol, table in changed.items():
             validate_candles(table, "5m", symbol)
-            same = (table["high"] / table["low"]).sort_values().to_numpy() / (real[symbol]["high"] / real[symbol]["low"]).sort_values().to_numpy()
-            assert abs(same - 1).max() < 1e-9 and table["volume"].sum() == pytest.approx(real[symbol]["volume"].sum())
+            same = (table["high"] / table["low"]).sort_values().to_numpy() / (
+                real[symbol]["high"] / real[symbol]["low"]
+            ).sort_values().to_numpy()
+            assert abs(same - 1).max() < 1e-9 and table["volume"].sum() == pytest.approx(
+                real[symbol]["volume"].sum()
+            )
             returns = table["close"].pct_change().dropna().to_numpy()
             pairs = returns[1:] * returns[:-1]
-            assert abs(pairs.sum()) < 3 * (pairs**2).sum()**0.5
+            assert abs(pairs.sum()) < 3 * (pairs**2).sum() ** 0.5
+
 
 def test_a_planted_edge_is_gone_from_shuffled_and_from_mirrored_candles():
     planted = simulated(0.45, 1)
     assert headlines(judge_events(market_events(planted)))["auc_low"] > 0.5
-    for name, table in null_results(planted, SEEDS[:2], markets={"shuffled": shuffled_market, "mirrored": mirrored_market}).items(): assert_no_edge(table, name)
+    for name, table in null_results(
+        planted, SEEDS[:2], markets={"shuffled": shuffled_market, "mirrored": mirrored_market}
+    ).items():
+        assert_no_edge(table, name)
+
 
 def test_no_model_gets_more_than_can_be_reached():
-    markets = simulate_market(["SIM-A", "SIM-B"], "2024-01-01", "2024-08-28", SimulationConfig(edge=0.45, seed=1, impulse_hours=2.0))
+    markets = simulate_market(
+        ["SIM-A", "SIM-B"], "2024-01-01", "2024-08-28", SimulationConfig(edge=0.45, seed=1, impulse_hours=2.0)
+    )
     events = market_events({symbol: market.candles for symbol, market in markets.items()})
-    shares = share_of_reachable(judge_events(events).predictions, events.labels, {symbol: market.truth for symbol, market in markets.items()})
-    assert (shares["share_low"] > 0).all() and (shares["share_low"] < 1).all() and (shares["accuracy"] < shares["reachable_accuracy"]).all()
+    shares = share_of_reachable(
+        judge_events(events).predictions,
+        events.labels,
+        {symbol: market.truth for symbol, market in markets.items()},
+    )
+    assert (
+        (shares["share_low"] > 0).all()
+        and (shares["share_low"] < 1).all()
+        and (shares["accuracy"] < shares["reachable_accuracy"]).all()
+    )
+
 
 TINY, SHORT = PipelineSettings(splits={"n_folds": 2}), {"end": "2024-02-25"}
 
+
 def test_two_processes_give_what_one_gives():
-    results = [null_results(simulated(0.45, 1, **SHORT), SEEDS[:2], partial(pipeline_result, settings=TINY), partial(run_markets, processes=processes)) for processes in (1, 2)]
-    for kind, table in results[0].items(): pd.testing.assert_frame_equal(table, results[1][kind], check_exact=True)
+    results = [
+        null_results(
+            simulated(0.45, 1, **SHORT),
+            SEEDS[:2],
+            partial(pipeline_result, settings=TINY),
+            partial(run_markets, processes=processes),
+        )
+        for processes in (1, 2)
+    ]
+    for kind, table in results[0].items():
+        pd.testing.assert_frame_equal(table, results[1][kind], check_exact=True)
+
 
 def test_a_planted_market_gives_its_headlines_and_the_share_of_every_model_in_one_run():
     candles = simulated(0.45, 1)
     without = null_results(candles, SEEDS[:1], markets={"simulated": simulated_market})["simulated"]
     planted = planted_results(candles, (0.05, 0.45), SEEDS[:1], without)
-    assert planted.runs["edge"].tolist() == [0.0, 0.05, 0.45] and planted.runs["found"].tolist()[::2] == [False, True]
+    assert planted.runs["edge"].tolist() == [0.0, 0.05, 0.45] and planted.runs["found"].tolist()[::2] == [
+        False,
+        True,
+    ]
     table = share_table(planted.shares).set_index(["edge", "model"])
     assert set(planted.shares["model"]) == {"logistic", "xgboost", "ensemble"} and len(table) == 6
     assert table.at[(0.45, "ensemble"), "auc"] == pytest.approx(planted.runs["auc"].iloc[-1], rel=1e-5)
-    assert (table.loc[0.45, "share"].astype(float) > 0.2).all() and (table["share"].notna() == (table["reachable"] > 0)).all()
+    assert (table.loc[0.45, "share"].astype(float) > 0.2).all() and (
+        table["share"].notna() == (table["reachable"] > 0)
+    ).all()
+
 
 SLOW_MARKETS = """
 import sys, time
@@ -135,32 +227,62 @@ if __name__ == "__main__":
     print(run_markets({f"nulls/{number}": partial(judge, number) for number in range(6)}, folder=sys.argv[1], mark="a", progress=False))
 """
 
+
 def test_markets_killed_half_way_go_on_where_they_stopped(tmp_path):
-    (tmp_path/"run.py").write_text(SLOW_MARKETS)
-    first = subprocess.Popen([sys.executable, tmp_path/"run.py", tmp_path], cwd=ROOT)
+    (tmp_path / "run.py").write_text(SLOW_MARKETS)
+    first = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path], cwd=ROOT)
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("nulls/*.json"))) < 3 and time.monotonic() < deadline: time.sleep(0.02)
+    while len(list(tmp_path.glob("nulls/*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.wait()
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("nulls/*.json")}
     assert 3 <= len(kept) < 6
-    second = subprocess.run([sys.executable, tmp_path/"run.py", tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    second = subprocess.run(
+        [sys.executable, tmp_path / "run.py", tmp_path], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert second.stdout.strip() == str({f"nulls/{number}": {"auc": number / 10} for number in range(6)})
-    calls = (tmp_path/"calls").read_text().split()
-    assert all(calls.count(Path(name).stem) == 1 for name in kept) and len(calls) <= 7      # at most the one that was killed ran twice
-    assert {name: (tmp_path/"nulls"/name).stat().st_mtime_ns for name in kept} == kept
+    calls = (tmp_path / "calls").read_text().split()
+    assert (
+        all(calls.count(Path(name).stem) == 1 for name in kept) and len(calls) <= 7
+    )  # at most the one that was killed ran twice
+    assert {name: (tmp_path / "nulls" / name).stat().st_mtime_ns for name in kept} == kept
+
 
 def test_the_stage_checks_the_markets_without_an_edge_before_it_shows_any_result():
-    cells = ["".join(cell["source"]) for cell in json.loads((ROOT/"nbs/pipeline/80_controls.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
-    first = lambda call: next(number for number, cell in enumerate(cells) if call in cell and "import" not in cell)
-    assert "for name, table in nulls.items()" in cells[first("assert_no_edge(table")] and first("null_results(") == first("assert_no_edge(table")
-    assert first("assert_no_edge(table") < min(map(first, ("judge(candles)", "null_plot(", "against_nulls(", "planted_results(", "placebo_test(", "write_tables(", "write_metrics(")))
+    cells = [
+        "".join(cell["source"])
+        for cell in json.loads((ROOT / "nbs/pipeline/80_controls.ipynb").read_text())["cells"]
+        if cell["cell_type"] == "code"
+    ]
+    first = lambda call: next(
+        number for number, cell in enumerate(cells) if call in cell and "import" not in cell
+    )
+    assert "for name, table in nulls.items()" in cells[first("assert_no_edge(table")] and first(
+        "null_results("
+    ) == first("assert_no_edge(table")
+    assert first("assert_no_edge(table") < min(
+        map(
+            first,
+            (
+                "judge(candles)",
+                "null_plot(",
+                "against_nulls(",
+                "planted_results(",
+                "placebo_test(",
+                "write_tables(",
+                "write_metrics(",
+            ),
+        )
+    )
+
 
 def test_random_zones_on_real_candles_are_matched(bitcoin):
     effects, zones = placebo_test({"BTC": bitcoin}, {"BTC": detect_timeframes(by_timeframe(bitcoin))})
     assert (effects["compared"] > 1000).all() and effects["move_low"].notna().all()
     assert (effects["touched_share"] - effects["placebo_touched_share"]).abs().max() < 0.05
     assert zones["placebo_hit"].mean() == pytest.approx(0.5, abs=0.02)
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("edge, end", [(0.0, "2024-08-28"), (0.45, "2025-12-31")])

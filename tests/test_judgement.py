@@ -1,86 +1,170 @@
 """The search is judged as it was: the stages count what they try before they know it, and no page tells a Sharpe ratio alone."""
+
 import ast
 import html
 import json
 import re
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
 from test_pipeline_contract import STAGES, code_of, source_of
+
 from smc_ml.candles import write_table
 from smc_ml.evaluation.overfitting import superior_predictive_ability
-from smc_ml.trading.selection import (JudgementConfig, idle_sentence, judge, judgement_metrics, judgement_sentence, overfitting_sentence, record_sentence,
-                                         superiority_sentence)
 from smc_ml.evaluation.trials import count_trials, read_trials, trial_id
 from smc_ml.reports.pages import page
+from smc_ml.trading.selection import (
+    JudgementConfig,
+    idle_sentence,
+    judge,
+    judgement_metrics,
+    judgement_sentence,
+    overfitting_sentence,
+    record_sentence,
+    superiority_sentence,
+)
 
 # The stages write down what they try
 
-WRITERS = {"train": "50_train", "ensemble": "60_ensemble", "backtest": "70_backtest", "judgement": "75_judgement"}
+WRITERS = {
+    "train": "50_train",
+    "ensemble": "60_ensemble",
+    "backtest": "70_backtest",
+    "judgement": "75_judgement",
+}
 MODELS = ("logistic", "xgboost", "lstm")
 
+
 def cells(stage: str) -> list[dict]:
-    return [cell for cell in json.loads((ROOT/f"nbs/pipeline/{WRITERS[stage]}.ipynb").read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    return [
+        cell
+        for cell in json.loads((ROOT / f"nbs/pipeline/{WRITERS[stage]}.ipynb").read_text(encoding="utf-8"))[
+            "cells"
+        ]
+        if cell["cell_type"] == "code"
+    ]
+
 
 def recorded(stage: str, settings: dict, **passed: str) -> dict:
     "What the stage's notebook knows once it has written its trials, run from its first cell to that one."
     known = {}
     for cell in cells(stage):
         exec(source_of(cell), known)
-        if "parameters" in cell["metadata"].get("tags", []): known |= {name: value for name, value in (settings | passed).items() if name in known}
-        if "record_trials(" in source_of(cell): return known
+        if "parameters" in cell["metadata"].get("tags", []):
+            known |= {name: value for name, value in (settings | passed).items() if name in known}
+        if "record_trials(" in source_of(cell):
+            return known
     raise AssertionError(f"{stage} writes no trials")
+
 
 def search(folder: Path, settings: dict) -> int:
     "Trials after all stages have written theirs, with predictions as they would be written."
     table = pd.DataFrame({"event_id": [0]})
     for model in MODELS:
         known = recorded("train", settings, model=model)
-        write_table(table, folder/f"artifacts/predictions/{model}.parquet", {"trial": trial_id(known["trial"])})
-    write_table(table, folder/"artifacts/predictions/ensemble.parquet", {"trial": trial_id(recorded("ensemble", settings)["trial"])})
-    for stage in ("backtest", "judgement"): recorded(stage, settings)
-    return count_trials(folder/"reports/trials")
+        write_table(
+            table, folder / f"artifacts/predictions/{model}.parquet", {"trial": trial_id(known["trial"])}
+        )
+    write_table(
+        table,
+        folder / "artifacts/predictions/ensemble.parquet",
+        {"trial": trial_id(recorded("ensemble", settings)["trial"])},
+    )
+    for stage in ("backtest", "judgement"):
+        recorded(stage, settings)
+    return count_trials(folder / "reports/trials")
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     "A folder to work in, with the features of two symbols."
     monkeypatch.chdir(tmp_path)
-    for symbol in ("A", "B"): write_table(pd.DataFrame({"price_momentum": [0.0]}), tmp_path/f"artifacts/features/{symbol}.parquet")
+    for symbol in ("A", "B"):
+        write_table(
+            pd.DataFrame({"price_momentum": [0.0]}), tmp_path / f"artifacts/features/{symbol}.parquet"
+        )
     return tmp_path
 
-SETTINGS = {**{name: {} for name in ("patterns", "labels", "costs", "features", "train", "ensemble", "backtest")}, "judgement": {"thresholds": [0.0, 0.1, 0.2]}}
+
+SETTINGS = {
+    **{name: {} for name in ("patterns", "labels", "costs", "features", "train", "ensemble", "backtest")},
+    "judgement": {"thresholds": [0.0, 0.1, 0.2]},
+}
+
 
 def test_a_rerun_counts_once_and_leaves_every_byte(place):
-    assert search(place, SETTINGS) == 3 + 1 + 4 * 3      # models, ensemble, accounts; the one of the backtest is among them
-    files = sorted((place/"reports/trials").iterdir())
+    assert (
+        search(place, SETTINGS) == 3 + 1 + 4 * 3
+    )  # models, ensemble, accounts; the one of the backtest is among them
+    files = sorted((place / "reports/trials").iterdir())
     written = [file.read_bytes() for file in files]
-    assert [file.name for file in files] == ["backtest.jsonl", "ensemble.jsonl", "judgement.jsonl", "train_logistic.jsonl", "train_lstm.jsonl", "train_xgboost.jsonl"]
+    assert [file.name for file in files] == [
+        "backtest.jsonl",
+        "ensemble.jsonl",
+        "judgement.jsonl",
+        "train_logistic.jsonl",
+        "train_lstm.jsonl",
+        "train_xgboost.jsonl",
+    ]
     assert search(place, SETTINGS) == 16 and [file.read_bytes() for file in files] == written
     assert not any(str(place).encode() in content for content in written)
 
-@pytest.mark.parametrize("section, change, new", [
-    ("labels", {"target_r": 2.0}, 16), ("patterns", {"wing": 4}, 16), ("features", {"momentum_bars": 24}, 16), ("costs", {"fee_rate": .001}, 16), ("train", {"seed": 1}, 16),
-    ("train", {"xgboost": {"depth": 5}}, 1 + 1 + 2 * 3),   # one model, the ensemble, and the accounts of both
-    ("ensemble", {"temperature": .1}, 1 + 3), ("backtest", {"risk_per_trade": .01}, 12), ("judgement", {"thresholds": [0.0, 0.1, 0.3]}, 4),
-    ("backtest", {"minimum_expected_r": 0.05}, 4), ("backtest", {"minimum_expected_r": 0.1}, 0),   # a threshold that was judged before is not new
-    ("train", {"threads": 2}, 0), ("backtest", {"seed": 1, "draws": 200}, 0), ("judgement", {"draws": 200, "blocks": 8}, 0)])
+
+@pytest.mark.parametrize(
+    "section, change, new",
+    [
+        ("labels", {"target_r": 2.0}, 16),
+        ("patterns", {"wing": 4}, 16),
+        ("features", {"momentum_bars": 24}, 16),
+        ("costs", {"fee_rate": 0.001}, 16),
+        ("train", {"seed": 1}, 16),
+        (
+            "train",
+            {"xgboost": {"depth": 5}},
+            1 + 1 + 2 * 3,
+        ),  # one model, the ensemble, and the accounts of both
+        ("ensemble", {"temperature": 0.1}, 1 + 3),
+        ("backtest", {"risk_per_trade": 0.01}, 12),
+        ("judgement", {"thresholds": [0.0, 0.1, 0.3]}, 4),
+        ("backtest", {"minimum_expected_r": 0.05}, 4),
+        ("backtest", {"minimum_expected_r": 0.1}, 0),  # a threshold that was judged before is not new
+        ("train", {"threads": 2}, 0),
+        ("backtest", {"seed": 1, "draws": 200}, 0),
+        ("judgement", {"draws": 200, "blocks": 8}, 0),
+    ],
+)
 def test_a_changed_setting_is_a_new_trial_of_all_that_depend_on_it(place, section, change, new):
     before = search(place, SETTINGS)
     assert search(place, SETTINGS | {section: SETTINGS[section] | change}) == before + new
-    assert search(place, SETTINGS) == before + new       # going back adds nothing and forgets nothing
+    assert search(place, SETTINGS) == before + new  # going back adds nothing and forgets nothing
+
 
 def test_another_market_is_a_new_trial_and_more_days_are_not(place):
     before = search(place, SETTINGS)
-    write_table(pd.DataFrame({"price_momentum": [0.0, 1.0]}), place/"artifacts/features/A.parquet")
+    write_table(pd.DataFrame({"price_momentum": [0.0, 1.0]}), place / "artifacts/features/A.parquet")
     assert search(place, SETTINGS) == before
-    write_table(pd.DataFrame({"price_momentum": [0.0]}), place/"artifacts/features/C.parquet")
+    write_table(pd.DataFrame({"price_momentum": [0.0]}), place / "artifacts/features/C.parquet")
     assert search(place, SETTINGS) == 2 * before
 
-COMPUTING = {"train": "out_of_fold", "ensemble": "combine", "backtest": "run_interval", "judgement": "run_strategies"}
 
-def calls_of(code: str, name: str) -> list[ast.Call]: return [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name]
+COMPUTING = {
+    "train": "out_of_fold",
+    "ensemble": "combine",
+    "backtest": "run_interval",
+    "judgement": "run_strategies",
+}
+
+
+def calls_of(code: str, name: str) -> list[ast.Call]:
+    return [
+        node
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+    ]
+
 
 @pytest.mark.parametrize("stage", WRITERS)
 def test_trials_are_written_before_anything_is_computed(stage):
@@ -88,87 +172,197 @@ def test_trials_are_written_before_anything_is_computed(stage):
     calls = [call.lineno for name in (r"record_trials", COMPUTING[stage]) for call in calls_of(code, name)]
     assert len(calls) == 2 and calls[0] < calls[1]
 
+
 def test_every_ledger_is_kept_by_git_and_never_deleted_and_the_judgement_waits_for_all():
     declared = {}
     for name, stage in STAGES.items():
-        outs = {path: options for out in stage["outs"] if isinstance(out, dict) for path, options in out.items()}
+        outs = {
+            path: options for out in stage["outs"] if isinstance(out, dict) for path, options in out.items()
+        }
         for path in re.findall(r'record_trials\(f?"([^"]+)"', code_of(name)):
             path = path.replace("{model}", "${item.model}")
             assert outs.get(path) == {"cache": False, "persist": True}, f"{name} does not declare {path}"
-            declared |= {path.replace("${item.model}", model): name for model in stage.get("matrix", {"model": [""]})["model"]}
+            declared |= {
+                path.replace("${item.model}", model): name
+                for model in stage.get("matrix", {"model": [""]})["model"]
+            }
     assert len(declared) == 6
-    assert {path for path, name in declared.items() if name != "judgement"} <= set(STAGES["judgement"]["deps"])
+    assert {path for path, name in declared.items() if name != "judgement"} <= set(
+        STAGES["judgement"]["deps"]
+    )
+
 
 def test_the_ledger_of_this_repository_is_whole():
-    trials = read_trials(ROOT/"reports/trials")
+    trials = read_trials(ROOT / "reports/trials")
     assert set(trials["kind"]) <= {"model", "tuning", "backtest"} and trials["trial"].is_unique
+
 
 # No page tells a Sharpe ratio alone
 
 COMPANY = (r"\btrials\b", r"\bdsr\b|deflated", r"\bpbo\b|overfitting")
-TOLD = r"(?<!\bno )sharpe[^.;]{0,40}?[-+−]?\d"      # a ratio with a number behind it
+TOLD = r"(?<!\bno )sharpe[^.;]{0,40}?[-+−]?\d"  # a ratio with a number behind it
 
-def lonely(text: str) -> bool: return bool(re.search(TOLD, text, re.I)) and not all(re.search(word, text, re.I) for word in COMPANY)
+
+def lonely(text: str) -> bool:
+    return bool(re.search(TOLD, text, re.I)) and not all(re.search(word, text, re.I) for word in COMPANY)
+
 
 def outputs_of(path: Path) -> list[str]:
     "The texts that an executed notebook shows, one a cell."
     found = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        texts = ["".join(output.get("text", output.get("data", {}).get("text/html", output.get("data", {}).get("text/plain", "")))) for output in cell.get("outputs", [])]
-        if texts: found.append(re.sub(r"<[^>]+>", " ", "\n".join(texts)))
+        texts = [
+            "".join(
+                output.get(
+                    "text",
+                    output.get("data", {}).get("text/html", output.get("data", {}).get("text/plain", "")),
+                )
+            )
+            for output in cell.get("outputs", [])
+        ]
+        if texts:
+            found.append(re.sub(r"<[^>]+>", " ", "\n".join(texts)))
     return found
 
-def text_of(path: Path) -> str: return html.unescape(re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]+>", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL))
+
+def text_of(path: Path) -> str:
+    return html.unescape(
+        re.sub(
+            r"<script.*?</script>|<style.*?</style>|<[^>]+>",
+            " ",
+            path.read_text(encoding="utf-8"),
+            flags=re.DOTALL,
+        )
+    )
+
 
 def test_no_page_and_no_output_of_a_stage_tells_a_sharpe_ratio_alone():
-    for path in sorted([*(ROOT/"reports").glob("index.html"), *(ROOT/"reports/pages").glob("*.html")]):
+    for path in sorted([*(ROOT / "reports").glob("index.html"), *(ROOT / "reports/pages").glob("*.html")]):
         text = text_of(path)
         assert "sharpe" not in text.lower() or all(re.search(word, text, re.I) for word in COMPANY), path.name
-    for path in sorted((ROOT/"reports/notebooks").glob("*.ipynb")): assert [text for text in outputs_of(path) if lonely(text)] == [], path.name
-    for path in sorted((ROOT/"reports/metrics").glob("*.json")): assert not lonely(str(json.loads(path.read_text(encoding="utf-8")).get("sentence", ""))), path.name
+    for path in sorted((ROOT / "reports/notebooks").glob("*.ipynb")):
+        assert [text for text in outputs_of(path) if lonely(text)] == [], path.name
+    for path in sorted((ROOT / "reports/metrics").glob("*.json")):
+        assert not lonely(str(json.loads(path.read_text(encoding="utf-8")).get("sentence", ""))), path.name
 
-@pytest.mark.parametrize("text", ["Sharpe ratio 1.8 a year", "sharpe  \n 3.1  dsr 0.2", "a Sharpe of 2 after 24 trials", "Sharpe: -0.3"])
-def test_a_sharpe_ratio_alone_on_a_page_would_be_found(text): assert lonely(text)
+
+@pytest.mark.parametrize(
+    "text",
+    ["Sharpe ratio 1.8 a year", "sharpe  \n 3.1  dsr 0.2", "a Sharpe of 2 after 24 trials", "Sharpe: -0.3"],
+)
+def test_a_sharpe_ratio_alone_on_a_page_would_be_found(text):
+    assert lonely(text)
+
 
 def judged(seed: int, days: int = 120, edge: float = 0.0, idle: int = 2, trials: int = 40):
-    returns = pd.DataFrame(np.random.default_rng(seed).normal(0, .01, (days, 10)), index=pd.date_range("2024-01-01", periods=days, tz="UTC")).add_prefix("rule ")
+    returns = pd.DataFrame(
+        np.random.default_rng(seed).normal(0, 0.01, (days, 10)),
+        index=pd.date_range("2024-01-01", periods=days, tz="UTC"),
+    ).add_prefix("rule ")
     returns["rule 3"] += edge
-    return judge(returns.assign(**{f"idle {number}": 0.0 for number in range(idle)}), "rule 3", trials, JudgementConfig(draws=200, blocks=8))
+    return judge(
+        returns.assign(**{f"idle {number}": 0.0 for number in range(idle)}),
+        "rule 3",
+        trials,
+        JudgementConfig(draws=200, blocks=8),
+    )
 
-def sentences(found) -> list[str]: return [write(found) for write in (record_sentence, overfitting_sentence, superiority_sentence, idle_sentence, judgement_sentence)]
+
+def sentences(found) -> list[str]:
+    return [
+        write(found)
+        for write in (
+            record_sentence,
+            overfitting_sentence,
+            superiority_sentence,
+            idle_sentence,
+            judgement_sentence,
+        )
+    ]
+
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("days, edge", [(120, 0.0), (120, .01), (120, -.01), (21, 0.0), (12, 0.0), (2, 0.0)])
+@pytest.mark.parametrize(
+    "days, edge", [(120, 0.0), (120, 0.01), (120, -0.01), (21, 0.0), (12, 0.0), (2, 0.0)]
+)
 def test_every_judgement_is_in_company_and_holds_no_nan(seed, days, edge):
     found = judged(seed, days, edge)
-    assert not any(lonely(sentence) or re.search(r"\bnan\b|None(?! of \d)", sentence) for sentence in sentences(found))
-    assert "NaN" not in json.dumps(judgement_metrics(found)) and {"sharpe", "trials", "dsr", "pbo"} <= set(judgement_metrics(found))
+    assert not any(
+        lonely(sentence) or re.search(r"\bnan\b|None(?! of \d)", sentence) for sentence in sentences(found)
+    )
+    assert "NaN" not in json.dumps(judgement_metrics(found)) and {"sharpe", "trials", "dsr", "pbo"} <= set(
+        judgement_metrics(found)
+    )
+
 
 def test_a_page_of_the_judgement_is_in_company(tmp_path):
-    found = judged(0, edge=.004)
-    outputs = [{"output_type": "stream", "name": "stdout", "text": "\n".join(sentences(found))}, {"output_type": "display_data", "metadata": {}, "data": {"text/html": pd.DataFrame({"chosen": found.record._asdict()}, dtype=object).to_html()}}]
-    cells = [{"id": "one", "cell_type": "markdown", "metadata": {}, "source": "# Judgement\n\n> What → is found."}, {"id": "two", "cell_type": "code", "execution_count": 1, "metadata": {}, "outputs": outputs, "source": "1"}]
-    (tmp_path/"75_judgement.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-    page(tmp_path/"75_judgement.ipynb", tmp_path/"judgement.html")
-    text = text_of(tmp_path/"judgement.html")
-    assert re.search(TOLD, text, re.I) and not lonely(text) and [one for one in outputs_of(tmp_path/"75_judgement.ipynb") if lonely(one)] == []
+    found = judged(0, edge=0.004)
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": "\n".join(sentences(found))},
+        {
+            "output_type": "display_data",
+            "metadata": {},
+            "data": {"text/html": pd.DataFrame({"chosen": found.record._asdict()}, dtype=object).to_html()},
+        },
+    ]
+    cells = [
+        {"id": "one", "cell_type": "markdown", "metadata": {}, "source": "# Judgement\n\n> What → is found."},
+        {
+            "id": "two",
+            "cell_type": "code",
+            "execution_count": 1,
+            "metadata": {},
+            "outputs": outputs,
+            "source": "1",
+        },
+    ]
+    (tmp_path / "75_judgement.ipynb").write_text(
+        json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    page(tmp_path / "75_judgement.ipynb", tmp_path / "judgement.html")
+    text = text_of(tmp_path / "judgement.html")
+    assert (
+        re.search(TOLD, text, re.I)
+        and not lonely(text)
+        and [one for one in outputs_of(tmp_path / "75_judgement.ipynb") if lonely(one)] == []
+    )
+
 
 # What the judgement finds
+
 
 def test_luck_in_choosing_passes_for_merit_as_seldom_as_it_promises():
     named, credible = 0, 0
     for seed in range(60):
-        returns = pd.DataFrame(np.random.default_rng(seed).normal(0, .01, (120, 10)), index=pd.date_range("2024-01-01", periods=120, tz="UTC")).add_prefix("rule ")
+        returns = pd.DataFrame(
+            np.random.default_rng(seed).normal(0, 0.01, (120, 10)),
+            index=pd.date_range("2024-01-01", periods=120, tz="UTC"),
+        ).add_prefix("rule ")
         found = judge(returns, returns.mean().idxmax(), 10, JudgementConfig(draws=200, blocks=2))
-        named, credible = named + bool(found.superiority.superior), credible + ("is more than luck" in judgement_sentence(found))
+        named, credible = (
+            named + bool(found.superiority.superior),
+            credible + ("is more than luck" in judgement_sentence(found)),
+        )
     assert named <= 8 and credible <= 4
 
+
 def test_a_true_edge_is_told_from_luck():
-    found = [judged(seed, days=365, edge=.008) for seed in range(5)]
-    assert all("is more than luck in choosing explains" in judgement_sentence(one) and "rule 3" in one.superiority.superior for one in found)
+    found = [judged(seed, days=365, edge=0.008) for seed in range(5)]
+    assert all(
+        "is more than luck in choosing explains" in judgement_sentence(one)
+        and "rule 3" in one.superiority.superior
+        for one in found
+    )
     assert sum(len(one.superiority.superior) for one in found) <= 6
 
+
 def test_strategies_that_never_trade_change_nothing_but_the_trials_that_must_be_counted():
-    one, two = judged(1, edge=.004, idle=0), judged(1, edge=.004, idle=5)
+    one, two = judged(1, edge=0.004, idle=0), judged(1, edge=0.004, idle=5)
     assert one.record == two.record and one.superiority == two.superiority and len(two.idle) == 5
-    assert two.superiority == superior_predictive_ability(pd.DataFrame(np.random.default_rng(1).normal(0, .01, (120, 10))).add_prefix("rule ").assign(**{"rule 3": lambda t: t["rule 3"] + .004}), draws=200, seed=7)
+    assert two.superiority == superior_predictive_ability(
+        pd.DataFrame(np.random.default_rng(1).normal(0, 0.01, (120, 10)))
+        .add_prefix("rule ")
+        .assign(**{"rule 3": lambda t: t["rule 3"] + 0.004}),
+        draws=200,
+        seed=7,
+    )

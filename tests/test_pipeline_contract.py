@@ -1,39 +1,62 @@
 """Every stage keeps the promises that make it reproducible: parameters, settings, dependencies, a clean notebook without logic."""
+
 import ast
 import json
 import re
 from pathlib import Path
+
 import pytest
 import yaml
+
 from smc_ml.cli import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = yaml.safe_load((ROOT/"dvc.yaml").read_text())["stages"]
-SETTINGS = yaml.safe_load((ROOT/"params.yaml").read_text())
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+SETTINGS = yaml.safe_load((ROOT / "params.yaml").read_text())
+
 
 def command_of(stage) -> str:
     "The line that runs papermill."
     lines = [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]
     return next(line for line in lines if line.startswith("papermill "))
 
-def notebook_of(name: str) -> Path: return ROOT/re.search(r"papermill (\S+\.ipynb)", command_of(STAGES[name]))[1]
-def cells_of(name: str) -> list[dict]: return json.loads(notebook_of(name).read_text())["cells"]
-def source_of(cell: dict) -> str: return "".join(cell["source"])
-def code_of(name: str) -> str: return "\n".join(source_of(cell) for cell in cells_of(name) if cell["cell_type"] == "code")
-def paths_of(entries) -> set[str]: return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries or ()}
+
+def notebook_of(name: str) -> Path:
+    return ROOT / re.search(r"papermill (\S+\.ipynb)", command_of(STAGES[name]))[1]
+
+
+def cells_of(name: str) -> list[dict]:
+    return json.loads(notebook_of(name).read_text())["cells"]
+
+
+def source_of(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def code_of(name: str) -> str:
+    return "\n".join(source_of(cell) for cell in cells_of(name) if cell["cell_type"] == "code")
+
+
+def paths_of(entries) -> set[str]:
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries or ()}
+
 
 def imported_modules(source: str, here: tuple[str, ...] = ()):
     "Files of the package that `source` imports; `here` is the folder of the importing module."
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import): names = [alias.name for alias in node.names]
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = list(here[:len(here) - node.level + 1]) if node.level else []
+            base = list(here[: len(here) - node.level + 1]) if node.level else []
             stem = ".".join(base + [node.module] if node.module else base)
             names = [stem] + [f"{stem}.{alias.name}" for alias in node.names]
-        else: continue
+        else:
+            continue
         for name in names:
-            path = ROOT/Path(*name.split(".")).with_suffix(".py")
-            if name.split(".")[0] == "smc_ml" and path.exists(): yield path
+            path = ROOT / Path(*name.split(".")).with_suffix(".py")
+            if name.split(".")[0] == "smc_ml" and path.exists():
+                yield path
+
 
 def import_closure(source: str) -> set[str]:
     todo, seen = set(imported_modules(source)), set()
@@ -43,34 +66,52 @@ def import_closure(source: str) -> set[str]:
         todo |= set(imported_modules(path.read_text(), path.relative_to(ROOT).parent.parts)) - seen
     return {path.relative_to(ROOT).as_posix() for path in seen}
 
+
 def parameters_of(name: str) -> dict[str, object]:
     "The defaults of the tagged cell; there must be exactly one, of plain literals."
     tagged = [cell for cell in cells_of(name) if "parameters" in cell["metadata"].get("tags", [])]
     assert len(tagged) == 1, "exactly one cell tagged 'parameters'"
-    return {target.id: ast.literal_eval(node.value) for node in ast.parse(source_of(tagged[0])).body for target in node.targets}
+    return {
+        target.id: ast.literal_eval(node.value)
+        for node in ast.parse(source_of(tagged[0])).body
+        for target in node.targets
+    }
+
 
 def test_stages_sections_and_notebooks_share_their_names():
     assert set(STAGES) <= set(SETTINGS) == set(SECTIONS)
-    assert {notebook_of(name).stem.split("_", 1)[1] for name in STAGES} == set(STAGES) == {path.stem.split("_", 1)[1] for path in (ROOT/"nbs/pipeline").glob("*.ipynb")}
+    assert (
+        {notebook_of(name).stem.split("_", 1)[1] for name in STAGES}
+        == set(STAGES)
+        == {path.stem.split("_", 1)[1] for path in (ROOT / "nbs/pipeline").glob("*.ipynb")}
+    )
+
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_passed_parameter_is_declared(name):
     passed = set(re.findall(r"-p (\w+)", command_of(STAGES[name])))
     assert passed | set(STAGES[name]["params"]) == set(parameters_of(name))
 
+
 @pytest.mark.parametrize("name", STAGES)
 def test_the_defaults_of_a_notebook_are_valid_settings(name):
     for section, default in parameters_of(name).items():
-        if section in SECTIONS: SECTIONS[section](**default)
+        if section in SECTIONS:
+            SECTIONS[section](**default)
+
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_tracks_the_sections_it_reads(name):
     names = {node.id for node in ast.walk(ast.parse(code_of(name))) if isinstance(node, ast.Name)}
     assert names & set(SETTINGS) == set(STAGES[name]["params"])
 
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_modules_it_imports_and_no_others(name):
-    assert {path for path in paths_of(STAGES[name]["deps"]) if path.endswith(".py")} == import_closure(code_of(name))
+    assert {path for path in paths_of(STAGES[name]["deps"]) if path.endswith(".py")} == import_closure(
+        code_of(name)
+    )
+
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_its_notebook_and_declares_what_it_writes(name):
@@ -78,43 +119,73 @@ def test_a_stage_depends_on_its_notebook_and_declares_what_it_writes(name):
     assert notebook_of(name).relative_to(ROOT).as_posix() in paths_of(stage["deps"])
     assert command_of(stage).split()[2] in paths_of(stage["outs"])
     declared = set().union(*(paths_of(stage.get(kind)) for kind in ("outs", "metrics", "plots")))
-    written = re.findall(r'write_(?:metrics|tables|table)\(.*f?"([^"]+)"(?:, \{[^}]*\})?\)|save_model\([^,]+, f?"([^"]+)"', code_of(name))
+    written = re.findall(
+        r'write_(?:metrics|tables|table)\(.*f?"([^"]+)"(?:, \{[^}]*\})?\)|save_model\([^,]+, f?"([^"]+)"',
+        code_of(name),
+    )
     passed = re.findall(r"-p (\w+) (\S+)", command_of(stage))
     for path in filter(None, (path for pair in written for path in pair)):
-        for parameter, value in passed: path = path.replace(f"{{{parameter}}}", value)
+        for parameter, value in passed:
+            path = path.replace(f"{{{parameter}}}", value)
         assert path in declared
+
 
 @pytest.mark.parametrize("name", STAGES)
 def test_what_a_stage_reads_is_made_by_an_earlier_one(name):
     made = {"params.yaml", "requirements.lock"}
-    for earlier in list(STAGES)[:list(STAGES).index(name)]:
+    for earlier in list(STAGES)[: list(STAGES).index(name)]:
         for kind in ("outs", "metrics"):
             for path in paths_of(STAGES[earlier].get(kind)):
-                made |= {path.replace("${item.model}", model) for model in STAGES[earlier].get("matrix", {"model": [""]})["model"]}
-    read = {path for path in paths_of(STAGES[name]["deps"]) if not path.endswith(".py") and not path.startswith("nbs/")}
+                made |= {
+                    path.replace("${item.model}", model)
+                    for model in STAGES[earlier].get("matrix", {"model": [""]})["model"]
+                }
+    read = {
+        path
+        for path in paths_of(STAGES[name]["deps"])
+        if not path.endswith(".py") and not path.startswith("nbs/")
+    }
     assert read <= made
+
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_notebook_has_no_outputs_exports_definitions_or_long_cells(name):
     cells = [cell for cell in cells_of(name) if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] for cell in cells)
-    assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If)) for node in ast.walk(ast.parse(code_of(name))))
+    assert not any(
+        isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If))
+        for node in ast.walk(ast.parse(code_of(name)))
+    )
     assert "#| export" not in code_of(name) and "default_exp" not in code_of(name)
     assert max(len(source_of(cell).splitlines()) for cell in cells) <= 10
     assert source_of(cells_of(name)[0]).count("→") >= 1, "the subtitle says what is read and what is written"
 
-@pytest.mark.parametrize("path", sorted((ROOT/"nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_names_its_language_and_stays_small(path):
     notebook = json.loads(path.read_text())
-    assert notebook["metadata"]["kernelspec"] == {"display_name": "python3", "language": "python", "name": "python3"}
+    assert notebook["metadata"]["kernelspec"] == {
+        "display_name": "python3",
+        "language": "python",
+        "name": "python3",
+    }
     assert path.stat().st_size < 400_000
 
-LIBRARY = [path for path in sorted((ROOT/"nbs").rglob("[0-9][0-9]_*.ipynb")) if not {"pipeline", "explore"} & set(path.parts)]
 
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.relative_to(ROOT/"nbs").with_suffix("").as_posix())
+LIBRARY = [
+    path
+    for path in sorted((ROOT / "nbs").rglob("[0-9][0-9]_*.ipynb"))
+    if not {"pipeline", "explore"} & set(path.parts)
+]
+
+
+@pytest.mark.parametrize(
+    "path", LIBRARY, ids=lambda path: path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+)
 def test_a_notebook_lies_where_its_module_lies(path):
     module = re.search(r"default_exp ([\w.]+)", path.read_text())[1]
-    assert module.split(".") == [*path.relative_to(ROOT/"nbs").parent.parts, path.stem.split("_", 1)[1]]
+    assert module.split(".") == [*path.relative_to(ROOT / "nbs").parent.parts, path.stem.split("_", 1)[1]]
+
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in LIBRARY}), ids=lambda folder: folder.name)
 def test_the_numbers_of_a_folder_have_no_gaps(folder):

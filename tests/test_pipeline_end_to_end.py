@@ -1,4 +1,5 @@
 """The whole pipeline through DVC on a slice of real candles, in temporary clones: reproducible, resumable, loud on bad input."""
+
 import json
 import os
 import shutil
@@ -7,49 +8,87 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, real_candles, BTC
+from conftest import BTC, ROOT, real_candles
+
 from smc_ml.reports.pages import external_references
 
 SMALL = {"steps": 60, "threads": 1, "lstm": {"layers": 1, "hidden": 8, "epochs": 1}}
 
+
 def environment(project: Path) -> dict[str, str]:
     "The clone's own modules win over the installed ones."
     cleared = {name: value for name, value in os.environ.items() if name not in ("IN_TEST", "MPLBACKEND")}
-    return cleared | {"PYTHONPATH": str(project), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "NUMBA_CACHE_DIR": str(project.parent/"numba"),
-                      "GIT_AUTHOR_DATE": "2024-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2024-01-01T00:00:00Z"}
+    return cleared | {
+        "PYTHONPATH": str(project),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "NUMBA_CACHE_DIR": str(project.parent / "numba"),
+        "GIT_AUTHOR_DATE": "2024-01-01T00:00:00Z",
+        "GIT_COMMITTER_DATE": "2024-01-01T00:00:00Z",
+    }
+
 
 def run(project: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess:
     done = subprocess.run(command, cwd=project, env=environment(project), capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
+
 def set_parameters(project: Path, **sections: dict) -> None:
-    path = project/"params.yaml"
+    path = project / "params.yaml"
     settings = yaml.safe_load(path.read_text())
-    for name, values in sections.items(): settings[name] |= values
+    for name, values in sections.items():
+        settings[name] |= values
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
+
 
 def clone(folder: Path, candles: Path) -> Path:
     "The files of this repository as they are, set to the slice of real candles, committed."
-    project = folder/"project"
-    for path in subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
-        if not (ROOT/path).is_file(): continue
-        (project/path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT/path, project/path)
-    for path in ("data.dvc", "params.yaml", "dvc.lock"):   # a run of one's own changes them; the sample's are the committed ones
-        (project/path).write_bytes(subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, check=True).stdout)
-    set_parameters(project, collect={"source": "files", "start": None, "end": None, "files": {"BTCUSDT": str(candles)}}, splits={"n_folds": 2, "first_train_share": 0.5}, train=SMALL, controls={"seeds": 2, "edges": [0.2, 0.45]})
-    for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@example.invalid", "commit", "-qm", "clone"]): run(project, "git", *command)
+    project = folder / "project"
+    for path in subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0"):
+        if not (ROOT / path).is_file():
+            continue
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / path, project / path)
+    for path in (
+        "data.dvc",
+        "params.yaml",
+        "dvc.lock",
+    ):  # a run of one's own changes them; the sample's are the committed ones
+        (project / path).write_bytes(
+            subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, check=True).stdout
+        )
+    set_parameters(
+        project,
+        collect={"source": "files", "start": None, "end": None, "files": {"BTCUSDT": str(candles)}},
+        splits={"n_folds": 2, "first_train_share": 0.5},
+        train=SMALL,
+        controls={"seeds": 2, "edges": [0.2, 0.45]},
+    )
+    for command in (
+        ["init", "-q", "-b", "main"],
+        ["add", "-A"],
+        ["-c", "user.name=test", "-c", "user.email=test@example.invalid", "commit", "-qm", "clone"],
+    ):
+        run(project, "git", *command)
     return project
+
 
 @pytest.fixture(scope="module")
 def slice_file(market, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("candles")/"BTCUSDT.csv"
+    path = tmp_path_factory.mktemp("candles") / "BTCUSDT.csv"
     real_candles(BTC).loc["2023-03-01":"2023-04-14"].to_csv(path)
     return path
+
 
 @pytest.fixture(scope="module")
 def project(slice_file, tmp_path_factory) -> Path:
@@ -57,17 +96,25 @@ def project(slice_file, tmp_path_factory) -> Path:
     run(project, "dvc", "repro")
     return project
 
+
 def hashes(project: Path) -> dict[str, str]:
     "Content hash of everything that the stages write, executed notebooks included."
-    stages = yaml.safe_load((project/"dvc.lock").read_text())["stages"]
+    stages = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
+
 def test_two_runs_in_two_places_give_the_same_bytes(project, tmp_path_factory):
-    other = tmp_path_factory.mktemp("second")/"project"
+    other = tmp_path_factory.mktemp("second") / "project"
     run(project, "git", "clone", "-q", str(project), str(other))
     run(other, "dvc", "repro")
     first, second = hashes(project), hashes(other)
-    assert first == second and {"reports/index.html", "reports/notebooks/50_train_lstm.ipynb", "artifacts/models/lstm", "artifacts/backtest"} <= set(first)
+    assert first == second and {
+        "reports/index.html",
+        "reports/notebooks/50_train_lstm.ipynb",
+        "artifacts/models/lstm",
+        "artifacts/backtest",
+    } <= set(first)
+
 
 def test_a_second_run_has_nothing_to_do(project):
     start = time.perf_counter()
@@ -75,8 +122,9 @@ def test_a_second_run_has_nothing_to_do(project):
     assert "Running stage" not in done.stdout and "up to date" in done.stdout
     assert time.perf_counter() - start < 10
 
+
 def test_prose_in_a_library_notebook_reruns_nothing(project):
-    path = project/"nbs/21_patterns.swings.ipynb"
+    path = project / "nbs/21_patterns.swings.ipynb"
     notebook = json.loads(path.read_text())
     prose = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"][1]
     prose["source"] = ["Quite another explanation.\n"]
@@ -84,31 +132,49 @@ def test_prose_in_a_library_notebook_reruns_nothing(project):
     run(project, "nbdev_export")
     assert "Running stage" not in run(project, "dvc", "repro").stdout
 
+
 def test_the_report_is_whole_and_needs_no_network(project):
-    index, pages = project/"reports/index.html", sorted((project/"reports/pages").glob("*.html"))
-    assert {page.stem for page in pages} == {"collect", "patterns", "labels", "splits", "features", "train_logistic", "train_xgboost", "train_lstm", "ensemble", "backtest", "judgement", "controls"}
+    index, pages = project / "reports/index.html", sorted((project / "reports/pages").glob("*.html"))
+    assert {page.stem for page in pages} == {
+        "collect",
+        "patterns",
+        "labels",
+        "splits",
+        "features",
+        "train_logistic",
+        "train_xgboost",
+        "train_lstm",
+        "ensemble",
+        "backtest",
+        "judgement",
+        "controls",
+    }
     for page in (index, *pages):
         html = page.read_text()
         assert len(html) < 10_000_000 and not external_references(html)
         assert str(project) not in html
     text = index.read_text()
-    metrics = json.loads((project/"reports/metrics/backtest.json").read_text())
+    metrics = json.loads((project / "reports/metrics/backtest.json").read_text())
     assert "simulated" not in text.split("<details")[0].lower() and f"{metrics['trades']:,}" in text
 
+
 def test_a_run_without_a_single_trade_says_so_and_claims_nothing(project):
-    kept = (project/"params.yaml").read_text()
+    kept = (project / "params.yaml").read_text()
     set_parameters(project, backtest={"minimum_expected_r": 9.0})
     try:
         run(project, "dvc", "repro")
-        text = (project/"reports/index.html").read_text()
-    finally: (project/"params.yaml").write_text(kept)
+        text = (project / "reports/index.html").read_text()
+    finally:
+        (project / "params.yaml").write_text(kept)
     assert "no trade was taken" in text and "No trade was taken" in text
     assert "as good by chance" not in text and "lose before" not in text
     run(project, "dvc", "repro")
 
+
 def test_dvc_shows_metrics_and_plots(project):
     assert "accuracy" in run(project, "dvc", "metrics", "show", "--json").stdout
     assert "equity" in run(project, "dvc", "plots", "show", "--json").stdout
+
 
 def failing(project: Path, *targets: str) -> str:
     "What a run that must fail says."
@@ -116,44 +182,100 @@ def failing(project: Path, *targets: str) -> str:
     assert done.returncode != 0
     return done.stdout + done.stderr
 
-@pytest.mark.parametrize("break_it, sentence", [
-    (lambda c: c.drop(index=[300, 301]), "2 candles are missing from open_time 2023-03-02 01:00:00+00:00"),
-    (lambda c: pd.concat([c.iloc[:9], c.iloc[8:]]), "open_time 2023-03-01 00:40:00+00:00 is there twice: drop one"),
-    (lambda c: c.iloc[[*range(9), 10, 9, *range(11, len(c))]], "open_time 2023-03-01 00:45:00+00:00 stands after 2023-03-01 00:50:00+00:00: sort"),
-    (lambda c: c.assign(close=c["close"].where(c.index != 7)), "column close is nan at 2023-03-01 00:35:00+00:00"),
-    (lambda c: c.assign(high=c["high"].where(c.index != 7, 1.0)), "column high is 1.0 at 2023-03-01 00:35:00+00:00, but another price of that candle is"),
-], ids=["holes", "doubled", "unordered", "nan", "impossible"])
-def test_a_bad_candle_file_stops_the_stage_with_one_sentence(project, slice_file, tmp_path, break_it, sentence):
+
+@pytest.mark.parametrize(
+    "break_it, sentence",
+    [
+        (
+            lambda c: c.drop(index=[300, 301]),
+            "2 candles are missing from open_time 2023-03-02 01:00:00+00:00",
+        ),
+        (
+            lambda c: pd.concat([c.iloc[:9], c.iloc[8:]]),
+            "open_time 2023-03-01 00:40:00+00:00 is there twice: drop one",
+        ),
+        (
+            lambda c: c.iloc[[*range(9), 10, 9, *range(11, len(c))]],
+            "open_time 2023-03-01 00:45:00+00:00 stands after 2023-03-01 00:50:00+00:00: sort",
+        ),
+        (
+            lambda c: c.assign(close=c["close"].where(c.index != 7)),
+            "column close is nan at 2023-03-01 00:35:00+00:00",
+        ),
+        (
+            lambda c: c.assign(high=c["high"].where(c.index != 7, 1.0)),
+            "column high is 1.0 at 2023-03-01 00:35:00+00:00, but another price of that candle is",
+        ),
+    ],
+    ids=["holes", "doubled", "unordered", "nan", "impossible"],
+)
+def test_a_bad_candle_file_stops_the_stage_with_one_sentence(
+    project, slice_file, tmp_path, break_it, sentence
+):
     before = hashes(project)
-    broken = tmp_path/"broken.csv"
+    broken = tmp_path / "broken.csv"
     break_it(pd.read_csv(slice_file)).to_csv(broken, index=False)
     set_parameters(project, collect={"files": {"BTCUSDT": str(broken)}})
-    try: said = failing(project)
-    finally: set_parameters(project, collect={"files": {"BTCUSDT": str(slice_file)}})
+    try:
+        said = failing(project)
+    finally:
+        set_parameters(project, collect={"files": {"BTCUSDT": str(slice_file)}})
     assert f"CandleError: {broken}: {sentence}" in said and "Running stage 'patterns'" not in said
     assert not list(project.rglob("*.partial"))
-    assert "Running stage 'train" not in run(project, "dvc", "repro").stdout and hashes(project) == before   # mended, it goes on from there
+    assert (
+        "Running stage 'train" not in run(project, "dvc", "repro").stdout and hashes(project) == before
+    )  # mended, it goes on from there
 
-@pytest.mark.parametrize("section, values, sentence", [
-    ("collect", {"sauce": "files"}, "ConfigError: collect.sauce is not a known key (known: source,"),
-    ("collect", {"allow_gaps": "no"}, "ConfigError: collect.allow_gaps: input should be a valid boolean, found 'no'"),
-    ("collect", {"start": "2031-01-01"}, "no open_time from 2031-01-01 to the end; the file has 2023-03-01 00:00:00+00:00"),
-    ("collect", {"files": {"BTCUSDT": "nowhere.parquet"}}, "SourceError: nowhere.parquet: no such file or folder: check collect.files"),
-], ids=["unknown key", "wrong type", "empty range", "missing file"])
+
+@pytest.mark.parametrize(
+    "section, values, sentence",
+    [
+        ("collect", {"sauce": "files"}, "ConfigError: collect.sauce is not a known key (known: source,"),
+        (
+            "collect",
+            {"allow_gaps": "no"},
+            "ConfigError: collect.allow_gaps: input should be a valid boolean, found 'no'",
+        ),
+        (
+            "collect",
+            {"start": "2031-01-01"},
+            "no open_time from 2031-01-01 to the end; the file has 2023-03-01 00:00:00+00:00",
+        ),
+        (
+            "collect",
+            {"files": {"BTCUSDT": "nowhere.parquet"}},
+            "SourceError: nowhere.parquet: no such file or folder: check collect.files",
+        ),
+    ],
+    ids=["unknown key", "wrong type", "empty range", "missing file"],
+)
 def test_a_bad_setting_stops_the_stage_with_one_sentence(project, section, values, sentence):
-    kept = (project/"params.yaml").read_text()
+    kept = (project / "params.yaml").read_text()
     set_parameters(project, **{section: values})
-    try: assert sentence in failing(project, "collect")
-    finally: (project/"params.yaml").write_text(kept)
+    try:
+        assert sentence in failing(project, "collect")
+    finally:
+        (project / "params.yaml").write_text(kept)
     run(project, "dvc", "repro")
+
 
 def test_a_killed_stage_leaves_nothing_that_passes_for_finished(project):
     before = hashes(project)
-    process = subprocess.Popen(["dvc", "repro", "-s", "-f", "train@lstm"], cwd=project, env=environment(project), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        ["dvc", "repro", "-s", "-f", "train@lstm"],
+        cwd=project,
+        env=environment(project),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     time.sleep(6)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (project/"artifacts/predictions/lstm.parquet").exists() and not (project/"artifacts/models/lstm").exists()
+    assert (
+        not (project / "artifacts/predictions/lstm.parquet").exists()
+        and not (project / "artifacts/models/lstm").exists()
+    )
     assert "train@lstm" in run(project, "dvc", "status").stdout
     run(project, "dvc", "repro")
     assert hashes(project) == before

@@ -1,23 +1,41 @@
 """No training trade is still open while the trades it is judged with are, and none comes nearer than the embargo; on two real markets."""
+
 import numpy as np
 import pandas as pd
 import purgedcv
 import pytest
 from conftest import by_timeframe
-from smc_ml.labels.outcomes import label_symbols
-from smc_ml.patterns.detection import detect_timeframes
-from smc_ml.labels.splits import EMBARGOED, PURGED, CombinatorialPurged, PurgedKFold, PurgedWalkForward, purged_before, split_counts
 from test_splits_on_random_labels import touching
 
-SPLITTERS = {"expanding": lambda embargo: PurgedWalkForward(5, 0.3, embargo), "rolling": lambda embargo: PurgedWalkForward(5, 0.3, embargo, pd.Timedelta("60D")),
-             "k folds": lambda embargo: PurgedKFold(10, embargo), "combinations": lambda embargo: CombinatorialPurged(6, 2, embargo)}
+from smc_ml.labels.outcomes import label_symbols
+from smc_ml.labels.splits import (
+    EMBARGOED,
+    PURGED,
+    CombinatorialPurged,
+    PurgedKFold,
+    PurgedWalkForward,
+    purged_before,
+    split_counts,
+)
+from smc_ml.patterns.detection import detect_timeframes
+
+SPLITTERS = {
+    "expanding": lambda embargo: PurgedWalkForward(5, 0.3, embargo),
+    "rolling": lambda embargo: PurgedWalkForward(5, 0.3, embargo, pd.Timedelta("60D")),
+    "k folds": lambda embargo: PurgedKFold(10, embargo),
+    "combinations": lambda embargo: CombinatorialPurged(6, 2, embargo),
+}
+
 
 @pytest.fixture(scope="module")
 def labels(bitcoin, ether) -> pd.DataFrame:
     "A year of trades of two markets, in no order."
     candles = {"BTCUSDT": bitcoin, "ETHUSDT": ether}
-    table = label_symbols(candles, {symbol: detect_timeframes(by_timeframe(series)) for symbol, series in candles.items()})
+    table = label_symbols(
+        candles, {symbol: detect_timeframes(by_timeframe(series)) for symbol, series in candles.items()}
+    )
     return table[table["exit_at"].notna()].sample(frac=1, random_state=0).reset_index(drop=True)
+
 
 @pytest.mark.parametrize("embargo", ["0min", "60min", "1D"])
 @pytest.mark.parametrize("name", SPLITTERS)
@@ -26,7 +44,10 @@ def test_no_training_label_overlaps_a_test_label(labels, name, embargo):
     for train, test in splitter.split(labels):
         assert touching(labels, train, test, splitter.embargo).max() <= 0
         assert all(labels["symbol"].iloc[side].nunique() == 2 for side in (train, test))
-        assert not np.intersect1d(labels["time"].to_numpy("datetime64[ns]")[train], labels["time"].to_numpy("datetime64[ns]")[test]).size
+        assert not np.intersect1d(
+            labels["time"].to_numpy("datetime64[ns]")[train], labels["time"].to_numpy("datetime64[ns]")[test]
+        ).size
+
 
 @pytest.mark.parametrize("name", SPLITTERS)
 def test_without_the_purge_they_would_overlap(labels, name):
@@ -38,6 +59,7 @@ def test_without_the_purge_they_would_overlap(labels, name):
         assert not (touching(labels, embargoed, test, pd.Timedelta(0)) > 0).any()
     assert overlapping > 0 and close > 0
 
+
 def test_every_later_event_is_judged_once_by_what_had_ended_before(labels):
     splitter, judged = PurgedWalkForward(5, 0.3, pd.Timedelta("60min")), []
     for start, (train, test) in zip(splitter.edges(labels), splitter.split(labels)):
@@ -46,18 +68,31 @@ def test_every_later_event_is_judged_once_by_what_had_ended_before(labels):
         judged += test.tolist()
     assert sorted(judged) == np.flatnonzero(labels["time"] >= splitter.edges(labels)[0]).tolist()
 
+
 def test_the_parts_of_a_fold_make_up_the_year(labels):
     for name, make in SPLITTERS.items():
         counts = split_counts(make(pd.Timedelta("60min")), labels)
         assert (counts[["unused", "train", "purged", "embargoed", "test"]].sum(axis=1) == len(labels)).all()
-        assert (counts[["purged", "embargoed"]].sum(axis=1) < 0.05 * len(labels)).all() and (counts["train"] > 0).all()
+        assert (counts[["purged", "embargoed"]].sum(axis=1) < 0.05 * len(labels)).all() and (
+            counts["train"] > 0
+        ).all()
+
 
 @pytest.mark.parametrize("name", ["k folds", "combinations"])
 def test_purgedcv_purges_the_same_trades(labels, name):
     "Its purge looks at every pair of trades; ours also drops what ends between the edge of a slice and the first event in it."
     splitter, order = SPLITTERS[name](pd.Timedelta("60min")), np.arange(len(labels))
     for tested, (train, test) in zip(splitter._tested(), splitter.split(labels)):
-        kept = purgedcv.purge(np.setdiff1d(order, test), test, labels["time"], labels["exit_at"] + pd.Timedelta(1, "ns"), purge_horizon=splitter.embargo)
+        kept = purgedcv.purge(
+            np.setdiff1d(order, test),
+            test,
+            labels["time"],
+            labels["exit_at"] + pd.Timedelta(1, "ns"),
+            purge_horizon=splitter.embargo,
+        )
         assert set(train) <= set(kept)
         for trade in labels.iloc[np.setdiff1d(kept, train)].itertuples():
-            assert any(start <= trade.exit_at + splitter.embargo < labels["time"][labels["time"] >= start].min() for start in splitter.edges(labels)[list(tested)])
+            assert any(
+                start <= trade.exit_at + splitter.embargo < labels["time"][labels["time"] >= start].min()
+                for start in splitter.edges(labels)[list(tested)]
+            )

@@ -1,51 +1,79 @@
 """Write the maps of nbs/index.ipynb and, from that notebook, README.md; with --check only say whether both are current (exit 1 if not)."""
-import os, re, sys
+
+import os
+import re
+import sys
 from pathlib import Path
+
 import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK, README = ROOT/"nbs"/"index.ipynb", ROOT/"README.md"
+NOTEBOOK, README = ROOT / "nbs" / "index.ipynb", ROOT / "README.md"
 FIRST_LINE = "<!-- Generated from nbs/index.ipynb by `make readme`: edit the notebook, not this file. -->\n\n"
 HIDDEN = re.compile(r"^#\|\s*(hide|default_exp|eval:\s*false\s*\n#\|\s*hide)\b", re.MULTILINE)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 TARGET = re.compile(r"""(\]\(|\b(?:src|href)=")(?![a-z]+:|[#/])([^)\s"]+)""")
 
+
 def from_root(link: re.Match) -> str:
     "A link as seen from the notebook's folder -> as seen from the root."
     return link[1] + os.path.normpath(os.path.join(NOTEBOOK.parent.name, link[2])).replace(os.sep, "/")
 
-def kept(cell: nbformat.NotebookNode) -> bool: return cell.cell_type == "markdown" or bool(cell.source.strip()) and not HIDDEN.search(cell.source)
+
+def kept(cell: nbformat.NotebookNode) -> bool:
+    return cell.cell_type == "markdown" or bool(cell.source.strip()) and not HIDDEN.search(cell.source)
+
 
 def for_readers(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
     "The cell without directives, progress bars and pictures, its links seen from the root."
-    if cell.cell_type == "markdown": return cell | {"source": TARGET.sub(from_root, cell.source)}
-    plain = [output for output in cell.outputs if output.get("name") != "stderr" and output.output_type != "error"]
+    if cell.cell_type == "markdown":
+        return cell | {"source": TARGET.sub(from_root, cell.source)}
+    plain = [
+        output for output in cell.outputs if output.get("name") != "stderr" and output.output_type != "error"
+    ]
     if any(kind.startswith("image/") for output in plain for kind in output.get("data", {})):
-        sys.exit("nbs/index.ipynb: a stored picture cannot go into README.md: save it as a file, link to it, and clear the output (make clean)")
-    for output in plain: output.get("data", {}).pop("text/html", None)
+        sys.exit(
+            "nbs/index.ipynb: a stored picture cannot go into README.md: save it as a file, link to it, and clear the output (make clean)"
+        )
+    for output in plain:
+        output.get("data", {}).pop("text/html", None)
     return cell | {"source": DIRECTIVE.sub("", cell.source).strip(), "outputs": plain}
+
 
 def headline_of(path: Path) -> tuple[str, str]:
     "Title and subtitle of a notebook."
-    text = "".join(cell.source + "\n" for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    text = "".join(
+        cell.source + "\n" for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"
+    )
     return re.search(r"^# (.+)$", text, re.MULTILINE)[1], re.search(r"^> (.+)$", text, re.MULTILINE)[1]
+
 
 def notebook_map() -> str:
     "One row a folder: its notebooks by title, in reading order."
     folders = {}
-    for path in sorted((ROOT/"nbs").rglob("[0-9][0-9]_*.ipynb")):
-        if path.parent.name != "pipeline" and ".ipynb_checkpoints" not in path.parts: folders.setdefault(path.parent, []).append(path)
+    for path in sorted((ROOT / "nbs").rglob("[0-9][0-9]_*.ipynb")):
+        if path.parent.name != "pipeline" and ".ipynb_checkpoints" not in path.parts:
+            folders.setdefault(path.parent, []).append(path)
     link = lambda path: f"[{headline_of(path)[0]}]({path.relative_to(NOTEBOOK.parent).as_posix()})"
-    rows = [f"| `{folder.relative_to(ROOT).as_posix()}/` | {' · '.join(map(link, paths))} |" for folder, paths in sorted(folders.items())]
+    rows = [
+        f"| `{folder.relative_to(ROOT).as_posix()}/` | {' · '.join(map(link, paths))} |"
+        for folder, paths in sorted(folders.items())
+    ]
     return "\n".join(["| folder | notebooks |", "|---|---|", *rows])
+
 
 def stage_map() -> str:
     "One row a stage: what it reads and what it writes."
-    rows = [f"| `{path.stem}` | {headline_of(path)[1]} |" for path in sorted((ROOT/"nbs"/"pipeline").glob("[0-9][0-9]_*.ipynb"))]
+    rows = [
+        f"| `{path.stem}` | {headline_of(path)[1]} |"
+        for path in sorted((ROOT / "nbs" / "pipeline").glob("[0-9][0-9]_*.ipynb"))
+    ]
     return "\n".join(["| stage | reads → writes |", "|---|---|", *rows])
 
+
 MAPS = {"notebooks": notebook_map, "stages": stage_map}
+
 
 def with_maps(text: str) -> str:
     "A cell with the table below each `<!-- name -->` written anew."
@@ -53,12 +81,15 @@ def with_maps(text: str) -> str:
         text = re.sub(rf"<!-- {name} -->(\n\|.*)*", lambda _: f"<!-- {name} -->\n{table()}", text)
     return text
 
+
 def index_notebook() -> nbformat.NotebookNode:
     "The index notebook with its maps as they should be."
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
-        if cell.cell_type == "markdown": cell.source = with_maps(cell.source)
+        if cell.cell_type == "markdown":
+            cell.source = with_maps(cell.source)
     return notebook
+
 
 def readme() -> str:
     "The whole text of README.md."
@@ -68,11 +99,18 @@ def readme() -> str:
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     return FIRST_LINE + re.sub(r"\n{3,}```", "\n\n```", text.strip()) + "\n"
 
+
 if __name__ == "__main__":
-    if not NOTEBOOK.exists(): sys.exit("nbs/index.ipynb is missing: README.md is made from it")
+    if not NOTEBOOK.exists():
+        sys.exit("nbs/index.ipynb is missing: README.md is made from it")
     notebook, text = index_notebook(), readme()
     if "--check" not in sys.argv[1:]:
-        if notebook != nbformat.read(NOTEBOOK, as_version=4): nbformat.write(notebook, NOTEBOOK)
+        if notebook != nbformat.read(NOTEBOOK, as_version=4):
+            nbformat.write(notebook, NOTEBOOK)
         README.write_text(text, encoding="utf-8")
-    elif notebook != nbformat.read(NOTEBOOK, as_version=4) or not README.exists() or README.read_text(encoding="utf-8") != text:
+    elif (
+        notebook != nbformat.read(NOTEBOOK, as_version=4)
+        or not README.exists()
+        or README.read_text(encoding="utf-8") != text
+    ):
         sys.exit("the maps of nbs/index.ipynb or README.md are not current: run make readme")

@@ -8,8 +8,10 @@ __all__ = ['Candles', 'PLANTED', 'NULL_MARKETS', 'ControlError', 'shuffled_marke
 
 # %% ../../nbs/controls/01_markets.ipynb #64033844
 from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
+
 from ..candles import TIMEFRAMES
 from ..config import UserError
 from ..simulation.market import SimulatedMarket, SimulationConfig, simulate_market
@@ -18,14 +20,18 @@ from ..simulation.market import SimulatedMarket, SimulationConfig, simulate_mark
 class ControlError(UserError):
     "Candles, seeds or results with which a control cannot be run."
 
-Candles = Mapping[str, pd.DataFrame]   # base candles by symbol
+
+Candles = Mapping[str, pd.DataFrame]  # base candles by symbol
 
 # %% ../../nbs/controls/01_markets.ipynb #e06fd145
 _MIRROR = {"open": "open", "high": "low", "low": "high", "close": "close", "bid": "ask", "ask": "bid"}
 _SWAPPED = {"bid_volume": "ask_volume", "ask_volume": "bid_volume"}
-_TURNED = ("imbalance", "signed_volume")   # change their sign
+_TURNED = ("imbalance", "signed_volume")  # change their sign
 
-def _chain(candles: pd.DataFrame, order: np.ndarray, sign: np.ndarray, drift: bool) -> tuple[np.ndarray, np.ndarray]:
+
+def _chain(
+    candles: pd.DataFrame, order: np.ndarray, sign: np.ndarray, drift: bool
+) -> tuple[np.ndarray, np.ndarray]:
     "What each candle, in its new place, started from, and what it starts from now."
     close = candles["close"].to_numpy()
     before = np.concatenate([candles["open"].to_numpy()[:1], close[:-1]])
@@ -33,9 +39,14 @@ def _chain(candles: pd.DataFrame, order: np.ndarray, sign: np.ndarray, drift: bo
     path = np.concatenate([[0.0], (steps if drift else steps - steps.mean()).cumsum()[:-1]])
     return before[order], before[0] * np.exp(path)
 
+
 def _rebuilt(candles: pd.DataFrame, order: np.ndarray, sign: np.ndarray, drift: bool = False) -> pd.DataFrame:
     "Whole candles in another order, those with a negative sign upside down, at the old times."
-    (before, start), taken, turned = _chain(candles, order, sign, drift), candles.iloc[order].set_axis(candles.index), sign < 0
+    (before, start), taken, turned = (
+        _chain(candles, order, sign, drift),
+        candles.iloc[order].set_axis(candles.index),
+        sign < 0,
+    )
     columns = {name: taken[name].to_numpy() for name in candles}
     for name in [name for name in candles if name in _MIRROR]:
         other = taken[_MIRROR[name] if _MIRROR[name] in candles else name].to_numpy()
@@ -43,28 +54,42 @@ def _rebuilt(candles: pd.DataFrame, order: np.ndarray, sign: np.ndarray, drift: 
         columns[name] = np.where(turned, upside_down, start / before * taken[name].to_numpy())
     for name in [name for name in candles if _SWAPPED.get(name) in candles]:
         columns[name] = np.where(turned, taken[_SWAPPED[name]], taken[name])
-    if "taker_buy_volume" in candles: columns["taker_buy_volume"] = np.where(turned, np.maximum(taken["volume"] - taken["taker_buy_volume"], 0.0), taken["taker_buy_volume"])
-    for name in candles.columns.intersection(_TURNED): columns[name] = taken[name].to_numpy() * sign
-    if "spread" in candles: columns["spread"] = taken["spread"].to_numpy() * start / before
-    if "quote_volume" in candles: columns["quote_volume"] = taken["quote_volume"].to_numpy() * start / before
+    if "taker_buy_volume" in candles:
+        columns["taker_buy_volume"] = np.where(
+            turned, np.maximum(taken["volume"] - taken["taker_buy_volume"], 0.0), taken["taker_buy_volume"]
+        )
+    for name in candles.columns.intersection(_TURNED):
+        columns[name] = taken[name].to_numpy() * sign
+    if "spread" in candles:
+        columns["spread"] = taken["spread"].to_numpy() * start / before
+    if "quote_volume" in candles:
+        columns["quote_volume"] = taken["quote_volume"].to_numpy() * start / before
     return pd.DataFrame(columns, index=candles.index)
 
 # %% ../../nbs/controls/01_markets.ipynb #72f9d851
 def _shared_times(candles: Candles) -> pd.DatetimeIndex:
     "The times of all symbols; an error where they differ."
-    if not candles: raise ControlError("there are no candles: give at least one symbol")
+    if not candles:
+        raise ControlError("there are no candles: give at least one symbol")
     (first, table), *others = candles.items()
     for symbol, other in others:
         if not other.index.equals(table.index):
-            raise ControlError(f"{symbol}: {len(other)} candles from {other.index[0]} to {other.index[-1]} do not stand at the times of {first}, {len(table)} from {table.index[0]} to {table.index[-1]}: cut all symbols to the times that they share")
+            raise ControlError(
+                f"{symbol}: {len(other)} candles from {other.index[0]} to {other.index[-1]} do not stand at the times of {first}, {len(table)} from {table.index[0]} to {table.index[-1]}: cut all symbols to the times that they share"
+            )
     return table.index
+
 
 def _blocks(times: pd.DatetimeIndex, block: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Number of the block of each row; first row and size of each block."
     length = pd.Timedelta(block)
-    if length <= pd.Timedelta(0) or pd.Timedelta("1D") % length: raise ControlError(f"blocks of {block} do not divide a day: use 5min, 1h, 4h, 1D or the like")
-    _, first, number, size = np.unique(times.floor(length).asi8, return_index=True, return_inverse=True, return_counts=True)
+    if length <= pd.Timedelta(0) or pd.Timedelta("1D") % length:
+        raise ControlError(f"blocks of {block} do not divide a day: use 5min, 1h, 4h, 1D or the like")
+    _, first, number, size = np.unique(
+        times.floor(length).asi8, return_index=True, return_inverse=True, return_counts=True
+    )
     return number, first, size
+
 
 def _shuffled_rows(times: pd.DatetimeIndex, block: str, seed: int) -> np.ndarray:
     "Rows in a new order: whole blocks change places with blocks of the same time of day; blocks with holes stay."
@@ -77,32 +102,47 @@ def _shuffled_rows(times: pd.DatetimeIndex, block: str, seed: int) -> np.ndarray
     return order
 
 # %% ../../nbs/controls/01_markets.ipynb #97027375
-def shuffled_market(candles: Candles, seed: int,
-                    block: str = "5min",  # length that stays together; a day keeps all that happens within one
-                    drift: bool = False,  # keep the mean return
-                   ) -> dict[str, pd.DataFrame]:
+def shuffled_market(
+    candles: Candles,
+    seed: int,
+    block: str = "5min",  # length that stays together; a day keeps all that happens within one
+    drift: bool = False,  # keep the mean return
+) -> dict[str, pd.DataFrame]:
     "The candles in random order: each block takes the place of a block of the same time of day on another day, in all symbols at once."
     order = _shuffled_rows(_shared_times(candles), block, seed)
     return {symbol: _rebuilt(table, order, np.ones(len(order)), drift) for symbol, table in candles.items()}
 
-def mirrored_market(candles: Candles, seed: int,
-                    block: str = "5min",  # length that is turned together
-                   ) -> dict[str, pd.DataFrame]:
+
+def mirrored_market(
+    candles: Candles,
+    seed: int,
+    block: str = "5min",  # length that is turned together
+) -> dict[str, pd.DataFrame]:
     "The candles in their order, each block turned upside down or not by a coin, in all symbols at once."
     times = _shared_times(candles)
     sign = np.random.default_rng(seed).choice([-1.0, 1.0], len(times))[_blocks(times, block)[0]]
-    return {symbol: _rebuilt(table, np.arange(len(times)), sign, drift=True) for symbol, table in candles.items()}
+    return {
+        symbol: _rebuilt(table, np.arange(len(times)), sign, drift=True) for symbol, table in candles.items()
+    }
 
 # %% ../../nbs/controls/01_markets.ipynb #3d2dd306
-PLANTED = SimulationConfig(impulse_hours=2.0)   # what markets with an edge have besides it
+PLANTED = SimulationConfig(impulse_hours=2.0)  # what markets with an edge have besides it
+
 
 def planted_market(candles: Candles, seed: int, config: SimulationConfig) -> dict[str, SimulatedMarket]:
     "Simulated candles of the same symbols over the same span, with the truth about them; `config` says the edge."
     times = _shared_times(candles)
-    return simulate_market(list(candles), str(times[0]), str(times[-1] + TIMEFRAMES["5m"]), config.model_copy(update={"seed": seed}))
+    return simulate_market(
+        list(candles),
+        str(times[0]),
+        str(times[-1] + TIMEFRAMES["5m"]),
+        config.model_copy(update={"seed": seed}),
+    )
+
 
 def simulated_market(candles: Candles, seed: int) -> dict[str, pd.DataFrame]:
     "Simulated candles of the same symbols over the same span, without an edge."
     return {symbol: market.candles for symbol, market in planted_market(candles, seed, PLANTED).items()}
+
 
 NULL_MARKETS = {"simulated": simulated_market, "shuffled": shuffled_market, "mirrored": mirrored_market}

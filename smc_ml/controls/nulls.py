@@ -8,114 +8,197 @@ __all__ = ['Runner', 'LEARNERS', 'ControlsConfig', 'FullControlsConfig', 'pipeli
            'null_sentences', 'NullEdgeError', 'null_edges', 'assert_no_edge']
 
 # %% ../../nbs/controls/03_nulls.ipynb #21746e45
-import hashlib, json, re
+import hashlib
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module, metadata
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from pydantic import Field
 from scipy import stats
 from tqdm import tqdm
+
 from ..candles import content_hash
 from ..config import Section, UserError
-from ..simulation.market import SimulatedMarket, SimulationConfig
 from .markets import NULL_MARKETS, PLANTED, Candles, ControlError, planted_market
-from ..stages.calls import CHANCE, HEADLINES, PipelineSettings, pipeline_result
 from .planted import planted_result
+from ..simulation.market import SimulatedMarket, SimulationConfig
+from ..stages.calls import CHANCE, HEADLINES, PipelineSettings, pipeline_result
 from ..tables import plain, write_metrics
 
 # %% ../../nbs/controls/03_nulls.ipynb #5f49000d
 class ControlsConfig(Section):
     "How much is controlled in every run; the models are fast ones, since many markets are run."
+
     model_config = {"title": "controls"}
     seeds: int = Field(5, ge=1, description="null markets of each kind, and markets of each planted edge")
-    edges: tuple[float, ...] = Field((0.15, 0.3, 0.45), strict=False, min_length=2, description="planted edges of the power curve: probability above one half; the null markets stand for 0")
-    models: tuple[str, ...] = Field(("logistic", "xgboost"), strict=False, min_length=1, description="models that are trained and combined")
-    processes: int = Field(1, ge=1, description="markets that are judged at the same time; the results are the same")
-    folder: str | None = Field(None, description="where the result of each market is kept, so that a stopped run goes on; null: nowhere")
+    edges: tuple[float, ...] = Field(
+        (0.15, 0.3, 0.45),
+        strict=False,
+        min_length=2,
+        description="planted edges of the power curve: probability above one half; the null markets stand for 0",
+    )
+    models: tuple[str, ...] = Field(
+        ("logistic", "xgboost"),
+        strict=False,
+        min_length=1,
+        description="models that are trained and combined",
+    )
+    processes: int = Field(
+        1, ge=1, description="markets that are judged at the same time; the results are the same"
+    )
+    folder: str | None = Field(
+        None,
+        description="where the result of each market is kept, so that a stopped run goes on; null: nowhere",
+    )
+
 
 class FullControlsConfig(ControlsConfig):
     "The long form, of hours: more markets, finer edges, every model."
+
     model_config = {"title": "controls_full"}
     seeds: int = Field(8, ge=1, description="null markets of each kind, and markets of each planted edge")
-    edges: tuple[float, ...] = Field((0.075, 0.15, 0.225, 0.3, 0.375, 0.45), strict=False, min_length=2, description="planted edges of the power curve: probability above one half; the null markets stand for 0")
-    models: tuple[str, ...] = Field(("logistic", "xgboost", "lstm"), strict=False, min_length=1, description="models that are trained and combined")
-    processes: int = Field(2, ge=1, description="markets that are judged at the same time; the results are the same")
-    folder: str | None = Field("artifacts/controls_full_markets", description="where the result of each market is kept, so that a stopped run goes on; null: nowhere")
+    edges: tuple[float, ...] = Field(
+        (0.075, 0.15, 0.225, 0.3, 0.375, 0.45),
+        strict=False,
+        min_length=2,
+        description="planted edges of the power curve: probability above one half; the null markets stand for 0",
+    )
+    models: tuple[str, ...] = Field(
+        ("logistic", "xgboost", "lstm"),
+        strict=False,
+        min_length=1,
+        description="models that are trained and combined",
+    )
+    processes: int = Field(
+        2, ge=1, description="markets that are judged at the same time; the results are the same"
+    )
+    folder: str | None = Field(
+        "artifacts/controls_full_markets",
+        description="where the result of each market is kept, so that a stopped run goes on; null: nowhere",
+    )
 
 # %% ../../nbs/controls/03_nulls.ipynb #b6ab3d3e
 def pipeline_settings(config: ControlsConfig, **sections: Mapping[str, object]) -> PipelineSettings:
     "The sections of params.yaml as the controls need them."
-    return PipelineSettings(models=config.models, **{name: PipelineSettings.model_fields[name].annotation(**values) for name, values in sections.items()})
+    return PipelineSettings(
+        models=config.models,
+        **{
+            name: PipelineSettings.model_fields[name].annotation(**values)
+            for name, values in sections.items()
+        },
+    )
 
 # %% ../../nbs/controls/03_nulls.ipynb #7fe45a8c
 def _remembered(path: Path | None, mark: str) -> dict | None:
     "The record in a file of the same fingerprint, if there is one."
-    if path is None or not path.is_file(): return None
-    try: record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error: raise ControlError(f"{path}: not a readable result ({error}): delete it and run again") from None
+    if path is None or not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ControlError(f"{path}: not a readable result ({error}): delete it and run again") from None
     return record if record.pop("fingerprint", None) == mark else None
+
 
 def _run_market(name: str, task: Callable[[], Mapping], path: Path | None, mark: str) -> tuple[str, dict]:
     "Judge one market, as its file would hold it, and write that file."
     record = plain(task())
-    if path is not None: write_metrics(record | {"fingerprint": mark}, path)
+    if path is not None:
+        write_metrics(record | {"fingerprint": mark}, path)
     return name, record
 
 # %% ../../nbs/controls/03_nulls.ipynb #f491b41a
-def run_markets(tasks: Mapping[str, Callable[[], Mapping]],  # name of a market -> what judges it
-                what: str = "markets",                       # before the progress bar
-                folder: str | Path | None = None,            # one file a market; what it holds is not run again
-                mark: str = "",                              # fingerprint of what decides the results
-                processes: int = 1,
-                progress: bool = True) -> dict[str, dict]:
+def run_markets(
+    tasks: Mapping[str, Callable[[], Mapping]],  # name of a market -> what judges it
+    what: str = "markets",  # before the progress bar
+    folder: str | Path | None = None,  # one file a market; what it holds is not run again
+    mark: str = "",  # fingerprint of what decides the results
+    processes: int = 1,
+    progress: bool = True,
+) -> dict[str, dict]:
     "The record of each market by its name."
-    paths = {name: Path(folder)/f"{name}.json" if folder is not None else None for name in tasks}
+    paths = {name: Path(folder) / f"{name}.json" if folder is not None else None for name in tasks}
     records = {name: _remembered(path, mark) for name, path in paths.items()}
     left = [name for name, record in records.items() if record is None]
-    parallel = Parallel(n_jobs=max(1, min(processes, len(left))), return_as="generator_unordered", pre_dispatch="n_jobs")
+    parallel = Parallel(
+        n_jobs=max(1, min(processes, len(left))), return_as="generator_unordered", pre_dispatch="n_jobs"
+    )
     with tqdm(desc=what, total=len(tasks), initial=len(tasks) - len(left), disable=not progress) as bar:
-        for name, record in parallel(delayed(_run_market)(name, tasks[name], paths[name], mark) for name in left):
+        for name, record in parallel(
+            delayed(_run_market)(name, tasks[name], paths[name], mark) for name in left
+        ):
             records[name] = record
             bar.update()
     return records
 
-Runner = Callable[[Mapping[str, Callable[[], Mapping]], str], Mapping[str, Mapping]]   # `run_markets` with a folder, a mark and so on
+
+Runner = Callable[
+    [Mapping[str, Callable[[], Mapping]], str], Mapping[str, Mapping]
+]  # `run_markets` with a folder, a mark and so on
 
 # %% ../../nbs/controls/03_nulls.ipynb #0aae5182
-LEARNERS = ("numpy", "scikit-learn", "xgboost-cpu", "torch")   # whose versions may change what is learnt
+LEARNERS = ("numpy", "scikit-learn", "xgboost-cpu", "torch")  # whose versions may change what is learnt
+
 
 def _sources(module: str) -> dict[str, str]:
     "Source of a module and of the modules of its package that it imports, directly or not."
     sources, left = {}, [module]
     while left:
-        if (name := left.pop()) in sources: continue
+        if (name := left.pop()) in sources:
+            continue
         found = import_module(name)
         sources[name] = Path(found.__file__).read_text(encoding="utf-8")
-        left += [resolve_name(relative, found.__package__) for relative in re.findall(r"^\s*from (\.[.\w]+) import", sources[name], re.MULTILINE)]
+        left += [
+            resolve_name(relative, found.__package__)
+            for relative in re.findall(r"^\s*from (\.[.\w]+) import", sources[name], re.MULTILINE)
+        ]
     return sources
+
 
 def fingerprint(settings: PipelineSettings, candles: Candles, module: str = "smc_ml.controls.nulls") -> str:
     "Short digest of all that decides the result of a market."
     contents = {symbol: content_hash(table) for symbol, table in sorted(candles.items())}
-    parts = [settings.model_dump_json(), contents, sorted(_sources(module).items()), {name: metadata.version(name) for name in LEARNERS}]
+    parts = [
+        settings.model_dump_json(),
+        contents,
+        sorted(_sources(module).items()),
+        {name: metadata.version(name) for name in LEARNERS},
+    ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 # %% ../../nbs/controls/03_nulls.ipynb #b50bc21e
-def null_results(candles: Candles, seeds: Iterable[int],
-                 judge: Callable[[Candles], Mapping] = pipeline_result,
-                 run: Runner = run_markets,
-                 markets: Mapping[str, Callable[[Candles, int], Candles]] = NULL_MARKETS) -> dict[str, pd.DataFrame]:
+def null_results(
+    candles: Candles,
+    seeds: Iterable[int],
+    judge: Callable[[Candles], Mapping] = pipeline_result,
+    run: Runner = run_markets,
+    markets: Mapping[str, Callable[[Candles, int], Candles]] = NULL_MARKETS,
+) -> dict[str, pd.DataFrame]:
     "For each kind of null market one row a seed: `seed` and the headlines."
     seeds = list(seeds)
-    if len(set(seeds)) < len(seeds) or not seeds: raise ControlError(f"seeds must be given, each once, found {seeds}")
-    records = run({f"{kind}/{seed}": partial(_judged, market, judge, candles, seed) for kind, market in markets.items() for seed in seeds}, "markets without an edge")
-    return {kind: pd.DataFrame([{"seed": seed, **records[f"{kind}/{seed}"]} for seed in seeds]) for kind in markets}
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise ControlError(f"seeds must be given, each once, found {seeds}")
+    records = run(
+        {
+            f"{kind}/{seed}": partial(_judged, market, judge, candles, seed)
+            for kind, market in markets.items()
+            for seed in seeds
+        },
+        "markets without an edge",
+    )
+    return {
+        kind: pd.DataFrame([{"seed": seed, **records[f"{kind}/{seed}"]} for seed in seeds])
+        for kind in markets
+    }
+
 
 def _judged(market: Callable, judge: Callable, candles: Candles, seed: int) -> Mapping:
     "What the judge says of the market of a seed, made only when its turn comes."
@@ -124,38 +207,63 @@ def _judged(market: Callable, judge: Callable, candles: Candles, seed: int) -> M
 # %% ../../nbs/controls/03_nulls.ipynb #100c5934
 class PlantedResults(NamedTuple):
     "Markets with a known edge."
-    runs: pd.DataFrame    # one row a market: edge seed, the headlines; `found`: the ranking beats chance; `profitable`: the trades earn more than their costs
+
+    runs: pd.DataFrame  # one row a market: edge seed, the headlines; `found`: the ranking beats chance; `profitable`: the trades earn more than their costs
     shares: pd.DataFrame  # one row a market and model: edge seed, and those of `share_of_reachable`
 
-def planted_results(candles: Candles,            # whose symbols and span are simulated
-                    edges: Iterable[float], seeds: Iterable[int],
-                    without: pd.DataFrame,       # of `null_results` on simulated markets: the runs without an edge
-                    judge: Callable[[Mapping[str, SimulatedMarket]], Mapping] = planted_result,
-                    run: Runner = run_markets, config: SimulationConfig = PLANTED) -> PlantedResults:
+
+def planted_results(
+    candles: Candles,  # whose symbols and span are simulated
+    edges: Iterable[float],
+    seeds: Iterable[int],
+    without: pd.DataFrame,  # of `null_results` on simulated markets: the runs without an edge
+    judge: Callable[[Mapping[str, SimulatedMarket]], Mapping] = planted_result,
+    run: Runner = run_markets,
+    config: SimulationConfig = PLANTED,
+) -> PlantedResults:
     "Headlines by edge and seed, and the share of each model."
-    tasks = {(edge, seed): partial(_judged, partial(_with_edge, config, edge), judge, candles, seed) for edge in map(float, edges) for seed in seeds}
+    tasks = {
+        (edge, seed): partial(_judged, partial(_with_edge, config, edge), judge, candles, seed)
+        for edge in map(float, edges)
+        for seed in seeds
+    }
     names = {place: f"edge_{place[0]:g}/{place[1]}" for place in tasks}
     records = run({names[place]: task for place, task in tasks.items()}, "planted markets")
     rows = [{"edge": edge, "seed": seed, **records[name]} for (edge, seed), name in names.items()]
-    shares = pd.DataFrame([{"edge": row["edge"], "seed": row["seed"], **share} for row in rows for share in row.pop("shares")])
+    shares = pd.DataFrame(
+        [{"edge": row["edge"], "seed": row["seed"], **share} for row in rows for share in row.pop("shares")]
+    )
     runs = pd.DataFrame(without.assign(edge=0.0).to_dict("records") + rows)
-    return PlantedResults(runs.assign(found=runs["auc_low"].astype(float) > 0.5, profitable=runs["mean_r_low"].astype(float) > 0), shares)
+    return PlantedResults(
+        runs.assign(
+            found=runs["auc_low"].astype(float) > 0.5, profitable=runs["mean_r_low"].astype(float) > 0
+        ),
+        shares,
+    )
 
-def _with_edge(config: SimulationConfig, edge: float, candles: Candles, seed: int) -> dict[str, SimulatedMarket]:
+
+def _with_edge(
+    config: SimulationConfig, edge: float, candles: Candles, seed: int
+) -> dict[str, SimulatedMarket]:
     return planted_market(candles, seed, config.model_copy(update={"edge": edge}))
 
 # %% ../../nbs/controls/03_nulls.ipynb #ed2f1834
-def _known(values: pd.Series) -> np.ndarray: return values.dropna().to_numpy(float)
+def _known(values: pd.Series) -> np.ndarray:
+    return values.dropna().to_numpy(float)
+
 
 def chance_band(nulls: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
     "Where the value of one more null market lies with this probability; None for fewer than three of them."
-    if len(nulls) < 3: return None
+    if len(nulls) < 3:
+        return None
     half = stats.t.ppf((1 + level) / 2, len(nulls) - 1) * np.std(nulls, ddof=1) * np.sqrt(1 + 1 / len(nulls))
     return float(np.mean(nulls) - half), float(np.mean(nulls) + half)
+
 
 def percentile_of(real: float, nulls: np.ndarray) -> float:
     "Percentile of the real value among its nulls and itself, ties counted by half."
     return float(stats.percentileofscore(np.append(nulls, real), real, kind="mean"))
+
 
 def against_nulls(real: Mapping[str, float | None], nulls: pd.DataFrame) -> pd.DataFrame:
     "One row a headline: the real value, the nulls' mean and band, the percentile, and whether it lies above the band; missing where not known."
@@ -163,52 +271,95 @@ def against_nulls(real: Mapping[str, float | None], nulls: pd.DataFrame) -> pd.D
     for name in CHANCE:
         values, value = _known(nulls[name]), real[name]
         band, there = chance_band(values), value is not None and len(values) > 0
-        rows.append({"headline": name, "real": value, "nulls": len(values), "null_mean": float(values.mean()) if len(values) else None,
-                     "band_low": band[0] if band else None, "band_high": band[1] if band else None,
-                     "percentile": percentile_of(value, values) if there else None, "above": bool(value > band[1]) if there and band else None})
+        rows.append(
+            {
+                "headline": name,
+                "real": value,
+                "nulls": len(values),
+                "null_mean": float(values.mean()) if len(values) else None,
+                "band_low": band[0] if band else None,
+                "band_high": band[1] if band else None,
+                "percentile": percentile_of(value, values) if there else None,
+                "above": bool(value > band[1]) if there and band else None,
+            }
+        )
     return pd.DataFrame(rows).astype({"above": object})
 
 # %% ../../nbs/controls/03_nulls.ipynb #a45b82bd
-def null_sentences(real: Mapping[str, float | None], nulls: pd.DataFrame, names: Iterable[str] = tuple(HEADLINES)) -> list[str]:
+def null_sentences(
+    real: Mapping[str, float | None], nulls: pd.DataFrame, names: Iterable[str] = tuple(HEADLINES)
+) -> list[str]:
     "One sentence a headline: where the real value stands among all null markets."
     sentences = []
     for name in names:
         words, values, value = HEADLINES[name], _known(nulls[name]), real[name]
         if value is None or not len(values):
-            sentences.append(f"The {words} is not known {'of this run' if value is None else 'of any null market'}: not enough data.")
+            sentences.append(
+                f"The {words} is not known {'of this run' if value is None else 'of any null market'}: not enough data."
+            )
             continue
         below = int((values < value).sum())
-        place = f"above all {len(values)}" if below == len(values) else f"below all {len(values)}" if (values > value).all() else f"above {below} of {len(values)}"
-        sentences.append(f"The {words}, {value:.3f}, lies {place} null markets (percentile {percentile_of(value, values):.1f}).")
+        place = (
+            f"above all {len(values)}"
+            if below == len(values)
+            else f"below all {len(values)}"
+            if (values > value).all()
+            else f"above {below} of {len(values)}"
+        )
+        sentences.append(
+            f"The {words}, {value:.3f}, lies {place} null markets (percentile {percentile_of(value, values):.1f})."
+        )
     return sentences
 
 # %% ../../nbs/controls/03_nulls.ipynb #b04206f7
 class NullEdgeError(UserError):
     "Markets without an edge on which the pipeline found one."
 
+
 def null_edges(nulls: pd.DataFrame) -> pd.DataFrame:
     "One row a headline: markets, how many have an interval above chance, and the p-values of that count and of all together."
     rows = []
     for name, chance in CHANCE.items():
-        table = nulls[nulls[f"{name}_low"].notna()].astype({name: float, f"{name}_low": float, f"{name}_high": float})
-        if not len(table): continue
+        table = nulls[nulls[f"{name}_low"].notna()].astype(
+            {name: float, f"{name}_low": float, f"{name}_high": float}
+        )
+        if not len(table):
+            continue
         above = table[f"{name}_low"] > chance
-        error = np.maximum((table[f"{name}_high"] - table[f"{name}_low"]) / (2 * stats.norm.ppf(0.975)), 1e-12)
+        error = np.maximum(
+            (table[f"{name}_high"] - table[f"{name}_low"]) / (2 * stats.norm.ppf(0.975)), 1e-12
+        )
         pooled = (table[name] - chance).sum() / np.sqrt(np.square(error).sum())
-        rows.append({"headline": name, "markets": len(table), "above": int(above.sum()), "above_seeds": table.loc[above, "seed"].tolist(), "mean": table[name].mean(),
-                     "count_p": stats.binomtest(int(above.sum()), len(table), 0.025, alternative="greater").pvalue, "pooled_p": float(stats.norm.sf(pooled))})
+        rows.append(
+            {
+                "headline": name,
+                "markets": len(table),
+                "above": int(above.sum()),
+                "above_seeds": table.loc[above, "seed"].tolist(),
+                "mean": table[name].mean(),
+                "count_p": stats.binomtest(int(above.sum()), len(table), 0.025, alternative="greater").pvalue,
+                "pooled_p": float(stats.norm.sf(pooled)),
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/controls/03_nulls.ipynb #514a411f
-def assert_no_edge(nulls: pd.DataFrame,        # of `null_results`
-                   name: str = "null market",  # named in the error
-                   level: float = 0.01,        # probability of failing where there is nothing
-                  ) -> pd.DataFrame:
+def assert_no_edge(
+    nulls: pd.DataFrame,  # of `null_results`
+    name: str = "null market",  # named in the error
+    level: float = 0.01,  # probability of failing where there is nothing
+) -> pd.DataFrame:
     "The table of `null_edges`, or a `NullEdgeError` where the markets show more than chance."
     table = null_edges(nulls)
-    if not len(table): raise ControlError(f"{name}: no headline of {len(nulls)} markets has an interval: use a longer span, so that there are enough days")
+    if not len(table):
+        raise ControlError(
+            f"{name}: no headline of {len(nulls)} markets has an interval: use a longer span, so that there are enough days"
+        )
     failed = table[table[["count_p", "pooled_p"]].min(axis=1) < level / (2 * len(table))]
-    if not len(failed): return table
+    if not len(failed):
+        return table
     worst = failed.loc[failed[["count_p", "pooled_p"]].min(axis=1).idxmin()]
-    raise NullEdgeError(f"{name}: {worst['headline']} averages {worst['mean']:.3f} over {worst['markets']} markets without an edge, where chance gives {CHANCE[worst['headline']]}; {worst['above']} lie above it by themselves "
-                        f"(seeds {', '.join(map(str, worst['above_seeds'])) or 'none'}; p = {min(worst['count_p'], worst['pooled_p']):.1g}): something knows the future; look at the features, labels and splits changed last")
+    raise NullEdgeError(
+        f"{name}: {worst['headline']} averages {worst['mean']:.3f} over {worst['markets']} markets without an edge, where chance gives {CHANCE[worst['headline']]}; {worst['above']} lie above it by themselves "
+        f"(seeds {', '.join(map(str, worst['above_seeds'])) or 'none'}; p = {min(worst['count_p'], worst['pooled_p']):.1g}): something knows the future; look at the features, labels and splits changed last"
+    )

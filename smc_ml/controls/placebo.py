@@ -8,10 +8,12 @@ __all__ = ['ZONE_COLUMNS', 'PlaceboError', 'PlaceboConfig', 'reactions', 'placeb
 
 # %% ../../nbs/controls/00_placebo.ipynb #57336311
 from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from numba import njit
 from pydantic import Field
+
 from ..candles import average_true_range
 from ..config import Section, UserError
 from ..evaluation.metrics import mean_interval
@@ -21,124 +23,261 @@ from ..labels.outcomes import first_touch
 class PlaceboError(UserError):
     "Candles and patterns that cannot be compared with placebos."
 
+
 class PlaceboConfig(Section):
     "Which zones are compared, and how."
-    kinds: tuple[str, ...] = Field(("order_block", "fair_value_gap", "liquidity_sweep"), strict=False, description="kinds of patterns")
+
+    kinds: tuple[str, ...] = Field(
+        ("order_block", "fair_value_gap", "liquidity_sweep"), strict=False, description="kinds of patterns"
+    )
     timeframes: tuple[str, ...] = Field(("15m",), strict=False, description="timeframes of those patterns")
-    scales: tuple[str, ...] = Field(("internal",), strict=False, description="scales of structure whose order blocks count")
-    liquidity: tuple[str, ...] = Field(("swing", "equal"), strict=False, description="whose liquidity's sweeps count")
+    scales: tuple[str, ...] = Field(
+        ("internal",), strict=False, description="scales of structure whose order blocks count"
+    )
+    liquidity: tuple[str, ...] = Field(
+        ("swing", "equal"), strict=False, description="whose liquidity's sweeps count"
+    )
     maximum_wait: int = Field(288, ge=1, description="base candles that a zone waits for its first touch")
     candles: int = Field(24, ge=1, description="base candles after the touch in which price reacts")
-    barrier: float = Field(1.0, gt=0, description="move for or against that decides a hit, average true ranges")
+    barrier: float = Field(
+        1.0, gt=0, description="move for or against that decides a hit, average true ranges"
+    )
     placebos: int = Field(10, ge=1, description="random zones a real one")
-    volatility_groups: int = Field(10, ge=1, description="groups of equal size by average true range over price")
+    volatility_groups: int = Field(
+        10, ge=1, description="groups of equal size by average true range over price"
+    )
     draws: int = Field(500, ge=100, description="bootstrap draws of whole days")
     seed: int = Field(0, ge=0, description="of placebos and draws")
 
 # %% ../../nbs/controls/00_placebo.ipynb #0ee59f8a
 @njit(cache=True)
-def reactions(open_: np.ndarray, high: np.ndarray, low: np.ndarray, close: np.ndarray, average_range: np.ndarray,
-              rows: np.ndarray, direction: np.ndarray, candles: int, barrier: float) -> tuple[np.ndarray, np.ndarray]:
+def reactions(
+    open_: np.ndarray,
+    high: np.ndarray,
+    low: np.ndarray,
+    close: np.ndarray,
+    average_range: np.ndarray,
+    rows: np.ndarray,
+    direction: np.ndarray,
+    candles: int,
+    barrier: float,
+) -> tuple[np.ndarray, np.ndarray]:
     "Signed move in average true ranges, and hit, of the candles after each row, which has that many; NaN for row -1."
     moves, hits = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     for event in range(len(rows)):
         row, side = rows[event], direction[event]
-        if row < 0 or not average_range[row] > 0: continue
+        if row < 0 or not average_range[row] > 0:
+            continue
         start, unit, hits[event] = open_[row + 1], average_range[row], 0.5
         moves[event] = side * (close[row + candles] - start) / unit
         for later in range(row + 1, row + candles + 1):
             up, down = high[later] >= start + barrier * unit, low[later] <= start - barrier * unit
             if up or down:
-                if up != down: hits[event] = 1.0 if up == (side > 0) else 0.0
+                if up != down:
+                    hits[event] = 1.0 if up == (side > 0) else 0.0
                 break
     return moves, hits
 
 # %% ../../nbs/controls/00_placebo.ipynb #a226d69b
-def _anchored(candles: pd.DataFrame, patterns: pd.DataFrame, average_range: np.ndarray, config: PlaceboConfig) -> pd.DataFrame:
+def _anchored(
+    candles: pd.DataFrame, patterns: pd.DataFrame, average_range: np.ndarray, config: PlaceboConfig
+) -> pd.DataFrame:
     "The chosen patterns with their anchor row, and edges relative to its close in average true ranges."
-    right = patterns["scale"].isin(("", *config.scales)) & ((patterns["kind"] != "liquidity_sweep") | patterns["label"].isin(config.liquidity))
-    zones = patterns[right & patterns["kind"].isin(config.kinds) & patterns["timeframe"].isin(config.timeframes)]
+    right = patterns["scale"].isin(("", *config.scales)) & (
+        (patterns["kind"] != "liquidity_sweep") | patterns["label"].isin(config.liquidity)
+    )
+    zones = patterns[
+        right & patterns["kind"].isin(config.kinds) & patterns["timeframe"].isin(config.timeframes)
+    ]
     anchor = candles.index.searchsorted(zones["known_at"]) - 1
     room = (anchor >= 0) & (anchor + config.maximum_wait + config.candles < len(candles))
     zones, anchor = zones[room], anchor[room]
     unit, price = average_range[anchor], candles["close"].to_numpy()[anchor]
-    anchored = zones[["kind", "direction", "timeframe", "known_at"]].assign(anchor=anchor, above=(zones["top"] - price) / unit, below=(zones["bottom"] - price) / unit)
+    anchored = zones[["kind", "direction", "timeframe", "known_at"]].assign(
+        anchor=anchor, above=(zones["top"] - price) / unit, below=(zones["bottom"] - price) / unit
+    )
     return anchored[unit > 0].reset_index(drop=True)
 
-def _touched(candles: pd.DataFrame, anchors: np.ndarray, zones: pd.DataFrame, average_range: np.ndarray, config: PlaceboConfig) -> np.ndarray:
+
+def _touched(
+    candles: pd.DataFrame,
+    anchors: np.ndarray,
+    zones: pd.DataFrame,
+    average_range: np.ndarray,
+    config: PlaceboConfig,
+) -> np.ndarray:
     "Row at whose close each zone, put at its anchor, has been touched and held; -1 where it was not."
     price, unit = candles["close"].to_numpy()[anchors], average_range[anchors]
     top, bottom = price + zones["above"].to_numpy() * unit, price + zones["below"].to_numpy() * unit
-    rows = first_touch(*(candles[name].to_numpy() for name in ("high", "low", "close")), anchors + 1, zones["direction"].to_numpy(), top, bottom, config.maximum_wait)
+    rows = first_touch(
+        *(candles[name].to_numpy() for name in ("high", "low", "close")),
+        anchors + 1,
+        zones["direction"].to_numpy(),
+        top,
+        bottom,
+        config.maximum_wait,
+    )
     return np.where(zones["kind"] == "liquidity_sweep", anchors, rows)
 
 # %% ../../nbs/controls/00_placebo.ipynb #4db16f5a
 def _groups(candles: pd.DataFrame, average_range: np.ndarray, config: PlaceboConfig) -> np.ndarray:
     "Hour and volatility group of each row as one number; -1 where a zone cannot be anchored."
-    usable = (average_range > 0) & (np.arange(len(candles)) + config.maximum_wait + config.candles < len(candles))
+    usable = (average_range > 0) & (
+        np.arange(len(candles)) + config.maximum_wait + config.candles < len(candles)
+    )
     level = np.where(usable, average_range / candles["close"].to_numpy(), np.nan)
     rank = pd.Series(level).rank(method="first").to_numpy()
     group = np.floor((rank - 1) * config.volatility_groups / max(usable.sum(), 1))
-    return np.where(usable, candles.index.hour.to_numpy() * config.volatility_groups + np.nan_to_num(group), -1).astype(np.int64)
+    return np.where(
+        usable, candles.index.hour.to_numpy() * config.volatility_groups + np.nan_to_num(group), -1
+    ).astype(np.int64)
 
-def _other_anchors(anchors: np.ndarray, groups: np.ndarray, days: np.ndarray, config: PlaceboConfig, random: np.random.Generator) -> np.ndarray:
+
+def _other_anchors(
+    anchors: np.ndarray,
+    groups: np.ndarray,
+    days: np.ndarray,
+    config: PlaceboConfig,
+    random: np.random.Generator,
+) -> np.ndarray:
     "(zones, placebos): rows of the same group on another day; -1 where the draw fell on the same day or there is no other row."
     order = np.argsort(groups, kind="stable")
-    first, last = np.searchsorted(groups[order], groups[anchors]), np.searchsorted(groups[order], groups[anchors], side="right")
-    drawn = order[first[:, None] + (random.random((len(anchors), config.placebos)) * (last - first)[:, None]).astype(np.int64)]
+    first, last = (
+        np.searchsorted(groups[order], groups[anchors]),
+        np.searchsorted(groups[order], groups[anchors], side="right"),
+    )
+    drawn = order[
+        first[:, None]
+        + (random.random((len(anchors), config.placebos)) * (last - first)[:, None]).astype(np.int64)
+    ]
     return np.where(days[drawn] == days[anchors][:, None], -1, drawn)
 
 # %% ../../nbs/controls/00_placebo.ipynb #12fd70a3
-ZONE_COLUMNS = ("symbol", "kind", "direction", "timeframe", "known_at", "touched_at", "touched", "placebo_touched", "move", "placebo_move", "hit", "placebo_hit")
+ZONE_COLUMNS = (
+    "symbol",
+    "kind",
+    "direction",
+    "timeframe",
+    "known_at",
+    "touched_at",
+    "touched",
+    "placebo_touched",
+    "move",
+    "placebo_move",
+    "hit",
+    "placebo_hit",
+)
 
-def placebo_zones(candles: pd.DataFrame,   # base candles of one symbol
-                  patterns: pd.DataFrame,  # of the same symbol
-                  symbol: str, config: PlaceboConfig = PlaceboConfig()) -> pd.DataFrame:
+
+def placebo_zones(
+    candles: pd.DataFrame,  # base candles of one symbol
+    patterns: pd.DataFrame,  # of the same symbol
+    symbol: str,
+    config: PlaceboConfig = PlaceboConfig(),
+) -> pd.DataFrame:
     "One row a real zone: whether it was touched, its reaction, and the means of its placebos'; NaN where there was none."
-    average_range, prices = np.nan_to_num(average_true_range(candles)), [candles[name].to_numpy() for name in ("open", "high", "low", "close")]
+    average_range, prices = (
+        np.nan_to_num(average_true_range(candles)),
+        [candles[name].to_numpy() for name in ("open", "high", "low", "close")],
+    )
     zones = _anchored(candles, patterns, average_range, config)
-    anchors, days, random = zones["anchor"].to_numpy(), candles.index.floor("D").asi8, np.random.default_rng(config.seed)
+    anchors, days, random = (
+        zones["anchor"].to_numpy(),
+        candles.index.floor("D").asi8,
+        np.random.default_rng(config.seed),
+    )
     other = _other_anchors(anchors, _groups(candles, average_range, config), days, config, random)
     number, place = np.nonzero(other >= 0)
-    real, false = (_touched(candles, rows, table, average_range, config) for rows, table in ((anchors, zones), (other[number, place], zones.iloc[number])))
+    real, false = (
+        _touched(candles, rows, table, average_range, config)
+        for rows, table in ((anchors, zones), (other[number, place], zones.iloc[number]))
+    )
     react = lambda rows, side: reactions(*prices, average_range, rows, side, config.candles, config.barrier)
-    (move, hit), (false_move, false_hit) = react(real, zones["direction"].to_numpy()), react(false, zones["direction"].to_numpy()[number])
-    held = pd.DataFrame({"zone": number, "move": false_move, "hit": false_hit}).groupby("zone").mean().reindex(range(len(zones)))
+    (move, hit), (false_move, false_hit) = (
+        react(real, zones["direction"].to_numpy()),
+        react(false, zones["direction"].to_numpy()[number]),
+    )
+    held = (
+        pd.DataFrame({"zone": number, "move": false_move, "hit": false_hit})
+        .groupby("zone")
+        .mean()
+        .reindex(range(len(zones)))
+    )
     tried, touched = np.bincount(number, minlength=len(zones)), np.bincount(number, false >= 0, len(zones))
     times = pd.Series(candles.index[np.maximum(real, 0)]).where(real >= 0)
-    return zones.assign(symbol=symbol, touched_at=times, touched=real >= 0, placebo_touched=np.divide(touched, tried, out=np.full(len(zones), np.nan), where=tried > 0),
-                        move=move, hit=hit, placebo_move=held["move"], placebo_hit=held["hit"])[list(ZONE_COLUMNS)]
+    return zones.assign(
+        symbol=symbol,
+        touched_at=times,
+        touched=real >= 0,
+        placebo_touched=np.divide(touched, tried, out=np.full(len(zones), np.nan), where=tried > 0),
+        move=move,
+        hit=hit,
+        placebo_move=held["move"],
+        placebo_hit=held["hit"],
+    )[list(ZONE_COLUMNS)]
 
 # %% ../../nbs/controls/00_placebo.ipynb #039954ab
-def placebo_effects(zones: pd.DataFrame,  # of one or more symbols
-                    config: PlaceboConfig = PlaceboConfig()) -> pd.DataFrame:
+def placebo_effects(
+    zones: pd.DataFrame,  # of one or more symbols
+    config: PlaceboConfig = PlaceboConfig(),
+) -> pd.DataFrame:
     "One row a kind: zones, compared zones, shares touched, and the mean differences of moves and hits with their 95 % intervals; missing for too few days."
     rows = []
     for kind in config.kinds:
         these = zones[zones["kind"] == kind]
         paired = these[these["move"].notna() & these["placebo_move"].notna()]
-        row = {"kind": kind, "zones": len(these), "compared": len(paired), "touched_share": these["touched"].mean(), "placebo_touched_share": these["placebo_touched"].mean()}
+        row = {
+            "kind": kind,
+            "zones": len(these),
+            "compared": len(paired),
+            "touched_share": these["touched"].mean(),
+            "placebo_touched_share": these["placebo_touched"].mean(),
+        }
         for name in ("move", "hit"):
-            difference = mean_interval((paired[name] - paired[f"placebo_{name}"]).to_numpy(), paired["touched_at"], config.draws, config.seed)
+            difference = mean_interval(
+                (paired[name] - paired[f"placebo_{name}"]).to_numpy(),
+                paired["touched_at"],
+                config.draws,
+                config.seed,
+            )
             row |= {name: paired[name].mean(), f"placebo_{name}": paired[f"placebo_{name}"].mean()}
             row |= dict(zip((f"{name}_effect", f"{name}_low", f"{name}_high"), difference))
         rows.append(row)
     return pd.DataFrame(rows)
 
-def placebo_test(candles: Mapping[str, pd.DataFrame], patterns: Mapping[str, pd.DataFrame],
-                 config: PlaceboConfig = PlaceboConfig()) -> tuple[pd.DataFrame, pd.DataFrame]:
+
+def placebo_test(
+    candles: Mapping[str, pd.DataFrame],
+    patterns: Mapping[str, pd.DataFrame],
+    config: PlaceboConfig = PlaceboConfig(),
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Effects by kind over all symbols, and the zones they rest on."
     for symbol in candles:
-        if symbol not in patterns: raise PlaceboError(f"{symbol}: candles but no patterns: detect the patterns of every symbol")
-        if len(candles[symbol]) <= config.maximum_wait + config.candles: raise PlaceboError(f"{symbol}: {len(candles[symbol])} candles are fewer than a wait of {config.maximum_wait} and a reaction of {config.candles}: use a longer span")
-    zones = pd.concat([placebo_zones(candles[symbol], patterns[symbol], symbol, config) for symbol in sorted(candles)], ignore_index=True)
+        if symbol not in patterns:
+            raise PlaceboError(f"{symbol}: candles but no patterns: detect the patterns of every symbol")
+        if len(candles[symbol]) <= config.maximum_wait + config.candles:
+            raise PlaceboError(
+                f"{symbol}: {len(candles[symbol])} candles are fewer than a wait of {config.maximum_wait} and a reaction of {config.candles}: use a longer span"
+            )
+    zones = pd.concat(
+        [placebo_zones(candles[symbol], patterns[symbol], symbol, config) for symbol in sorted(candles)],
+        ignore_index=True,
+    )
     return placebo_effects(zones, config), zones
+
 
 def placebo_sentence(effect: Mapping[str, float | int | str]) -> str:
     "One row of the effects in words."
     name = str(effect["kind"]).replace("_", " ") + "s"
-    if pd.isna(effect["move_low"]): return f"{name.capitalize()}: not enough data ({effect['compared']} zones compared)."
-    sides = {1: "more reaction than at", -1: "less reaction than at", 0: "a reaction that cannot be told from that at"}
+    if pd.isna(effect["move_low"]):
+        return f"{name.capitalize()}: not enough data ({effect['compared']} zones compared)."
+    sides = {
+        1: "more reaction than at",
+        -1: "less reaction than at",
+        0: "a reaction that cannot be told from that at",
+    }
     said = sides[int(effect["move_low"] > 0) - int(effect["move_high"] < 0)]
-    return (f"{name.capitalize()}: {said} placebos ({effect['move_effect']:+.3f} average true ranges, 95 % interval {effect['move_low']:+.3f} to {effect['move_high']:+.3f}; "
-            f"hits {100 * effect['hit_effect']:+.1f} points, {100 * effect['hit_low']:+.1f} to {100 * effect['hit_high']:+.1f}; {effect['compared']:,} zones).")
+    return (
+        f"{name.capitalize()}: {said} placebos ({effect['move_effect']:+.3f} average true ranges, 95 % interval {effect['move_low']:+.3f} to {effect['move_high']:+.3f}; "
+        f"hits {100 * effect['hit_effect']:+.1f} points, {100 * effect['hit_low']:+.1f} to {100 * effect['hit_high']:+.1f}; {effect['compared']:,} zones)."
+    )

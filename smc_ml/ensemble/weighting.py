@@ -9,13 +9,20 @@ __all__ = ['EnsembleConfig', 'weights_of', 'combine']
 import numpy as np
 import pandas as pd
 from pydantic import Field
+
 from ..config import Section
 from ..models.predictions import EVENT, PredictionError, join_outcomes
 
 # %% ../../nbs/ensemble/00_weighting.ipynb #6caab13b
 class EnsembleConfig(Section):
     "The `ensemble` section."
-    temperature: float = Field(0.02, gt=0, description="difference of mean log-loss at which a model weighs e times less, nats an event")
+
+    temperature: float = Field(
+        0.02,
+        gt=0,
+        description="difference of mean log-loss at which a model weighs e times less, nats an event",
+    )
+
 
 def weights_of(log_loss: np.ndarray, temperature: float) -> np.ndarray:
     "Positive weights that sum to one, largest for the lowest loss."
@@ -26,30 +33,42 @@ def weights_of(log_loss: np.ndarray, temperature: float) -> np.ndarray:
 def _aligned(predictions: pd.DataFrame) -> tuple[list[str], list[pd.DataFrame]]:
     "Names of the models and their tables, event by event in one order; an error where they differ."
     keys, tables = [*EVENT, "fold"], {}
-    for name, table in predictions.groupby("model", sort=True): tables[name] = table.sort_values(["time", "symbol", "event_id"], ignore_index=True)
+    for name, table in predictions.groupby("model", sort=True):
+        tables[name] = table.sort_values(["time", "symbol", "event_id"], ignore_index=True)
     names = list(tables)
-    if "ensemble" in names: raise PredictionError("the ensemble is among its own models: pass the models' predictions only")
+    if "ensemble" in names:
+        raise PredictionError("the ensemble is among its own models: pass the models' predictions only")
     for name in names[1:]:
         if not tables[name][keys].equals(tables[names[0]][keys]):
-            raise PredictionError(f"{names[0]} has {len(tables[names[0]])} predictions and {name} has {len(tables[name])}, not of the same events and folds: train them on the same data and settings")
-    if predictions.duplicated([*EVENT, "model"]).any(): raise PredictionError("an event is predicted twice by one model: pass each table once")
+            raise PredictionError(
+                f"{names[0]} has {len(tables[names[0]])} predictions and {name} has {len(tables[name])}, not of the same events and folds: train them on the same data and settings"
+            )
+    if predictions.duplicated([*EVENT, "model"]).any():
+        raise PredictionError("an event is predicted twice by one model: pass each table once")
     return names, list(tables.values())
 
 # %% ../../nbs/ensemble/00_weighting.ipynb #ad1f6bee
-def _fold_weights(names: list[str], losses: np.ndarray, events: pd.DataFrame, temperature: float) -> pd.DataFrame:
+def _fold_weights(
+    names: list[str], losses: np.ndarray, events: pd.DataFrame, temperature: float
+) -> pd.DataFrame:
     "fold, model, weight, and the log-loss and number of earlier events it rests on."
     rows = []
     for fold, members in events.groupby("fold", sort=True):
         known = ((events["fold"] < fold) & (events["exit_at"] < members["time"].min())).to_numpy()
         earlier = losses[known].mean(axis=0) if known.any() else np.zeros(len(names))
         weights = weights_of(earlier, temperature)
-        rows += [(fold, name, weight, loss if known.any() else np.nan, int(known.sum())) for name, weight, loss in zip(names, weights, earlier)]
+        rows += [
+            (fold, name, weight, loss if known.any() else np.nan, int(known.sum()))
+            for name, weight, loss in zip(names, weights, earlier)
+        ]
     return pd.DataFrame(rows, columns=["fold", "model", "weight", "earlier_log_loss", "earlier_events"])
 
-def combine(predictions: pd.DataFrame, # of all models, same events
-            labels: pd.DataFrame,
-            config: EnsembleConfig,
-           ) -> tuple[pd.DataFrame, pd.DataFrame]:
+
+def combine(
+    predictions: pd.DataFrame,  # of all models, same events
+    labels: pd.DataFrame,
+    config: EnsembleConfig,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Predictions with model `ensemble`, and the weights by fold and model."
     events = join_outcomes(predictions, labels)
     names, tables = _aligned(events)
@@ -58,6 +77,13 @@ def combine(predictions: pd.DataFrame, # of all models, same events
     expected = np.column_stack([table["expected_r"] for table in tables])
     losses = -np.log(np.clip(np.where(won[:, None], probability, 1 - probability), 1e-12, None))
     weights = _fold_weights(names, losses, events, config.temperature)
-    weight = weights.pivot(index="fold", columns="model", values="weight").loc[events["fold"], names].to_numpy()
-    mixed = {"model": "ensemble", "fold": events["fold"], "probability": (weight * probability).sum(axis=1), "expected_r": (weight * expected).sum(axis=1)}
+    weight = (
+        weights.pivot(index="fold", columns="model", values="weight").loc[events["fold"], names].to_numpy()
+    )
+    mixed = {
+        "model": "ensemble",
+        "fold": events["fold"],
+        "probability": (weight * probability).sum(axis=1),
+        "expected_r": (weight * expected).sum(axis=1),
+    }
     return events[EVENT].assign(**mixed), weights

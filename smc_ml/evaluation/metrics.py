@@ -10,32 +10,44 @@ __all__ = ['FEWEST_DAYS', 'COVERAGES', 'Interval', 'day_weights', 'mean_interval
 # %% ../../nbs/evaluation/00_metrics.ipynb #93c4a439
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
+
 from ..config import UserError
 from ..models.predictions import join_outcomes
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #1237a648
 class Interval(NamedTuple):
     "A value with the bounds of its 95 % interval; the bounds are NaN where there are too few days."
+
     value: float
     low: float
     high: float
 
-FEWEST_DAYS = 5 # with fewer days, drawing them again says nothing
 
-def day_weights(times: pd.Series,  # decision times
-                draws: int, seed: int,
-               ) -> tuple[np.ndarray, np.ndarray]:
+FEWEST_DAYS = 5  # with fewer days, drawing them again says nothing
+
+
+def day_weights(
+    times: pd.Series,  # decision times
+    draws: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
     "Day of each event, and (draws, days): how often each day is drawn."
     days, day = np.unique(pd.DatetimeIndex(times).floor("D").asi8, return_inverse=True)
-    return day, np.random.default_rng(seed).multinomial(len(days), np.full(len(days), 1 / len(days)), size=draws).astype(float)
+    return day, np.random.default_rng(seed).multinomial(
+        len(days), np.full(len(days), 1 / len(days)), size=draws
+    ).astype(float)
+
 
 def _interval(value: float, drawn: np.ndarray, days: int) -> Interval:
     "The value with the middle 95 % of its drawn twins."
     drawn = drawn[np.isfinite(drawn)]
-    if days < FEWEST_DAYS or not len(drawn): return Interval(float(value), np.nan, np.nan)
+    if days < FEWEST_DAYS or not len(drawn):
+        return Interval(float(value), np.nan, np.nan)
     return Interval(float(value), *map(float, np.percentile(drawn, [2.5, 97.5])))
+
 
 def _ratio(upper: np.ndarray, lower: np.ndarray, day: np.ndarray, weights: np.ndarray) -> np.ndarray:
     "Resampled sum of `upper` over resampled sum of `lower`, one value a draw; NaN where nothing was drawn."
@@ -43,20 +55,25 @@ def _ratio(upper: np.ndarray, lower: np.ndarray, day: np.ndarray, weights: np.nd
     return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #70617c87
-def mean_interval(values: np.ndarray, # one number an event or trade
-                  times: pd.Series,   # their times
-                  draws: int = 500, seed: int = 0) -> Interval:
+def mean_interval(
+    values: np.ndarray,  # one number an event or trade
+    times: pd.Series,  # their times
+    draws: int = 500,
+    seed: int = 0,
+) -> Interval:
     "Mean with its 95 % interval, whole days drawn again; NaN without values."
     values = np.asarray(values, float)
-    if not len(values): return Interval(np.nan, np.nan, np.nan)
+    if not len(values):
+        return Interval(np.nan, np.nan, np.nan)
     day, weights = day_weights(times, draws, seed)
     return _interval(values.mean(), _ratio(values, np.ones(len(values)), day, weights), weights.shape[1])
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #5397b738
-def weighted_auc(probability: np.ndarray, # (events,)
-                 won: np.ndarray,         # (events,)
-                 weights: np.ndarray,     # (draws, events)
-                ) -> np.ndarray:
+def weighted_auc(
+    probability: np.ndarray,  # (events,)
+    won: np.ndarray,  # (events,)
+    weights: np.ndarray,  # (draws, events)
+) -> np.ndarray:
     "AUC of each draw; NaN where a draw lacks winners or losers."
     order = np.argsort(probability, kind="stable")
     ranked = probability[order]
@@ -75,13 +92,18 @@ def _centred_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     sums = np.add.reduceat(weights[:, order], np.flatnonzero(np.diff(group[order], prepend=-1)), axis=1)
     return (sums.cumsum(axis=1) - sums / 2)[:, group] - weights.sum(axis=1, keepdims=True) / 2
 
-def weighted_spearman(said: np.ndarray,    # (events,)
-                      came: np.ndarray,    # (events,)
-                      weights: np.ndarray, # (draws, events), whole numbers
-                     ) -> np.ndarray:
+
+def weighted_spearman(
+    said: np.ndarray,  # (events,)
+    came: np.ndarray,  # (events,)
+    weights: np.ndarray,  # (draws, events), whole numbers
+) -> np.ndarray:
     "Spearman's rank correlation in each draw (Spearman 1904); NaN where either side has no variance."
     one, two = _centred_ranks(said, weights), _centred_ranks(came, weights)
-    common, scale = (weights * one * two).sum(axis=1), np.sqrt((weights * one**2).sum(axis=1) * (weights * two**2).sum(axis=1))
+    common, scale = (
+        (weights * one * two).sum(axis=1),
+        np.sqrt((weights * one**2).sum(axis=1) * (weights * two**2).sum(axis=1)),
+    )
     return np.divide(common, scale, out=np.full(len(scale), np.nan), where=scale > 0)
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #07bd8bc8
@@ -90,14 +112,17 @@ def _counts(guess: np.ndarray, won: np.ndarray, day: np.ndarray, weights: np.nda
     parts = [guess & won, guess & ~won, ~guess & won, ~guess & ~won]
     return (weights @ np.column_stack([np.bincount(day, part, weights.shape[1]) for part in parts])).T
 
+
 def _over(upper: np.ndarray, lower: np.ndarray, empty: float = np.nan) -> np.ndarray:
     "Quotient, `empty` where there is nothing to divide by."
     return np.divide(upper, lower, out=np.full(len(lower), empty), where=lower > 0)
+
 
 def balanced_accuracy_of(counts: np.ndarray) -> np.ndarray:
     "Mean of the two recalls (Brodersen et al. 2010), one value a draw; NaN where a class is missing."
     hit, false_alarm, missed, rejected = counts
     return (_over(hit, hit + missed) + _over(rejected, false_alarm + rejected)) / 2
+
 
 def mcc_of(counts: np.ndarray) -> np.ndarray:
     "Matthews correlation coefficient (Matthews 1975), one value a draw; 0 for a constant guess, NaN where a class is missing."
@@ -107,24 +132,36 @@ def mcc_of(counts: np.ndarray) -> np.ndarray:
     return np.where((wins > 0) & (losses > 0), value, np.nan)
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #bc57f9a7
-def base_rates(predictions: pd.DataFrame, # of one model
-               labels: pd.DataFrame,
-              ) -> np.ndarray:
+def base_rates(
+    predictions: pd.DataFrame,  # of one model
+    labels: pd.DataFrame,
+) -> np.ndarray:
     "Share of wins among the trades that ended before the event's fold began; ½ where there were none."
     starts = predictions.groupby("fold")["time"].min()
     earlier = {fold: labels.loc[labels["exit_at"] < start, "won"] for fold, start in starts.items()}
-    return predictions["fold"].map({fold: (won.sum() + 1) / (len(won) + 2) for fold, won in earlier.items()}).to_numpy(float)
+    return (
+        predictions["fold"]
+        .map({fold: (won.sum() + 1) / (len(won) + 2) for fold, won in earlier.items()})
+        .to_numpy(float)
+    )
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #b3f1e1ce
 class MetricError(UserError):
     "Predictions or outcomes that cannot be judged."
 
+
 def checked(joined: pd.DataFrame) -> pd.DataFrame:
     "Predictions with outcomes, all of them numbers and the probabilities between 0 and 1."
-    for column, right in (("probability", joined["probability"].between(0, 1)), ("expected_r", np.isfinite(joined["expected_r"])), ("realised_r", np.isfinite(joined["realised_r"]))):
+    for column, right in (
+        ("probability", joined["probability"].between(0, 1)),
+        ("expected_r", np.isfinite(joined["expected_r"])),
+        ("realised_r", np.isfinite(joined["realised_r"])),
+    ):
         if not right.all():
             event = joined[~right].iloc[0]
-            raise MetricError(f"{event['symbol']}: {column} of event {event['event_id']} at {event['time']} is {event[column]} ({event['model']}): mend the model or leave the event out")
+            raise MetricError(
+                f"{event['symbol']}: {column} of event {event['event_id']} at {event['time']} is {event[column]} ({event['model']}): mend the model or leave the event out"
+            )
     return joined
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #4e6aedef
@@ -132,112 +169,270 @@ def _log_loss(probability: np.ndarray, won: np.ndarray) -> np.ndarray:
     "Negative log-likelihood of each event, nats."
     return -np.log(np.clip(np.where(won, probability, 1 - probability), 1e-12, None))
 
+
 def _drawn(statistic: Callable, day: np.ndarray, weights: np.ndarray, block: int = 100) -> np.ndarray:
     "A statistic of (draws, events) weights, a block of draws at a time to bound the memory."
-    return np.concatenate([statistic(weights[start:start + block, day]) for start in range(0, len(weights), block)])
+    return np.concatenate(
+        [statistic(weights[start : start + block, day]) for start in range(0, len(weights), block)]
+    )
+
 
 def _advantages(correct: np.ndarray, won: np.ndarray, day: np.ndarray, weights: np.ndarray) -> np.ndarray:
     "Share right less the larger class's share, one value a draw; from whole counts, so that guessing the majority gives exactly 0."
-    right, wins, events = (weights @ np.column_stack([np.bincount(day, part, weights.shape[1]) for part in (correct, won, np.ones(len(won)))])).T
-    return np.divide(right - np.maximum(wins, events - wins), events, out=np.full(len(events), np.nan), where=events > 0)
+    right, wins, events = (
+        weights
+        @ np.column_stack(
+            [np.bincount(day, part, weights.shape[1]) for part in (correct, won, np.ones(len(won)))]
+        )
+    ).T
+    return np.divide(
+        right - np.maximum(wins, events - wins), events, out=np.full(len(events), np.nan), where=events > 0
+    )
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #a9df846c
-def _class_intervals(guess: np.ndarray, won: np.ndarray, day: np.ndarray, weights: np.ndarray) -> dict[str, Interval]:
+def _class_intervals(
+    guess: np.ndarray, won: np.ndarray, day: np.ndarray, weights: np.ndarray
+) -> dict[str, Interval]:
     "Accuracy, its advantage over the larger class, balanced accuracy and MCC."
     days, correct, majority = weights.shape[1], guess == won, max(won.sum(), (~won).sum())
-    counts, all_counts = _counts(guess, won, day, weights), _counts(guess, won, day, np.ones((1, weights.shape[1])))
-    return {"accuracy": _interval(correct.mean(), _ratio(correct, np.ones(len(won)), day, weights), days),
-            "advantage": _interval((correct.sum() - majority) / len(won), _advantages(correct, won, day, weights), days),
-            "balanced_accuracy": _interval(balanced_accuracy_of(all_counts)[0], balanced_accuracy_of(counts), days),
-            "mcc": _interval(mcc_of(all_counts)[0], mcc_of(counts), days)}
+    counts, all_counts = (
+        _counts(guess, won, day, weights),
+        _counts(guess, won, day, np.ones((1, weights.shape[1]))),
+    )
+    return {
+        "accuracy": _interval(correct.mean(), _ratio(correct, np.ones(len(won)), day, weights), days),
+        "advantage": _interval(
+            (correct.sum() - majority) / len(won), _advantages(correct, won, day, weights), days
+        ),
+        "balanced_accuracy": _interval(
+            balanced_accuracy_of(all_counts)[0], balanced_accuracy_of(counts), days
+        ),
+        "mcc": _interval(mcc_of(all_counts)[0], mcc_of(counts), days),
+    }
 
-def _rank_intervals(probability: np.ndarray, won: np.ndarray, expected: np.ndarray, result: np.ndarray, day: np.ndarray, weights: np.ndarray) -> dict[str, Interval]:
+
+def _rank_intervals(
+    probability: np.ndarray,
+    won: np.ndarray,
+    expected: np.ndarray,
+    result: np.ndarray,
+    day: np.ndarray,
+    weights: np.ndarray,
+) -> dict[str, Interval]:
     "AUC, and the information coefficient."
-    area, rank = lambda drawn: weighted_auc(probability, won, drawn), lambda drawn: weighted_spearman(expected, result, drawn)
-    return {name: _interval(statistic(np.ones((1, len(won))))[0], _drawn(statistic, day, weights), weights.shape[1]) for name, statistic in (("auc", area), ("ic", rank))}
+    area, rank = (
+        lambda drawn: weighted_auc(probability, won, drawn),
+        lambda drawn: weighted_spearman(expected, result, drawn),
+    )
+    return {
+        name: _interval(
+            statistic(np.ones((1, len(won))))[0], _drawn(statistic, day, weights), weights.shape[1]
+        )
+        for name, statistic in (("auc", area), ("ic", rank))
+    }
 
-def _mean_intervals(probability: np.ndarray, won: np.ndarray, expected: np.ndarray, result: np.ndarray, day: np.ndarray, weights: np.ndarray) -> dict[str, Interval]:
+
+def _mean_intervals(
+    probability: np.ndarray,
+    won: np.ndarray,
+    expected: np.ndarray,
+    result: np.ndarray,
+    day: np.ndarray,
+    weights: np.ndarray,
+) -> dict[str, Interval]:
     "Mean R of the events with expected R > 0, log-loss and Brier score (Brier 1950)."
     everyone, chosen = np.ones(len(won)), expected > 0
-    means = {"mean_r": (result * chosen, chosen), "log_loss": (_log_loss(probability, won), everyone), "brier": (np.square(probability - won), everyone)}
-    return {name: _interval(part[events > 0].mean() if events.any() else np.nan, _ratio(part, events, day, weights), weights.shape[1]) for name, (part, events) in means.items()}
+    means = {
+        "mean_r": (result * chosen, chosen),
+        "log_loss": (_log_loss(probability, won), everyone),
+        "brier": (np.square(probability - won), everyone),
+    }
+    return {
+        name: _interval(
+            part[events > 0].mean() if events.any() else np.nan,
+            _ratio(part, events, day, weights),
+            weights.shape[1],
+        )
+        for name, (part, events) in means.items()
+    }
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #12b41fe7
 def _score_model(table: pd.DataFrame, labels: pd.DataFrame, draws: int, seed: int) -> dict[str, float]:
     "One row of `score`."
     day, weights = day_weights(table["time"], draws, seed)
-    won, base, (probability, expected, result) = table["won"].to_numpy(bool), base_rates(table, labels), table[["probability", "expected_r", "realised_r"]].to_numpy(float).T
-    intervals = (_class_intervals(probability > .5, won, day, weights) | _rank_intervals(probability, won, expected, result, day, weights)
-                 | _mean_intervals(probability, won, expected, result, day, weights))
-    return ({"events": len(won), "days": weights.shape[1]} | {f"{name}{end}": part for name, interval in intervals.items() for end, part in zip(("", "_low", "_high"), interval)}
-            | {"majority_rate": max(won.sum(), (~won).sum()) / len(won), "majority_accuracy": ((base > .5) == won).mean(), "base_log_loss": _log_loss(base, won).mean(),
-               "base_brier": np.square(base - won).mean(), "chosen_events": int((expected > 0).sum()), "mean_r_all": result.mean()})
+    won, base, (probability, expected, result) = (
+        table["won"].to_numpy(bool),
+        base_rates(table, labels),
+        table[["probability", "expected_r", "realised_r"]].to_numpy(float).T,
+    )
+    intervals = (
+        _class_intervals(probability > 0.5, won, day, weights)
+        | _rank_intervals(probability, won, expected, result, day, weights)
+        | _mean_intervals(probability, won, expected, result, day, weights)
+    )
+    return (
+        {"events": len(won), "days": weights.shape[1]}
+        | {
+            f"{name}{end}": part
+            for name, interval in intervals.items()
+            for end, part in zip(("", "_low", "_high"), interval)
+        }
+        | {
+            "majority_rate": max(won.sum(), (~won).sum()) / len(won),
+            "majority_accuracy": ((base > 0.5) == won).mean(),
+            "base_log_loss": _log_loss(base, won).mean(),
+            "base_brier": np.square(base - won).mean(),
+            "chosen_events": int((expected > 0).sum()),
+            "mean_r_all": result.mean(),
+        }
+    )
 
-def score(predictions: pd.DataFrame, # of one or more models
-          labels: pd.DataFrame,      # all events: those before a fold give its base rate
-          draws: int = 500, seed: int = 0) -> pd.DataFrame:
+
+def score(
+    predictions: pd.DataFrame,  # of one or more models
+    labels: pd.DataFrame,  # all events: those before a fold give its base rate
+    draws: int = 500,
+    seed: int = 0,
+) -> pd.DataFrame:
     "One row a model: accuracy, advantage, balanced accuracy, MCC, AUC, information coefficient (expected R with realised R), log-loss, Brier and mean R of the events with expected R > 0, each with a 95 % interval, and their yardsticks."
     joined = checked(join_outcomes(predictions, labels))
-    return pd.DataFrame([{"model": name} | _score_model(table, labels, draws, seed) for name, table in joined.groupby("model", sort=False)])
+    return pd.DataFrame(
+        [
+            {"model": name} | _score_model(table, labels, draws, seed)
+            for name, table in joined.groupby("model", sort=False)
+        ]
+    )
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #df90b148
-def shortfall(row: Mapping[str, float], # of `score`
-             ) -> str:
+def shortfall(
+    row: Mapping[str, float],  # of `score`
+) -> str:
     "Why numbers or intervals of a row are missing, as a sentence; empty where nothing is."
     said = []
-    if row["days"] < FEWEST_DAYS: said.append(f"{int(row['days'])} {'day' if row['days'] == 1 else 'days'} with events, intervals need {FEWEST_DAYS}")
-    if np.isnan(row["auc"]): said.append("all events had the same outcome, nothing to rank or to balance")
-    if np.isnan(row["ic"]): said.append("expected or realised R does not vary, no information coefficient")
-    if not row["chosen_events"]: said.append("no event was expected to pay, no mean R")
+    if row["days"] < FEWEST_DAYS:
+        said.append(
+            f"{int(row['days'])} {'day' if row['days'] == 1 else 'days'} with events, intervals need {FEWEST_DAYS}"
+        )
+    if np.isnan(row["auc"]):
+        said.append("all events had the same outcome, nothing to rank or to balance")
+    if np.isnan(row["ic"]):
+        said.append("expected or realised R does not vary, no information coefficient")
+    if not row["chosen_events"]:
+        said.append("no event was expected to pay, no mean R")
     return f"Not enough data: {'; '.join(said)}." if said else ""
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #2e09f7fd
-def calibration(predictions: pd.DataFrame, labels: pd.DataFrame,
-                bins: int = 10,                 # of equal counts
-                draws: int = 200, seed: int = 0) -> pd.DataFrame:
+def calibration(
+    predictions: pd.DataFrame,
+    labels: pd.DataFrame,
+    bins: int = 10,  # of equal counts
+    draws: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
     "model, bin, events, mean probability, and the share that won with its 95 % interval."
     rows = []
     for name, table in checked(join_outcomes(predictions, labels)).groupby("model", sort=False):
         place = table["probability"].rank(method="first").to_numpy(int) - 1
         for number, part in table.groupby(place * bins // len(table)):
-            rows.append((name, number, len(part), part["probability"].mean(), *mean_interval(part["won"], part["time"], draws, seed)))
-    return pd.DataFrame(rows, columns=["model", "bin", "events", "mean_probability", "won_share", "won_low", "won_high"])
+            rows.append(
+                (
+                    name,
+                    number,
+                    len(part),
+                    part["probability"].mean(),
+                    *mean_interval(part["won"], part["time"], draws, seed),
+                )
+            )
+    return pd.DataFrame(
+        rows, columns=["model", "bin", "events", "mean_probability", "won_share", "won_low", "won_high"]
+    )
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #65cc5220
-COVERAGES = tuple(np.round(np.arange(.1, 1.01, .1), 1).tolist())
+COVERAGES = tuple(np.round(np.arange(0.1, 1.01, 0.1), 1).tolist())
 
-def coverage_accuracy(predictions: pd.DataFrame, labels: pd.DataFrame,
-                      coverages: tuple[float, ...] = COVERAGES, # shares of the events that are answered
-                      draws: int = 200, seed: int = 0) -> pd.DataFrame:
+
+def coverage_accuracy(
+    predictions: pd.DataFrame,
+    labels: pd.DataFrame,
+    coverages: tuple[float, ...] = COVERAGES,  # shares of the events that are answered
+    draws: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
     "model, coverage, events, fewest certainty (distance of the probability from ½), accuracy with its 95 % interval, and the majority rate of the same events."
     rows = []
     for name, table in checked(join_outcomes(predictions, labels)).groupby("model", sort=False):
-        certainty = (table["probability"] - .5).abs().round(12)
+        certainty = (table["probability"] - 0.5).abs().round(12)
         ranked = np.sort(certainty)[::-1]
         for coverage in coverages:
             fewest = ranked[max(int(np.ceil(round(coverage * len(table), 9))), 1) - 1]
             part = table[certainty >= fewest]
-            interval = mean_interval((part["probability"] > .5) == part["won"], part["time"], draws, seed)
-            rows.append((name, len(part) / len(table), len(part), fewest, *interval, part["won"].value_counts(normalize=True).max()))
-    return pd.DataFrame(rows, columns=["model", "coverage", "events", "certainty", "accuracy", "accuracy_low", "accuracy_high", "majority_rate"])
+            interval = mean_interval((part["probability"] > 0.5) == part["won"], part["time"], draws, seed)
+            rows.append(
+                (
+                    name,
+                    len(part) / len(table),
+                    len(part),
+                    fewest,
+                    *interval,
+                    part["won"].value_counts(normalize=True).max(),
+                )
+            )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "model",
+            "coverage",
+            "events",
+            "certainty",
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "majority_rate",
+        ],
+    )
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #a1ecbd7c
 def _against(low: float, high: float, zero: float, words: tuple[str, str, str]) -> str:
     "The first word above, the second below, the third where the interval holds `zero` or is unknown."
     return words[0] if low > zero else words[1] if high < zero else words[2]
 
-def verdict(auc: float, auc_low: float, auc_high: float,
-            mean_r: float, mean_r_low: float, mean_r_high: float, # per trade, after costs
-            trades: int) -> str:
+
+def verdict(
+    auc: float,
+    auc_low: float,
+    auc_high: float,
+    mean_r: float,
+    mean_r_low: float,
+    mean_r_high: float,  # per trade, after costs
+    trades: int,
+) -> str:
     "What the intervals allow one to say, in one plain sentence."
-    skill = _against(auc_low, auc_high, .5, ("better", "worse", "unclear"))
+    skill = _against(auc_low, auc_high, 0.5, ("better", "worse", "unclear"))
     profit = _against(mean_r_low, mean_r_high, 0.0, ("profit", "loss", "unclear")) if trades else "unclear"
-    opening = {("better", "profit"): "An edge after costs", ("better", "loss"): "The ranking carries information, but not enough to pay the costs",
-               ("better", "unclear"): "The ranking carries information, a profit is not shown"}.get((skill, profit), "A profit that the ranking does not explain" if profit == "profit" else "No edge")
-    ranking = {"better": "is better than chance", "worse": "is worse than chance", "unclear": "cannot be told from chance"}[skill]
-    money = {"profit": "is above zero", "loss": "is below zero", "unclear": "cannot be told from zero"}[profit]
-    result = f"the mean result of {trades:,} {'trade' if trades == 1 else 'trades'} after costs {money} ({mean_r:+.3f} R, {_range(mean_r_low, mean_r_high, '+.3f')})" if trades else "no trade was taken"
+    opening = {
+        ("better", "profit"): "An edge after costs",
+        ("better", "loss"): "The ranking carries information, but not enough to pay the costs",
+        ("better", "unclear"): "The ranking carries information, a profit is not shown",
+    }.get((skill, profit), "A profit that the ranking does not explain" if profit == "profit" else "No edge")
+    ranking = {
+        "better": "is better than chance",
+        "worse": "is worse than chance",
+        "unclear": "cannot be told from chance",
+    }[skill]
+    money = {"profit": "is above zero", "loss": "is below zero", "unclear": "cannot be told from zero"}[
+        profit
+    ]
+    result = (
+        f"the mean result of {trades:,} {'trade' if trades == 1 else 'trades'} after costs {money} ({mean_r:+.3f} R, {_range(mean_r_low, mean_r_high, '+.3f')})"
+        if trades
+        else "no trade was taken"
+    )
     return f"{opening}: the ranking of the events {ranking} (AUC {auc:.3f}, {_range(auc_low, auc_high, '.3f')}), and {result}."
 
+
 def _range(low: float, high: float, form: str) -> str:
-    return f"95 % interval {low:{form}} to {high:{form}}" if np.isfinite(low) and np.isfinite(high) else "too few days for an interval"
+    return (
+        f"95 % interval {low:{form}} to {high:{form}}"
+        if np.isfinite(low) and np.isfinite(high)
+        else "too few days for an interval"
+    )

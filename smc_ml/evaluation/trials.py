@@ -7,41 +7,66 @@ __all__ = ['KINDS', 'TrialError', 'Trial', 'trial_id', 'read_trials', 'count_tri
            'ensemble_trial', 'backtest_trial', 'trial_of']
 
 # %% ../../nbs/evaluation/02_trials.ipynb #87c77015
-import hashlib, json, os
+import hashlib
+import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel
+
 from ..candles import candle_facts
 from ..config import Section, UserError
 
 # %% ../../nbs/evaluation/02_trials.ipynb #2b1751ce
 KINDS = ("model", "tuning", "backtest", "control")
 
+
 class TrialError(UserError):
     "A trial that cannot be written down, or a ledger that cannot be read."
 
+
 class Trial(NamedTuple):
     "One configuration that was tried."
-    stage: str                    # which stage tried it: train, tune, backtest …
-    kind: str                     # model | tuning | backtest | control
-    settings: Mapping[str, Any]   # all that tells it from other trials, and nothing else: no results, no times, no paths
+
+    stage: str  # which stage tried it: train, tune, backtest …
+    kind: str  # model | tuning | backtest | control
+    settings: Mapping[
+        str, Any
+    ]  # all that tells it from other trials, and nothing else: no results, no times, no paths
+
 
 def _plain(value: Any) -> Any:
     "What JSON has no form for: sections, tuples, scalars and times."
-    if isinstance(value, BaseModel): return value.model_dump(mode="json")
-    if isinstance(value, np.generic): return value.item()
-    if isinstance(value, (pd.Timestamp, pd.Timedelta)): return value.isoformat()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (pd.Timestamp, pd.Timedelta)):
+        return value.isoformat()
     raise TypeError(f"{value!r} of type {type(value).__name__}")
+
 
 def _line(trial: Trial) -> str:
     "The trial as one line of the ledger, its name first."
-    if trial.kind not in KINDS: raise TrialError(f"{trial.kind!r} is not a kind of trial: take one of {', '.join(KINDS)}")
-    try: text = json.dumps({"stage": trial.stage, "kind": trial.kind, "settings": trial.settings}, sort_keys=True, allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error: raise TrialError(f"a {trial.kind} trial of stage {trial.stage} has a setting that JSON cannot hold ({error}): pass numbers, texts, lists or a section of the settings") from None
+    if trial.kind not in KINDS:
+        raise TrialError(f"{trial.kind!r} is not a kind of trial: take one of {', '.join(KINDS)}")
+    try:
+        text = json.dumps(
+            {"stage": trial.stage, "kind": trial.kind, "settings": trial.settings},
+            sort_keys=True,
+            allow_nan=False,
+            default=_plain,
+        )
+    except (TypeError, ValueError) as error:
+        raise TrialError(
+            f"a {trial.kind} trial of stage {trial.stage} has a setting that JSON cannot hold ({error}): pass numbers, texts, lists or a section of the settings"
+        ) from None
     return f'{{"trial": "{hashlib.sha256(text.encode()).hexdigest()[:16]}", {text[1:]}'
+
 
 def trial_id(trial: Trial) -> str:
     "Sixteen characters that name the trial: the same for the same stage, kind and settings."
@@ -55,39 +80,50 @@ def _read(path: Path) -> list[dict]:
         try:
             row = json.loads(line)
             good = _line(Trial(row["stage"], row["kind"], row["settings"])) == line
-        except (ValueError, KeyError, TypeError): good = False
-        if not good: raise TrialError(f"{path}, line {number}: not a trial as it was written: restore the file with git checkout")
+        except (ValueError, KeyError, TypeError):
+            good = False
+        if not good:
+            raise TrialError(
+                f"{path}, line {number}: not a trial as it was written: restore the file with git checkout"
+            )
         found.append(row)
     return found
+
 
 def _files(path: str | os.PathLike) -> list[Path]:
     "The ledger's files in alphabetical order: one, or those of a folder."
     path = Path(path)
     return sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.exists() else []
 
-def read_trials(path: str | os.PathLike, # a ledger's file, or its folder
-               ) -> pd.DataFrame:
+
+def read_trials(
+    path: str | os.PathLike,  # a ledger's file, or its folder
+) -> pd.DataFrame:
     "trial, stage, kind, settings of each trial, once, in the order they were written; no rows where there is no ledger yet."
     rows = {row["trial"]: row for file in _files(path) for row in _read(file)}
     return pd.DataFrame(rows.values(), columns=["trial", "stage", "kind", "settings"])
 
-def count_trials(path: str | os.PathLike,    # a ledger's file, or its folder
-                 kinds: Iterable[str] = ("model", "tuning", "backtest"), # controls search for nothing
-                ) -> int:
+
+def count_trials(
+    path: str | os.PathLike,  # a ledger's file, or its folder
+    kinds: Iterable[str] = ("model", "tuning", "backtest"),  # controls search for nothing
+) -> int:
     "Number of different trials of these kinds; what `sharpe_report` is to be told, at least 1 there."
     return int(read_trials(path)["kind"].isin(list(kinds)).sum())
 
 # %% ../../nbs/evaluation/02_trials.ipynb #f58d5b3a
-def record_trials(path: str | os.PathLike,  # the ledger's file of this stage, the only writer
-                  trials: Iterable[Trial],  # tried now, in order
-                 ) -> int:
+def record_trials(
+    path: str | os.PathLike,  # the ledger's file of this stage, the only writer
+    trials: Iterable[Trial],  # tried now, in order
+) -> int:
     "Append the trials that the file does not hold yet, in their order; number of new ones. The file is replaced in one step, or not touched where nothing is new."
     path = Path(path)
     known = {row["trial"] for row in _read(path)} if path.exists() else set()
     earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     fresh = {json.loads(line)["trial"]: line for line in map(_line, trials)}
     lines = [line for name, line in fresh.items() if name not in known]
-    if not lines and path.exists(): return 0
+    if not lines and path.exists():
+        return 0
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(f"{line}\n" for line in [*earlier, *lines]), encoding="utf-8")
@@ -95,28 +131,64 @@ def record_trials(path: str | os.PathLike,  # the ledger's file of this stage, t
     return len(lines)
 
 # %% ../../nbs/evaluation/02_trials.ipynb #11658e00
-def model_trial(model: str,             # its name
-                symbols: Iterable[str], # that it learns from
-                train: Section,         # the section of the training; parts of other models are left out
-                **sections: Section,    # of all that its labels and features were made with
-               ) -> Trial:
+def model_trial(
+    model: str,  # its name
+    symbols: Iterable[str],  # that it learns from
+    train: Section,  # the section of the training; parts of other models are left out
+    **sections: Section,  # of all that its labels and features were made with
+) -> Trial:
     "A model on its labels and features."
-    left_out = {"threads": True} | {name: {"threads"} if name == model else True for name, value in train if isinstance(value, Section) and name != "weights"}
-    return Trial("train", "model", {"model": model, "symbols": sorted(symbols), "train": train.model_dump(mode="json", exclude=left_out), **sections})
+    left_out = {"threads": True} | {
+        name: {"threads"} if name == model else True
+        for name, value in train
+        if isinstance(value, Section) and name != "weights"
+    }
+    return Trial(
+        "train",
+        "model",
+        {
+            "model": model,
+            "symbols": sorted(symbols),
+            "train": train.model_dump(mode="json", exclude=left_out),
+            **sections,
+        },
+    )
 
-def ensemble_trial(models: Iterable[str], # names of the trials that are combined
-                   ensemble: Section) -> Trial:
+
+def ensemble_trial(
+    models: Iterable[str],  # names of the trials that are combined
+    ensemble: Section,
+) -> Trial:
     "A combination of models."
     return Trial("ensemble", "model", {"models": sorted(models), "ensemble": ensemble})
 
-def backtest_trial(predictions: str, # name of the trial that made the predictions
-                   backtest: Section, costs: Section) -> Trial:
+
+def backtest_trial(
+    predictions: str,  # name of the trial that made the predictions
+    backtest: Section,
+    costs: Section,
+) -> Trial:
     "An account that follows predictions; how its interval is drawn and read is no part of it."
-    return Trial("backtest", "backtest", {"predictions": predictions, "backtest": backtest.model_dump(mode="json", exclude={"draws", "seed", "pessimistic_cost_factor"}), "costs": costs})
+    return Trial(
+        "backtest",
+        "backtest",
+        {
+            "predictions": predictions,
+            "backtest": backtest.model_dump(
+                mode="json", exclude={"draws", "seed", "pessimistic_cost_factor"}
+            ),
+            "costs": costs,
+        },
+    )
 
 # %% ../../nbs/evaluation/02_trials.ipynb #64dc7ddb
-def trial_of(path: str | os.PathLike) -> str: # a Parquet file of predictions
+def trial_of(path: str | os.PathLike) -> str:  # a Parquet file of predictions
     "Name of the trial that made the table, as its metadata say."
-    try: return candle_facts(path)["trial"]
-    except FileNotFoundError: raise TrialError(f"{path}: not there: run the stage that makes it, or dvc repro") from None
-    except (KeyError, OSError, ValueError): raise TrialError(f"{path}: does not say which trial made it: run the stage that makes it again") from None
+    try:
+        return candle_facts(path)["trial"]
+    except FileNotFoundError:
+        raise TrialError(f"{path}: not there: run the stage that makes it, or dvc repro") from None
+    except (KeyError, OSError, ValueError):
+        raise TrialError(
+            f"{path}: does not say which trial made it: run the stage that makes it again"
+        ) from None

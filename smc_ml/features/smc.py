@@ -13,11 +13,21 @@ __all__ = ['FEATURES', 'FeatureConfig', 'FeatureInputs', 'Feature', 'feature', '
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+
 import numpy as np
 import pandas as pd
 from numba import njit
 from pydantic import Field
-from ..candles import TIMEFRAMES, average_true_range, closes_at, known_rows, resample, segments, window_mean
+
+from smc_ml.candles import (
+    TIMEFRAMES,
+    average_true_range,
+    closes_at,
+    known_rows,
+    resample,
+    segments,
+    window_mean,
+)
 from ..config import Section
 from ..patterns.confluence import trend_at
 from ..patterns.detection import PatternConfig
@@ -26,6 +36,7 @@ from ..patterns.sessions import PERIODS
 # %% ../../nbs/features/00_smc.ipynb #1faa6a6a
 class FeatureConfig(Section):
     "Windows of the features, in base candles unless said otherwise."
+
     model_config = {"title": "features"}
     momentum_bars: int = Field(12, ge=1, description="candles over which the price change is taken")
     short_range: int = Field(14, ge=2, description="candles in the average true range")
@@ -37,51 +48,71 @@ class FeatureConfig(Section):
     daily_bars: int = Field(10, ge=2, description="days in the daily trend")
     risk_per_trade: float = Field(0.005, gt=0, lt=1, description="share of the equity risked by one trade")
     maximum_leverage: float = Field(1.0, gt=0, description="largest position, multiples of the equity")
-    timeframes: tuple[str, ...] = Field(("5m", "15m"), strict=False, description="timeframes of the zones, breaks and sweeps")
+    timeframes: tuple[str, ...] = Field(
+        ("5m", "15m"), strict=False, description="timeframes of the zones, breaks and sweeps"
+    )
 
 # %% ../../nbs/features/00_smc.ipynb #2c41bc36
 @dataclass
 class FeatureInputs:
     "Candles and patterns of one symbol, with what several features share."
+
     candles: pd.DataFrame
     patterns: pd.DataFrame
     config: FeatureConfig
     pattern_config: PatternConfig
     timeframe: str = "5m"
 
-    def __getitem__(self, column: str) -> np.ndarray: return self.candles[column].to_numpy()
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.candles[column].to_numpy()
 
     @cached_property
-    def closes(self) -> pd.DatetimeIndex: return closes_at(self.candles, self.timeframe)
+    def closes(self) -> pd.DatetimeIndex:
+        return closes_at(self.candles, self.timeframe)
 
     @cached_property
-    def range(self) -> np.ndarray: return average_true_range(self.candles, self.config.short_range)
+    def range(self) -> np.ndarray:
+        return average_true_range(self.candles, self.config.short_range)
 
     def known(self, *kinds: str, timeframes: tuple[str, ...] | None = None) -> pd.DataFrame:
         "Patterns that `PatternConfig.lookback` candles fix (no zigzag, no extremes of periods) with their `start` and `end` row; the end of a living zone is the end of the candles."
-        fixed = self.patterns["kind"].isin(kinds) & (self.patterns["scale"] != "swing") & ~self.patterns["label"].isin(PERIODS)
+        fixed = (
+            self.patterns["kind"].isin(kinds)
+            & (self.patterns["scale"] != "swing")
+            & ~self.patterns["label"].isin(PERIODS)
+        )
         table = self.patterns[fixed & self.patterns["timeframe"].isin(timeframes or self.config.timeframes)]
-        end = np.where(table["ended_at"].isna(), len(self.candles), self.closes.searchsorted(table["ended_at"]))
+        end = np.where(
+            table["ended_at"].isna(), len(self.candles), self.closes.searchsorted(table["ended_at"])
+        )
         return table.assign(start=self.closes.searchsorted(table["known_at"]), end=end)
 
 # %% ../../nbs/features/00_smc.ipynb #c8f0408d
 @dataclass(frozen=True)
 class Feature:
     "One declared feature."
+
     name: str
     family: str
-    signed: bool                                            # turns its sign when the chart is turned upside down
-    lookback: Callable[[FeatureConfig, PatternConfig], int] # base candles that make the last row exact
+    signed: bool  # turns its sign when the chart is turned upside down
+    lookback: Callable[[FeatureConfig, PatternConfig], int]  # base candles that make the last row exact
     compute: Callable[[FeatureInputs], np.ndarray]
+
 
 FEATURES: dict[str, Feature] = {}
 
-def feature(family: str, lookback: Callable[[FeatureConfig, PatternConfig], int], signed: bool = False) -> Callable:
+
+def feature(
+    family: str, lookback: Callable[[FeatureConfig, PatternConfig], int], signed: bool = False
+) -> Callable:
     "Declare the decorated function, named like the feature, in `FEATURES`."
+
     def declare(compute: Callable[[FeatureInputs], np.ndarray]) -> Callable[[FeatureInputs], np.ndarray]:
         FEATURES[compute.__name__] = Feature(compute.__name__, family, signed, lookback, compute)
         return compute
+
     return declare
+
 
 def _candles_of(timeframe: str, count: int, base: str = "5m") -> int:
     "Base candles that hold `count` complete candles of a higher timeframe wherever they begin."
@@ -94,6 +125,7 @@ def price_momentum(inputs: FeatureInputs) -> np.ndarray:
     bars, change = inputs.config.momentum_bars, np.full(len(inputs.candles), np.nan)
     change[bars:] = inputs["close"][bars:] - inputs["close"][:-bars]
     return change / (inputs.range * np.sqrt(bars))
+
 
 @feature("volatility", lambda c, p: c.long_range + 1)
 def volatility_ratio(inputs: FeatureInputs) -> np.ndarray:
@@ -109,9 +141,11 @@ def _volume_below(price: np.ndarray, close: np.ndarray, volume: np.ndarray, wind
         total = below = 0.0
         for past in range(row - window + 1, row + 1):
             total += volume[past]
-            if price[past] < close[row]: below += volume[past]
+            if price[past] < close[row]:
+                below += volume[past]
         out[row] = below / total - 0.5 if total > 0 else 0.0
     return out
+
 
 @feature("volume", lambda c, p: c.profile_bars, signed=True)
 def volume_profile(inputs: FeatureInputs) -> np.ndarray:
@@ -121,24 +155,37 @@ def volume_profile(inputs: FeatureInputs) -> np.ndarray:
 
 # %% ../../nbs/features/00_smc.ipynb #34358d63
 @njit(cache=True)
-def _nearest_zone(close: np.ndarray, average_range: np.ndarray, start: np.ndarray, end: np.ndarray,
-                  direction: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+def _nearest_zone(
+    close: np.ndarray,
+    average_range: np.ndarray,
+    start: np.ndarray,
+    end: np.ndarray,
+    direction: np.ndarray,
+    top: np.ndarray,
+    bottom: np.ndarray,
+) -> np.ndarray:
     "Direction of the nearest living zone over one plus its distance in average true ranges; 0 where none lives."
     out = np.zeros(len(close))
     for zone in range(len(start)):
         for row in range(start[zone], end[zone]):
             distance = max(close[row] - top[zone], bottom[zone] - close[row], 0.0) / average_range[row]
             near = 1.0 / (1.0 + distance)
-            if near >= abs(out[row]): out[row] = direction[zone] * near
+            if near >= abs(out[row]):
+                out[row] = direction[zone] * near
     return out
 
+
 @njit(cache=True)
-def _latest_zone(average_range: np.ndarray, start: np.ndarray, end: np.ndarray, direction: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _latest_zone(
+    average_range: np.ndarray, start: np.ndarray, end: np.ndarray, direction: np.ndarray, size: np.ndarray
+) -> np.ndarray:
     "Direction times size, in average true ranges, of the living zone that became known last; 0 where none lives."
     out = np.zeros(len(average_range))
     for zone in range(len(start)):
-        for row in range(start[zone], end[zone]): out[row] = direction[zone] * size[zone] / average_range[row]
+        for row in range(start[zone], end[zone]):
+            out[row] = direction[zone] * size[zone] / average_range[row]
     return out
+
 
 @njit(cache=True)
 def _fading(n_rows: int, start: np.ndarray, value: np.ndarray, fade: int, add: bool) -> np.ndarray:
@@ -151,9 +198,17 @@ def _fading(n_rows: int, start: np.ndarray, value: np.ndarray, fade: int, add: b
     return out
 
 # %% ../../nbs/features/00_smc.ipynb #f5b7c31f
-def _zone_lookback(c: FeatureConfig, p: PatternConfig) -> int: return max(_candles_of(t, p.lookback) for t in c.timeframes)
-def _sweep_lookback(c: FeatureConfig, p: PatternConfig) -> int: return c.event_bars + _zone_lookback(c, p)
-def _event_lookback(c: FeatureConfig, p: PatternConfig) -> int: return c.event_bars + max(_candles_of(t, p.structure_lookback) for t in c.timeframes)
+def _zone_lookback(c: FeatureConfig, p: PatternConfig) -> int:
+    return max(_candles_of(t, p.lookback) for t in c.timeframes)
+
+
+def _sweep_lookback(c: FeatureConfig, p: PatternConfig) -> int:
+    return c.event_bars + _zone_lookback(c, p)
+
+
+def _event_lookback(c: FeatureConfig, p: PatternConfig) -> int:
+    return c.event_bars + max(_candles_of(t, p.structure_lookback) for t in c.timeframes)
+
 
 def _faded(inputs: FeatureInputs, kind: str, add: bool = False) -> np.ndarray:
     "Direction times strength of the events of one kind, faded."
@@ -161,27 +216,38 @@ def _faded(inputs: FeatureInputs, kind: str, add: bool = False) -> np.ndarray:
     value = (events["direction"] * events["strength"]).to_numpy(float)
     return _fading(len(inputs.candles), events["start"].to_numpy(), value, inputs.config.event_bars, add)
 
+
 @feature("zones", _zone_lookback, signed=True)
 def order_block_proximity(inputs: FeatureInputs) -> np.ndarray:
     "Nearness of the nearest living order block: +1 inside a bullish one, -1 inside a bearish one, 0 where there is none."
     zones = inputs.known("order_block")
-    return _nearest_zone(inputs["close"], inputs.range, *(zones[name].to_numpy() for name in ("start", "end", "direction", "top", "bottom")))
+    return _nearest_zone(
+        inputs["close"],
+        inputs.range,
+        *(zones[name].to_numpy() for name in ("start", "end", "direction", "top", "bottom")),
+    )
+
 
 @feature("zones", _zone_lookback, signed=True)
 def fvg_size(inputs: FeatureInputs) -> np.ndarray:
     "Size in average true ranges of the open fair value gap that became known last, with its direction; 0 where none is open."
     zones = inputs.known("fair_value_gap").assign(size=lambda z: z["top"] - z["bottom"])
-    return _latest_zone(inputs.range, *(zones[name].to_numpy() for name in ("start", "end", "direction", "size")))
+    return _latest_zone(
+        inputs.range, *(zones[name].to_numpy() for name in ("start", "end", "direction", "size"))
+    )
+
 
 @feature("structure", _event_lookback, signed=True)
 def choch_strength(inputs: FeatureInputs) -> np.ndarray:
     "Strength of the last change of character, faded."
     return _faded(inputs, "change_of_character")
 
+
 @feature("structure", _event_lookback, signed=True)
 def break_of_structure_momentum(inputs: FeatureInputs) -> np.ndarray:
     "Sum of the strengths of the breaks of structure, faded."
     return _faded(inputs, "break_of_structure", add=True)
+
 
 @feature("liquidity", _sweep_lookback, signed=True)
 def liquidity_sweep_strength(inputs: FeatureInputs) -> np.ndarray:
@@ -193,30 +259,41 @@ def _trend(inputs: FeatureInputs, timeframe: str) -> np.ndarray:
     "Direction of the last internal break on a timeframe at each base row; 0 once it is too old."
     return trend_at(inputs.closes, inputs.patterns, timeframe, inputs.pattern_config.structure_age)
 
+
 @feature("confluence", lambda c, p: _candles_of("15m", p.structure_lookback), signed=True)
 def m5_m15_confluence(inputs: FeatureInputs) -> np.ndarray:
     "Mean of the 5m and 15m trends: -1, -0.5, 0, 0.5 or 1."
     return (_trend(inputs, "5m") + _trend(inputs, "15m")) / 2
+
 
 @feature("confluence", lambda c, p: _candles_of("4h", p.structure_lookback), signed=True)
 def h1_h4_alignment(inputs: FeatureInputs) -> np.ndarray:
     "Mean of the 1h and 4h trends: -1, -0.5, 0, 0.5 or 1."
     return (_trend(inputs, "1h") + _trend(inputs, "4h")) / 2
 
+
 @feature("confluence", lambda c, p: _candles_of("1d", c.daily_bars), signed=True)
 def daily_trend_strength(inputs: FeatureInputs) -> np.ndarray:
     "Last daily close less the mean of `daily_bars` daily closes, over their mean range; of days that have closed."
     days, window = resample(inputs.candles, inputs.timeframe, "1d"), inputs.config.daily_bars
-    if len(days) < window: return np.full(len(inputs.candles), np.nan)
+    if len(days) < window:
+        return np.full(len(inputs.candles), np.nan)
     close, spread = days["close"].to_numpy(), (days["high"] - days["low"]).to_numpy()
-    strength, last = (close - window_mean(close, window)) / window_mean(spread, window), known_rows(inputs.candles, inputs.timeframe, days, "1d")
+    strength, last = (
+        (close - window_mean(close, window)) / window_mean(spread, window),
+        known_rows(inputs.candles, inputs.timeframe, days, "1d"),
+    )
     return np.where(last >= 0, strength[last], np.nan)
 
 # %% ../../nbs/features/00_smc.ipynb #d9061065
 def _dealing_range(inputs: FeatureInputs) -> tuple[np.ndarray, np.ndarray]:
     "Distance from the close up to the range's high and down to its low, in price units."
     window = inputs.config.range_bars
-    return (inputs.candles["high"].rolling(window).max().to_numpy() - inputs["close"], inputs["close"] - inputs.candles["low"].rolling(window).min().to_numpy())
+    return (
+        inputs.candles["high"].rolling(window).max().to_numpy() - inputs["close"],
+        inputs["close"] - inputs.candles["low"].rolling(window).min().to_numpy(),
+    )
+
 
 @feature("risk", lambda c, p: max(c.range_bars, c.short_range + 1), signed=True)
 def risk_reward_ratio(inputs: FeatureInputs) -> np.ndarray:
@@ -224,22 +301,32 @@ def risk_reward_ratio(inputs: FeatureInputs) -> np.ndarray:
     up, down = _dealing_range(inputs)
     return np.log((up + 0.1 * inputs.range) / (down + 0.1 * inputs.range))
 
+
 @feature("risk", lambda c, p: max(c.range_bars, c.short_range + 1))
 def stop_loss_distance(inputs: FeatureInputs) -> np.ndarray:
     "Distance of the nearer edge of the dealing range, at least one average true range, in percent of the price."
     return 100 * np.maximum(np.minimum(*_dealing_range(inputs)), inputs.range) / inputs["close"]
 
+
 @feature("risk", lambda c, p: max(c.range_bars, c.short_range + 1))
 def position_size_optimal(inputs: FeatureInputs) -> np.ndarray:
     "Position, in multiples of the equity, that loses `risk_per_trade` at that distance; capped at `maximum_leverage`."
-    return np.minimum(inputs.config.maximum_leverage, 100 * inputs.config.risk_per_trade / stop_loss_distance(inputs))
+    return np.minimum(
+        inputs.config.maximum_leverage, 100 * inputs.config.risk_per_trade / stop_loss_distance(inputs)
+    )
 
 # %% ../../nbs/features/00_smc.ipynb #eda00a1c
 def book_source(candles: pd.DataFrame) -> dict[str, str]:
     "Where spread and imbalance of these candles come from."
     spread = "quotes" if {"bid", "ask"} <= set(candles) else "estimate from high, low and close"
-    taker = "taker volume" if "taker_buy_volume" in candles else "estimate from the close's place in the candle"
-    return {"bid_ask_spread": spread, "order_book_imbalance": "depth" if {"bid_volume", "ask_volume"} <= set(candles) else taker}
+    taker = (
+        "taker volume" if "taker_buy_volume" in candles else "estimate from the close's place in the candle"
+    )
+    return {
+        "bid_ask_spread": spread,
+        "order_book_imbalance": "depth" if {"bid_volume", "ask_volume"} <= set(candles) else taker,
+    }
+
 
 def _estimated_spread(inputs: FeatureInputs) -> np.ndarray:
     "Abdi and Ranaldo (2017): root of four times the mean of (c - m)(c - m of the next candle), in logarithms."
@@ -248,45 +335,69 @@ def _estimated_spread(inputs: FeatureInputs) -> np.ndarray:
     product[1:] = (close[:-1] - middle[:-1]) * (close[:-1] - middle[1:])
     return np.sqrt(np.maximum(4 * window_mean(product, inputs.config.book_bars), 0))
 
+
 @feature("order book", lambda c, p: c.book_bars + 1)
 def bid_ask_spread(inputs: FeatureInputs) -> np.ndarray:
     "Mean spread over `book_bars`, in basis points of the price."
-    if book_source(inputs.candles)["bid_ask_spread"] != "quotes": return 1e4 * _estimated_spread(inputs)
-    return window_mean(2e4 * (inputs["ask"] - inputs["bid"]) / (inputs["ask"] + inputs["bid"]), inputs.config.book_bars)
+    if book_source(inputs.candles)["bid_ask_spread"] != "quotes":
+        return 1e4 * _estimated_spread(inputs)
+    return window_mean(
+        2e4 * (inputs["ask"] - inputs["bid"]) / (inputs["ask"] + inputs["bid"]), inputs.config.book_bars
+    )
+
 
 @feature("order book", lambda c, p: c.book_bars + 1, signed=True)
 def order_book_imbalance(inputs: FeatureInputs) -> np.ndarray:
     "Buying less selling interest over their sum, mean over `book_bars`: -1 to +1; 0 for a candle without any."
     match book_source(inputs.candles)["order_book_imbalance"]:
-        case "depth": more, less = inputs["bid_volume"], inputs["ask_volume"]
-        case "taker volume": more, less = inputs["taker_buy_volume"], inputs["volume"] - inputs["taker_buy_volume"]
-        case _: more, less = inputs["close"] - inputs["low"], inputs["high"] - inputs["close"]
+        case "depth":
+            more, less = inputs["bid_volume"], inputs["ask_volume"]
+        case "taker volume":
+            more, less = inputs["taker_buy_volume"], inputs["volume"] - inputs["taker_buy_volume"]
+        case _:
+            more, less = inputs["close"] - inputs["low"], inputs["high"] - inputs["close"]
     total = more + less
-    return window_mean(np.divide(more - less, total, out=np.zeros(len(total)), where=total > 0), inputs.config.book_bars)
+    return window_mean(
+        np.divide(more - less, total, out=np.zeros(len(total)), where=total > 0), inputs.config.book_bars
+    )
 
 # %% ../../nbs/features/00_smc.ipynb #62621008
-def _segment_features(candles: pd.DataFrame, patterns: pd.DataFrame, config: FeatureConfig, pattern_config: PatternConfig) -> pd.DataFrame:
+def _segment_features(
+    candles: pd.DataFrame, patterns: pd.DataFrame, config: FeatureConfig, pattern_config: PatternConfig
+) -> pd.DataFrame:
     "The features of candles without a long hole."
     inputs, columns = FeatureInputs(candles, patterns, config, pattern_config), {}
     for declared in FEATURES.values():
         values = declared.compute(inputs)
-        values[:declared.lookback(config, pattern_config) - 1] = np.nan
+        values[: declared.lookback(config, pattern_config) - 1] = np.nan
         columns[declared.name] = values
     return pd.DataFrame(columns, index=candles.index)
 
-def smc_features(candles: pd.DataFrame,   # base candles of one symbol
-                 patterns: pd.DataFrame,  # its patterns on all timeframes
-                 config: FeatureConfig = FeatureConfig(),
-                 pattern_config: PatternConfig = PatternConfig()) -> pd.DataFrame:
+
+def smc_features(
+    candles: pd.DataFrame,  # base candles of one symbol
+    patterns: pd.DataFrame,  # its patterns on all timeframes
+    config: FeatureConfig = FeatureConfig(),
+    pattern_config: PatternConfig = PatternConfig(),
+) -> pd.DataFrame:
     "One float64 column a feature, one row a candle, NaN until the feature's `lookback` is full, at the beginning and after every long hole."
     parts = segments(candles, "5m", pattern_config.maximum_hole, pattern_config.weekends_closed)
-    known = [patterns if len(parts) == 1 else patterns[(patterns["known_at"] > candles.index[part][0]).to_numpy()] for part in parts]
-    return pd.concat([_segment_features(candles[part], own, config, pattern_config) for part, own in zip(parts, known)])
+    known = [
+        patterns if len(parts) == 1 else patterns[(patterns["known_at"] > candles.index[part][0]).to_numpy()]
+        for part in parts
+    ]
+    return pd.concat(
+        [_segment_features(candles[part], own, config, pattern_config) for part, own in zip(parts, known)]
+    )
+
 
 def signed_features() -> frozenset[str]:
     "Names of the features that turn their sign with the chart."
     return frozenset(name for name, declared in FEATURES.items() if declared.signed)
 
-def longest_lookback(config: FeatureConfig = FeatureConfig(), pattern_config: PatternConfig = PatternConfig()) -> int:
+
+def longest_lookback(
+    config: FeatureConfig = FeatureConfig(), pattern_config: PatternConfig = PatternConfig()
+) -> int:
     "Base candles that make one whole row exact."
     return max(declared.lookback(config, pattern_config) for declared in FEATURES.values())

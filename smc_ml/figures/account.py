@@ -7,75 +7,232 @@ __all__ = ['interval_figure', 'trades_figure', 'monthly_plot']
 
 # %% ../../nbs/figures/04_account.ipynb #7182b04f
 from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import seaborn as sns
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
-from .canvas import DOWN, GRID, INK, NEUTRAL, UP, FigureError, canvas, need, time_text, rgba, direction_colour, style, thin
+
+from smc_ml.figures.canvas import (
+    DOWN,
+    GRID,
+    INK,
+    NEUTRAL,
+    UP,
+    FigureError,
+    canvas,
+    direction_colour,
+    need,
+    rgba,
+    style,
+    thin,
+    time_text,
+)
 
 # %% ../../nbs/figures/04_account.ipynb #20361146
 def _line(values: pd.Series, name: str, **options) -> go.Scatter:
     "A thinned line over time."
     some = thin(values)
-    return go.Scatter(x=[time_text(t) for t in some.index], y=[float(f"{v:.8g}") for v in some], name=name, mode="lines", hovertemplate=f"%{{x|%Y-%m-%d %H:%M}}<br>{name} %{{y:,.4~g}}<extra></extra>", **options)
+    return go.Scatter(
+        x=[time_text(t) for t in some.index],
+        y=[float(f"{v:.8g}") for v in some],
+        name=name,
+        mode="lines",
+        hovertemplate=f"%{{x|%Y-%m-%d %H:%M}}<br>{name} %{{y:,.4~g}}<extra></extra>",
+        **options,
+    )
 
-def interval_figure(equities: Mapping[str, pd.DataFrame], # reading (pessimistic, expected, optimistic) -> equity, drawdown, buy_and_hold
-                    title: str) -> go.Figure:
+
+def interval_figure(
+    equities: Mapping[
+        str, pd.DataFrame
+    ],  # reading (pessimistic, expected, optimistic) -> equity, drawdown, buy_and_hold
+    title: str,
+) -> go.Figure:
     "Equity as a band of its readings beside buying and holding, above the expected drawdown and exposure."
-    for table in equities.values(): need(table, "equity", "drawdown", "buy_and_hold", "exposure")
+    for table in equities.values():
+        need(table, "equity", "drawdown", "buy_and_hold", "exposure")
     style()
-    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=[0.6, 0.2, 0.2], vertical_spacing=0.05)
-    days = {reading: table["equity"].resample("1h").last().ffill() for reading, table in equities.items()}   # the same times, so that the band closes
-    figure.add_trace(_line(days["pessimistic"], "pessimistic", line={"color": DOWN, "width": 1}), row=1, col=1)
-    figure.add_trace(_line(days["optimistic"], "optimistic", line={"color": UP, "width": 1}, fill="tonexty", fillcolor=rgba(NEUTRAL, 0.2)), row=1, col=1)
+    figure = make_subplots(
+        rows=3, cols=1, shared_xaxes=True, row_heights=[0.6, 0.2, 0.2], vertical_spacing=0.05
+    )
+    days = {
+        reading: table["equity"].resample("1h").last().ffill() for reading, table in equities.items()
+    }  # the same times, so that the band closes
+    figure.add_trace(
+        _line(days["pessimistic"], "pessimistic", line={"color": DOWN, "width": 1}), row=1, col=1
+    )
+    figure.add_trace(
+        _line(
+            days["optimistic"],
+            "optimistic",
+            line={"color": UP, "width": 1},
+            fill="tonexty",
+            fillcolor=rgba(NEUTRAL, 0.2),
+        ),
+        row=1,
+        col=1,
+    )
     figure.add_trace(_line(days["expected"], "expected", line={"color": INK, "width": 1.8}), row=1, col=1)
-    figure.add_trace(_line(equities["expected"]["buy_and_hold"], "buy and hold", line={"color": NEUTRAL, "width": 1, "dash": "dot"}, visible="legendonly"), row=1, col=1)
-    figure.add_trace(_line(equities["expected"]["drawdown"], "drawdown", line={"color": DOWN, "width": 1.2}, fill="tozeroy", fillcolor=rgba(DOWN, 0.2), showlegend=False), row=2, col=1)
-    figure.add_trace(_line(equities["expected"]["exposure"].resample("1h").mean().ffill(), "exposure", line={"color": NEUTRAL, "width": 1}, fill="tozeroy", fillcolor=rgba(NEUTRAL, 0.2), showlegend=False), row=3, col=1)
-    for row, words in enumerate(("drawdown", "exposure"), 2): figure.update_yaxes(title_text=words, tickformat="~%", row=row, col=1)
-    return figure.update_yaxes(title_text="equity", row=1, col=1).update_layout(template="smc_ml", height=640, margin_t=70, title=title)
+    figure.add_trace(
+        _line(
+            equities["expected"]["buy_and_hold"],
+            "buy and hold",
+            line={"color": NEUTRAL, "width": 1, "dash": "dot"},
+            visible="legendonly",
+        ),
+        row=1,
+        col=1,
+    )
+    figure.add_trace(
+        _line(
+            equities["expected"]["drawdown"],
+            "drawdown",
+            line={"color": DOWN, "width": 1.2},
+            fill="tozeroy",
+            fillcolor=rgba(DOWN, 0.2),
+            showlegend=False,
+        ),
+        row=2,
+        col=1,
+    )
+    figure.add_trace(
+        _line(
+            equities["expected"]["exposure"].resample("1h").mean().ffill(),
+            "exposure",
+            line={"color": NEUTRAL, "width": 1},
+            fill="tozeroy",
+            fillcolor=rgba(NEUTRAL, 0.2),
+            showlegend=False,
+        ),
+        row=3,
+        col=1,
+    )
+    for row, words in enumerate(("drawdown", "exposure"), 2):
+        figure.update_yaxes(title_text=words, tickformat="~%", row=row, col=1)
+    return figure.update_yaxes(title_text="equity", row=1, col=1).update_layout(
+        template="smc_ml", height=640, margin_t=70, title=title
+    )
 
 # %% ../../nbs/figures/04_account.ipynb #4ca080b7
 def _path(trades: pd.DataFrame, levels: tuple[str, str], name: str, colour: str, **line) -> go.Scatter:
     "One line a trade, from its entry time to its exit time."
-    times = [text for trade in trades.itertuples() for text in (time_text(trade.entry_at), time_text(trade.exit_at), None)]
-    prices = [price for first, last in zip(trades[levels[0]], trades[levels[1]]) for price in (first, last, None)]
-    return go.Scatter(x=times, y=prices, mode="lines", name=name, legendgroup=name, showlegend=False, hoverinfo="skip", line={"color": colour, **line})
+    times = [
+        text
+        for trade in trades.itertuples()
+        for text in (time_text(trade.entry_at), time_text(trade.exit_at), None)
+    ]
+    prices = [
+        price for first, last in zip(trades[levels[0]], trades[levels[1]]) for price in (first, last, None)
+    ]
+    return go.Scatter(
+        x=times,
+        y=prices,
+        mode="lines",
+        name=name,
+        legendgroup=name,
+        showlegend=False,
+        hoverinfo="skip",
+        line={"color": colour, **line},
+    )
 
-def trades_figure(candles: pd.DataFrame, # of one symbol, up to a thousand
-                  trades: pd.DataFrame,  # of the same symbol; those outside the candles are left out
-                  title: str | None = None) -> go.Figure:
+
+def trades_figure(
+    candles: pd.DataFrame,  # of one symbol, up to a thousand
+    trades: pd.DataFrame,  # of the same symbol; those outside the candles are left out
+    title: str | None = None,
+) -> go.Figure:
     "Candles with the trades that were entered in them."
     need(candles, "open", "high", "low", "close")
-    if len(candles) > 1000: raise FigureError(f"{len(candles)} candles are too many for one chart: pass a window, such as candles.iloc[-300:]")
+    if len(candles) > 1000:
+        raise FigureError(
+            f"{len(candles)} candles are too many for one chart: pass a window, such as candles.iloc[-300:]"
+        )
     style()
-    inside = trades[(trades["entry_at"] >= candles.index[0]) & (trades["exit_at"] <= candles.index[-1] + (candles.index[1] - candles.index[0]))]
-    figure = go.Figure(go.Candlestick(x=[time_text(t) for t in candles.index], **{name: candles[name] for name in ("open", "high", "low", "close")}, name="candles", showlegend=False,
-                                      increasing={"line": {"color": GRID}, "fillcolor": GRID}, decreasing={"line": {"color": NEUTRAL}, "fillcolor": NEUTRAL}))
+    inside = trades[
+        (trades["entry_at"] >= candles.index[0])
+        & (trades["exit_at"] <= candles.index[-1] + (candles.index[1] - candles.index[0]))
+    ]
+    figure = go.Figure(
+        go.Candlestick(
+            x=[time_text(t) for t in candles.index],
+            **{name: candles[name] for name in ("open", "high", "low", "close")},
+            name="candles",
+            showlegend=False,
+            increasing={"line": {"color": GRID}, "fillcolor": GRID},
+            decreasing={"line": {"color": NEUTRAL}, "fillcolor": NEUTRAL},
+        )
+    )
     for side, name in ((1, "long"), (-1, "short")):
         own, colour = inside[inside["direction"] == side], direction_colour(side)
-        for level in ("stop", "target"): figure.add_trace(_path(own, (level, level), name, colour, width=0.8, dash="dot"))
-        for won, dash in ((True, "solid"), (False, "dash")): figure.add_trace(_path(own[own["won"] == won], ("entry", "exit_price"), name, colour, width=2.5, dash=dash))
+        for level in ("stop", "target"):
+            figure.add_trace(_path(own, (level, level), name, colour, width=0.8, dash="dot"))
+        for won, dash in ((True, "solid"), (False, "dash")):
+            figure.add_trace(
+                _path(own[own["won"] == won], ("entry", "exit_price"), name, colour, width=2.5, dash=dash)
+            )
         story = [f"{t.exit_reason}, {t.realised_r:+.2f} R" for t in own.itertuples()]
-        figure.add_scatter(x=[time_text(t) for t in own["exit_at"]], y=own["exit_price"], mode="markers", name=name, legendgroup=name, text=story, hovertemplate="%{x|%Y-%m-%d %H:%M}<br>%{text}<extra></extra>",
-                           marker={"color": colour, "size": 8, "symbol": "circle", "line": {"color": "white", "width": 1}})
-    words = f"{len(inside)} {'trade' if len(inside) == 1 else 'trades'} in {len(candles)} candles, {int(inside['won'].sum())} won" if len(inside) else f"No trade in these {len(candles)} candles"
-    return figure.update_layout(template="smc_ml", height=560, xaxis_rangeslider_visible=False, yaxis_title="price", margin_t=70, title=title or words)
+        figure.add_scatter(
+            x=[time_text(t) for t in own["exit_at"]],
+            y=own["exit_price"],
+            mode="markers",
+            name=name,
+            legendgroup=name,
+            text=story,
+            hovertemplate="%{x|%Y-%m-%d %H:%M}<br>%{text}<extra></extra>",
+            marker={"color": colour, "size": 8, "symbol": "circle", "line": {"color": "white", "width": 1}},
+        )
+    words = (
+        f"{len(inside)} {'trade' if len(inside) == 1 else 'trades'} in {len(candles)} candles, {int(inside['won'].sum())} won"
+        if len(inside)
+        else f"No trade in these {len(candles)} candles"
+    )
+    return figure.update_layout(
+        template="smc_ml",
+        height=560,
+        xaxis_rangeslider_visible=False,
+        yaxis_title="price",
+        margin_t=70,
+        title=title or words,
+    )
 
 # %% ../../nbs/figures/04_account.ipynb #a60d0519
 def monthly_plot(months: pd.DataFrame) -> Figure:  # indexed by month ("2024-01"), columns return trades
     "The account's return in each month, a row a year; a month without candles stays empty."
     need(months, "return", "trades")
     year, month = months.index.str[:4].astype(int), months.index.str[5:].astype(int)
-    wide = lambda values: pd.Series(np.asarray(values), index=pd.MultiIndex.from_arrays([year, month])).unstack().reindex(columns=range(1, 13))
+    wide = lambda values: (
+        pd.Series(np.asarray(values), index=pd.MultiIndex.from_arrays([year, month]))
+        .unstack()
+        .reindex(columns=range(1, 13))
+    )
     returns, counts = wide(100 * months["return"]), wide(months["trades"])
     up = int((months["return"] > 0).sum())
-    figure, axes = canvas(f"{up} of {len(months)} months gained" if months["trades"].sum() else "No trade was taken in any month", size=(9.5, 1.6 + 0.6 * len(returns)))
-    written = returns.map(lambda value: f"{value:+.1f} %") + counts.map(lambda value: f"\n{value:.0f} trade{'s' * (value != 1)}")
+    figure, axes = canvas(
+        f"{up} of {len(months)} months gained"
+        if months["trades"].sum()
+        else "No trade was taken in any month",
+        size=(9.5, 1.6 + 0.6 * len(returns)),
+    )
+    written = returns.map(lambda value: f"{value:+.1f} %") + counts.map(
+        lambda value: f"\n{value:.0f} trade{'s' * (value != 1)}"
+    )
     most = max(float(returns.abs().max().max()), 0.1)
-    sns.heatmap(returns, annot=written.where(returns.notna(), ""), fmt="", cmap=sns.diverging_palette(22, 245, s=85, l=55, as_cmap=True), center=0, vmin=-most, vmax=most, linewidths=2, cbar=False, ax=axes, annot_kws={"fontsize": 8.5})
+    sns.heatmap(
+        returns,
+        annot=written.where(returns.notna(), ""),
+        fmt="",
+        cmap=sns.diverging_palette(22, 245, s=85, l=55, as_cmap=True),
+        center=0,
+        vmin=-most,
+        vmax=most,
+        linewidths=2,
+        cbar=False,
+        ax=axes,
+        annot_kws={"fontsize": 8.5},
+    )
     axes.set(xlabel="", ylabel="")
     axes.grid(visible=False)
     axes.set_xticklabels(["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"])

@@ -8,8 +8,10 @@ __all__ = ['UP', 'DOWN', 'NEUTRAL', 'INK', 'PAPER', 'GRID', 'MODEL_COLOURS', 'Fi
            'need', 'thin']
 
 # %% ../../nbs/figures/00_canvas.ipynb #1819008b
-import io, zlib
+import io
+import zlib
 from collections.abc import Iterable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -20,19 +22,29 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+
 from ..config import UserError
 
 # %% ../../nbs/figures/00_canvas.ipynb #96ff5b76
 UP, DOWN, NEUTRAL, INK, PAPER, GRID = "#0072B2", "#D55E00", "#8A8F98", "#22262B", "#FFFFFF", "#E6E8EB"
-MODEL_COLOURS = {"ensemble": INK, "xgboost": "#009E73", "lstm": "#CC79A7", "regimes": "#E69F00", "logistic": "#56B4E9"}
+MODEL_COLOURS = {
+    "ensemble": INK,
+    "xgboost": "#009E73",
+    "lstm": "#CC79A7",
+    "regimes": "#E69F00",
+    "logistic": "#56B4E9",
+}
 _OTHER_COLOURS = ("#7A5195", "#8C6D31", "#1B9E9E", "#B03A5B", "#5C7CFA")
+
 
 class FigureError(UserError):
     "A table that cannot be drawn as it is."
 
+
 def model_colour(model: str) -> str:
     "The colour of a model, the same in every figure and every run."
     return MODEL_COLOURS.get(model, _OTHER_COLOURS[zlib.crc32(model.encode()) % len(_OTHER_COLOURS)])
+
 
 def direction_colour(direction: int) -> str:
     "Blue for up, orange for down."
@@ -41,36 +53,96 @@ def direction_colour(direction: int) -> str:
 # %% ../../nbs/figures/00_canvas.ipynb #18ac63ab
 def style() -> None:
     "Set the look for matplotlib, seaborn and plotly; every figure function does this by itself."
-    sns.set_theme(style="ticks", rc={
-        "figure.figsize": (9, 4), "figure.dpi": 96, "savefig.dpi": 144, "figure.constrained_layout.w_pad": 0.1, "figure.constrained_layout.h_pad": 0.07,
-        "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
-        "axes.titlepad": 12, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
-        "axes.edgecolor": NEUTRAL, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID,
-        "axes.prop_cycle": cycler(color=[UP, DOWN, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]), "figure.facecolor": PAPER})
+    sns.set_theme(
+        style="ticks",
+        rc={
+            "figure.figsize": (9, 4),
+            "figure.dpi": 96,
+            "savefig.dpi": 144,
+            "figure.constrained_layout.w_pad": 0.1,
+            "figure.constrained_layout.h_pad": 0.07,
+            "font.family": "DejaVu Sans",
+            "font.size": 10,
+            "axes.titlesize": 12,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.titlepad": 12,
+            "axes.labelsize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "axes.edgecolor": NEUTRAL,
+            "axes.labelcolor": INK,
+            "text.color": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": GRID,
+            "axes.prop_cycle": cycler(color=[UP, DOWN, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
+            "figure.facecolor": PAPER,
+        },
+    )
     pio.templates["smc_ml"] = _template()
 
 # %% ../../nbs/figures/00_canvas.ipynb #9415daaf
 def _template() -> go.layout.Template:
     "The same look for plotly: no frame, quiet grid, legend below the plot."
-    axis = {"gridcolor": GRID, "linecolor": NEUTRAL, "zeroline": False, "showline": True, "ticks": "outside", "tickcolor": NEUTRAL,
-            "automargin": True, "title": {"standoff": 10}, "exponentformat": "none", "separatethousands": True}
-    return go.layout.Template(layout={
-        "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": INK},
-        "title": {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 16}, "y": 0.97, "yanchor": "top", "font": {"size": 17, "weight": "bold"},
-                  "subtitle": {"font": {"size": 12, "color": "#5B616A"}}},
-        "paper_bgcolor": PAPER, "plot_bgcolor": PAPER, "colorway": [UP, DOWN, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"],
-        "xaxis": axis, "yaxis": axis, "hoverlabel": {"bgcolor": PAPER, "font": {"size": 12}}, "hovermode": "closest",
-        "legend": {"orientation": "h", "x": 0, "y": -0.12, "yanchor": "top", "groupclick": "togglegroup"}, "margin": {"l": 64, "r": 24, "t": 80, "b": 44}})
+    axis = {
+        "gridcolor": GRID,
+        "linecolor": NEUTRAL,
+        "zeroline": False,
+        "showline": True,
+        "ticks": "outside",
+        "tickcolor": NEUTRAL,
+        "automargin": True,
+        "title": {"standoff": 10},
+        "exponentformat": "none",
+        "separatethousands": True,
+    }
+    return go.layout.Template(
+        layout={
+            "font": {
+                "family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif",
+                "size": 13,
+                "color": INK,
+            },
+            "title": {
+                "x": 0,
+                "xref": "container",
+                "xanchor": "left",
+                "pad": {"l": 16},
+                "y": 0.97,
+                "yanchor": "top",
+                "font": {"size": 17, "weight": "bold"},
+                "subtitle": {"font": {"size": 12, "color": "#5B616A"}},
+            },
+            "paper_bgcolor": PAPER,
+            "plot_bgcolor": PAPER,
+            "colorway": [UP, DOWN, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"],
+            "xaxis": axis,
+            "yaxis": axis,
+            "hoverlabel": {"bgcolor": PAPER, "font": {"size": 12}},
+            "hovermode": "closest",
+            "legend": {"orientation": "h", "x": 0, "y": -0.12, "yanchor": "top", "groupclick": "togglegroup"},
+            "margin": {"l": 64, "r": 24, "t": 80, "b": 44},
+        }
+    )
 
 # %% ../../nbs/figures/00_canvas.ipynb #d16a8560
-def canvas(title: str, rows: int = 1, columns: int = 1, size: tuple[float, float] = (9, 4), **options) -> tuple[Figure, Axes | np.ndarray]:
+def canvas(
+    title: str, rows: int = 1, columns: int = 1, size: tuple[float, float] = (9, 4), **options
+) -> tuple[Figure, Axes | np.ndarray]:
     "An empty figure in the common look, its title on the left."
     style()
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
     plt.close(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
     return figure, axes
+
 
 def png(figure: Figure) -> bytes:
     "The figure as PNG; the same figure gives the same bytes."
@@ -79,20 +151,30 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 # %% ../../nbs/figures/00_canvas.ipynb #d59e3142
-def percent(value: float, digits: int = 1) -> str: return "–" if pd.isna(value) else f"{100 * value:.{digits}f} %"
+def percent(value: float, digits: int = 1) -> str:
+    return "–" if pd.isna(value) else f"{100 * value:.{digits}f} %"
 
-def percent_tick(value: float, position: int | None = None) -> str: return f"{round(100 * value, 2):g} %"
 
-def words(kind: str) -> str: return kind.replace("_", " ")
+def percent_tick(value: float, position: int | None = None) -> str:
+    return f"{round(100 * value, 2):g} %"
+
+
+def words(kind: str) -> str:
+    return kind.replace("_", " ")
+
 
 def listed(names: Iterable[str]) -> str:
     "a; a and b; a, b and c."
     names = list(names)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
-def time_text(time: pd.Timestamp) -> str: return time.strftime("%Y-%m-%d %H:%M:%S")
 
-def rgba(colour: str, opacity: float) -> str: return "rgba({},{},{},{})".format(*(int(colour[i:i + 2], 16) for i in (1, 3, 5)), opacity)
+def time_text(time: pd.Timestamp) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def rgba(colour: str, opacity: float) -> str:
+    return "rgba({},{},{},{})".format(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), opacity)
 
 # %% ../../nbs/figures/00_canvas.ipynb #309e4181
 def date_axis(axes: Axes) -> None:
@@ -101,17 +183,28 @@ def date_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
+
 def need(table: pd.DataFrame, *columns: str) -> None:
     "Raise for a table that is empty or lacks a column."
     missing = [name for name in columns if name not in table]
-    if missing: raise FigureError(f"no column {missing[0]} (found: {', '.join(map(str, table.columns))}): rename or add it")
-    if not len(table): raise FigureError("nothing to draw: the table has no rows")
+    if missing:
+        raise FigureError(
+            f"no column {missing[0]} (found: {', '.join(map(str, table.columns))}): rename or add it"
+        )
+    if not len(table):
+        raise FigureError("nothing to draw: the table has no rows")
 
 # %% ../../nbs/figures/00_canvas.ipynb #9319895c
 def thin(values: pd.Series, points: int = 2000) -> pd.Series:
     "At most about `points` of the values: first, last and the extremes of each stretch, at their own times."
-    if len(values) <= points: return values
+    if len(values) <= points:
+        return values
     numbers = values.to_numpy()
     bounds = np.linspace(0, len(values), max(points // 2, 1) + 1).astype(int)
-    extremes = [first + pick(numbers[first:last]) for first, last in zip(bounds[:-1], bounds[1:]) for pick in (np.nanargmin, np.nanargmax) if not np.isnan(numbers[first:last]).all()]
+    extremes = [
+        first + pick(numbers[first:last])
+        for first, last in zip(bounds[:-1], bounds[1:])
+        for pick in (np.nanargmin, np.nanargmax)
+        if not np.isnan(numbers[first:last]).all()
+    ]
     return values.iloc[np.unique([0, *extremes, len(values) - 1])]

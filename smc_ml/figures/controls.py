@@ -11,12 +11,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
 from ..controls.nulls import percentile_of
+from .canvas import DOWN, INK, NEUTRAL, UP, canvas, model_colour, need
 from ..stages.calls import CHANCE, HEADLINES
-from .canvas import DOWN, INK, NEUTRAL, UP, canvas, need, model_colour
 
 # %% ../../nbs/figures/05_controls.ipynb #ff896681
 NULL_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73")
+
 
 def _bins(values: np.ndarray) -> np.ndarray:
     "Edges of equal bins: eight for a handful of markets, up to thirty for hundreds."
@@ -24,13 +26,24 @@ def _bins(values: np.ndarray) -> np.ndarray:
     room = 0.02 * (high - low) or 0.5
     return np.linspace(low - room, high + room, int(np.clip(1.5 * np.sqrt(len(values)), 8, 30)) + 1)
 
+
 def _null_histogram(axes: Axes, name: str, nulls: dict[str, pd.DataFrame], real: float | None) -> bool:
     "One headline's null markets, stacked by kind, and the run; true where it lies above all of them."
     kinds = {kind: table[name].dropna().to_numpy(float) for kind, table in nulls.items()}
     together = np.concatenate(list(kinds.values()))
-    if len(together): axes.hist(list(kinds.values()), _bins(together), stacked=True, color=NULL_COLOURS[:len(kinds)], edgecolor="white", linewidth=0.5, label=[f"{kind} markets" for kind in kinds])
+    if len(together):
+        axes.hist(
+            list(kinds.values()),
+            _bins(together),
+            stacked=True,
+            color=NULL_COLOURS[: len(kinds)],
+            edgecolor="white",
+            linewidth=0.5,
+            label=[f"{kind} markets" for kind in kinds],
+        )
     axes.axvline(CHANCE[name], color=INK, linewidth=1.2, linestyle=":", label="chance")
-    if real is not None: axes.axvline(real, color=DOWN, linewidth=2.5, label="this run")
+    if real is not None:
+        axes.axvline(real, color=DOWN, linewidth=2.5, label="this run")
     known = real is not None and len(together) > 0
     place = f"{real:.3f}, percentile {percentile_of(real, together):.1f}" if known else "not enough data"
     axes.set_title(f"{HEADLINES[name]}: {place}", fontsize=10)
@@ -39,27 +52,58 @@ def _null_histogram(axes: Axes, name: str, nulls: dict[str, pd.DataFrame], real:
     axes.margins(x=0.04)
     return bool(known and (real > together).all())
 
-def null_plot(nulls: dict[str, pd.DataFrame], # headlines of null markets by kind
-              real: dict[str, float | None]) -> Figure:
+
+def null_plot(
+    nulls: dict[str, pd.DataFrame],  # headlines of null markets by kind
+    real: dict[str, float | None],
+) -> Figure:
     "Headlines of the null markets as histograms, with those of the real run as lines."
     figure, axes = canvas("", (len(HEADLINES) + 1) // 2, 2, (10.5, 2.3 * ((len(HEADLINES) + 1) // 2)))
     above = sum([_null_histogram(part, name, nulls, real[name]) for part, name in zip(axes.flat, HEADLINES)])
-    figure.suptitle(f"This run lies above every market without an edge in {above or 'none'} of {len(HEADLINES)} headlines", x=0.01, ha="left", fontsize=12.5, fontweight="bold")
-    handles, labels = max((part.get_legend_handles_labels() for part in axes.flat), key=lambda found: len(found[1]))
+    figure.suptitle(
+        f"This run lies above every market without an edge in {above or 'none'} of {len(HEADLINES)} headlines",
+        x=0.01,
+        ha="left",
+        fontsize=12.5,
+        fontweight="bold",
+    )
+    handles, labels = max(
+        (part.get_legend_handles_labels() for part in axes.flat), key=lambda found: len(found[1])
+    )
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 # %% ../../nbs/figures/05_controls.ipynb #ac334774
-def power_plot(table: pd.DataFrame, # edge power power_low power_high fitted
-               edge: float | None,  # seen with the power that is asked for
-               power: float) -> Figure:
+def power_plot(
+    table: pd.DataFrame,  # edge power power_low power_high fitted
+    edge: float | None,  # seen with the power that is asked for
+    power: float,
+) -> Figure:
     "Share of planted markets in which the edge is seen, by its size."
     need(table, "edge", "power", "power_low", "power_high", "fitted")
-    figure, axes = canvas(f"{power:.0%} power from an edge of {edge:.2f} on" if edge is not None else f"No edge up to {table['edge'].max():g} is seen with {power:.0%} power", 1, 1, (7, 3.4))
-    axes.errorbar(table["edge"], table["power"], yerr=np.maximum([table["power"] - table["power_low"], table["power_high"] - table["power"]], 0), fmt="o", color=INK, label="markets, 95 % interval")
+    figure, axes = canvas(
+        f"{power:.0%} power from an edge of {edge:.2f} on"
+        if edge is not None
+        else f"No edge up to {table['edge'].max():g} is seen with {power:.0%} power",
+        1,
+        1,
+        (7, 3.4),
+    )
+    axes.errorbar(
+        table["edge"],
+        table["power"],
+        yerr=np.maximum([table["power"] - table["power_low"], table["power_high"] - table["power"]], 0),
+        fmt="o",
+        color=INK,
+        label="markets, 95 % interval",
+    )
     axes.plot(table["edge"], table["fitted"], color=UP, label="logistic curve")
     axes.axhline(power, color=NEUTRAL, linestyle=":")
-    axes.set(xlabel="planted edge (what a defended zone's success has above one half)", ylabel="seen in this share", ylim=(-0.05, 1.05))
+    axes.set(
+        xlabel="planted edge (what a defended zone's success has above one half)",
+        ylabel="seen in this share",
+        ylim=(-0.05, 1.05),
+    )
     axes.legend()
     return figure
 
@@ -70,22 +114,45 @@ def share_plot(table: pd.DataFrame) -> Figure:  # of `share_table`
     edges, models = sorted(table["edge"].unique()), list(dict.fromkeys(table["model"]))
     known = table[table["reachable"] > 0].astype({"share": float})
     best = known[known["edge"] == known["edge"].max()].nlargest(1, "share")
-    title = f"{best.iloc[0]['model']} gets {best.iloc[0]['share']:.0%} of what can be reached at an edge of {best.iloc[0]['edge']:g}" if len(best) else "In none of these markets there was anything to reach"
+    title = (
+        f"{best.iloc[0]['model']} gets {best.iloc[0]['share']:.0%} of what can be reached at an edge of {best.iloc[0]['edge']:g}"
+        if len(best)
+        else "In none of these markets there was anything to reach"
+    )
     figure, axes = canvas(title, 1, 1, (8.5, 3.6))
     for number, model in enumerate(models):
         rows = known[known["model"] == model]
         at = np.searchsorted(edges, rows["edge"]) + 0.14 * (number - (len(models) - 1) / 2)
-        axes.vlines(at, rows["share_low"].astype(float), rows["share_high"].astype(float), color=model_colour(model), linewidth=3, alpha=0.5)
+        axes.vlines(
+            at,
+            rows["share_low"].astype(float),
+            rows["share_high"].astype(float),
+            color=model_colour(model),
+            linewidth=3,
+            alpha=0.5,
+        )
         axes.plot(at, rows["share"], "o", color=model_colour(model), label=model)
     for place, edge in enumerate(edges):
-        if edge not in known["edge"].values: axes.text(place, 0.5, "nothing\nto reach", ha="center", va="center", color=NEUTRAL)
+        if edge not in known["edge"].values:
+            axes.text(place, 0.5, "nothing\nto reach", ha="center", va="center", color=NEUTRAL)
     axes.axhline(0, color=INK, linewidth=1, linestyle=":")
     axes.axhline(1, color=NEUTRAL, linewidth=1, linestyle=":")
     counts = table.groupby("edge").agg(reachable=("reachable", "max"), markets=("markets", "max"))
-    axes.set_xticks(range(len(edges)), [f"{edge:g}\n{counts.at[edge, 'reachable']} of {counts.at[edge, 'markets']} markets" for edge in edges])
-    axes.set(xlabel="planted edge, and markets in which there was something to reach", ylabel="share of the reachable", xlim=(-0.5, len(edges) - 0.5))
+    axes.set_xticks(
+        range(len(edges)),
+        [
+            f"{edge:g}\n{counts.at[edge, 'reachable']} of {counts.at[edge, 'markets']} markets"
+            for edge in edges
+        ],
+    )
+    axes.set(
+        xlabel="planted edge, and markets in which there was something to reach",
+        ylabel="share of the reachable",
+        xlim=(-0.5, len(edges) - 0.5),
+    )
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    if len(known): axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    if len(known):
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 # %% ../../nbs/figures/05_controls.ipynb #7d9e4d40
@@ -93,11 +160,27 @@ def placebo_plot(effects: pd.DataFrame) -> Figure:  # of `placebo_effects`
     "Difference of the reaction at real zones and at their placebos, by kind, with its 95 % interval."
     need(effects, "kind", "move_effect", "move_low", "move_high", "compared")
     more = int((effects["move_low"] > 0).sum())
-    figure, axes = canvas(f"More reaction than at random zones: {more} of {len(effects)} kinds", 1, 1, (8, 1.4 + 0.5 * len(effects)))
+    figure, axes = canvas(
+        f"More reaction than at random zones: {more} of {len(effects)} kinds",
+        1,
+        1,
+        (8, 1.4 + 0.5 * len(effects)),
+    )
     for height, effect in enumerate(effects.iloc[::-1].itertuples()):
-        axes.plot([effect.move_low, effect.move_high], [height] * 2, color=UP if effect.move_low > 0 else DOWN if effect.move_high < 0 else NEUTRAL, linewidth=3)
+        axes.plot(
+            [effect.move_low, effect.move_high],
+            [height] * 2,
+            color=UP if effect.move_low > 0 else DOWN if effect.move_high < 0 else NEUTRAL,
+            linewidth=3,
+        )
         axes.plot(effect.move_effect, height, "o", color=INK)
     axes.axvline(0, color=INK, linewidth=1, linestyle=":")
-    axes.set_yticks(range(len(effects)), [f"{e.kind.replace('_', ' ')}\n{e.compared:,} zones" for e in effects.iloc[::-1].itertuples()])
-    axes.set(xlabel="average true ranges in the zone's direction, beyond that of placebos", ylim=(-0.6, len(effects) - 0.4))
+    axes.set_yticks(
+        range(len(effects)),
+        [f"{e.kind.replace('_', ' ')}\n{e.compared:,} zones" for e in effects.iloc[::-1].itertuples()],
+    )
+    axes.set(
+        xlabel="average true ranges in the zone's direction, beyond that of placebos",
+        ylim=(-0.6, len(effects) - 0.4),
+    )
     return figure

@@ -13,54 +13,115 @@ __all__ = ['BREAKS', 'GROUPS', 'CORE_KINDS', 'LEVEL_KINDS', 'VOLUME_COLOUR', 'ZO
 import json
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import seaborn as sns
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
-from .canvas import DOWN, INK, NEUTRAL, PAPER, UP, FigureError, canvas, direction_colour, listed, model_colour, need, percent, percent_tick, rgba, style, thin, time_text, words
+
+from smc_ml.figures.canvas import (
+    DOWN,
+    INK,
+    NEUTRAL,
+    PAPER,
+    UP,
+    FigureError,
+    canvas,
+    direction_colour,
+    listed,
+    model_colour,
+    need,
+    percent,
+    percent_tick,
+    rgba,
+    style,
+    thin,
+    time_text,
+    words,
+)
 
 # %% ../../nbs/figures/02_patterns.ipynb #fbe03e45
 class PatternGroup(NamedTuple):
     "What one click on the legend shows or hides."
-    family: str             # column of the legend
+
+    family: str  # column of the legend
     name: str
     kinds: tuple[str, ...]
-    form: str               # how it is drawn: zone, range, break, swing, mark or level
-    scale: str = ""         # only patterns of this scale; empty: of all
+    form: str  # how it is drawn: zone, range, break, swing, mark or level
+    scale: str = ""  # only patterns of this scale; empty: of all
+
 
 BREAKS = {"market_structure_shift": "MSS", "change_of_character": "CHoCH", "break_of_structure": "BOS"}
-_BY_SCALE = [(f"{scale} structure", name, kinds, form, scale) for scale in ("swing", "internal")
-             for name, kinds, form in (*((name, (kind,), "break") for kind, name in BREAKS.items()), ("swings", ("swing_high", "swing_low"), "swing"))]
-GROUPS = tuple(PatternGroup(*group) for group in (
-    ("zones", "order blocks", ("order_block",), "zone"), ("zones", "breaker blocks", ("breaker_block",), "zone"),
-    ("zones", "fair value gaps", ("fair_value_gap",), "zone"), ("zones", "inverse gaps", ("inverse_fair_value_gap",), "zone"), *_BY_SCALE,
-    ("liquidity", "sweeps", ("liquidity_sweep",), "mark"), ("liquidity", "runs", ("liquidity_run",), "mark"),
-    ("liquidity", "equal highs", ("equal_highs",), "level"), ("liquidity", "equal lows", ("equal_lows",), "level"),
-    ("liquidity", "previous highs", ("previous_high",), "level"), ("liquidity", "previous lows", ("previous_low",), "level"),
-    ("levels", "support, resistance", ("support_resistance",), "zone"), ("levels", "dealing ranges", ("dealing_range",), "range"),
-    ("levels", "entry bands", ("optimal_trade_entry",), "zone"), ("levels", "value areas", ("value_area",), "zone"),
-    ("levels", "high volume nodes", ("high_volume_node",), "zone"), ("levels", "low volume nodes", ("low_volume_node",), "zone")))
-CORE_KINDS = ("order_block", "fair_value_gap", *BREAKS, "liquidity_sweep", "swing_high:swing", "swing_low:swing", "equal_highs", "equal_lows")
-LEVEL_KINDS = tuple(kind for group in GROUPS for kind in group.kinds if group.family == "levels" or kind.startswith("previous"))
+_BY_SCALE = [
+    (f"{scale} structure", name, kinds, form, scale)
+    for scale in ("swing", "internal")
+    for name, kinds, form in (
+        *((name, (kind,), "break") for kind, name in BREAKS.items()),
+        ("swings", ("swing_high", "swing_low"), "swing"),
+    )
+]
+GROUPS = tuple(
+    PatternGroup(*group)
+    for group in (
+        ("zones", "order blocks", ("order_block",), "zone"),
+        ("zones", "breaker blocks", ("breaker_block",), "zone"),
+        ("zones", "fair value gaps", ("fair_value_gap",), "zone"),
+        ("zones", "inverse gaps", ("inverse_fair_value_gap",), "zone"),
+        *_BY_SCALE,
+        ("liquidity", "sweeps", ("liquidity_sweep",), "mark"),
+        ("liquidity", "runs", ("liquidity_run",), "mark"),
+        ("liquidity", "equal highs", ("equal_highs",), "level"),
+        ("liquidity", "equal lows", ("equal_lows",), "level"),
+        ("liquidity", "previous highs", ("previous_high",), "level"),
+        ("liquidity", "previous lows", ("previous_low",), "level"),
+        ("levels", "support, resistance", ("support_resistance",), "zone"),
+        ("levels", "dealing ranges", ("dealing_range",), "range"),
+        ("levels", "entry bands", ("optimal_trade_entry",), "zone"),
+        ("levels", "value areas", ("value_area",), "zone"),
+        ("levels", "high volume nodes", ("high_volume_node",), "zone"),
+        ("levels", "low volume nodes", ("low_volume_node",), "zone"),
+    )
+)
+CORE_KINDS = (
+    "order_block",
+    "fair_value_gap",
+    *BREAKS,
+    "liquidity_sweep",
+    "swing_high:swing",
+    "swing_low:swing",
+    "equal_highs",
+    "equal_lows",
+)
+LEVEL_KINDS = tuple(
+    kind
+    for group in GROUPS
+    for kind in group.kinds
+    if group.family == "levels" or kind.startswith("previous")
+)
 
 # %% ../../nbs/figures/02_patterns.ipynb #96bf495c
 _LASTING = [kind for group in GROUPS for kind in group.kinds if group.form in ("zone", "range", "level")]
 
+
 def candle_step(candles: pd.DataFrame) -> pd.Timedelta:
     "The length of one candle: the smallest distance of two open times."
     return pd.Timedelta(candles.index.to_series().diff().min())
+
 
 def visible_patterns(patterns: pd.DataFrame, candles: pd.DataFrame) -> pd.DataFrame:
     "What a trader sees at the last close: known by then and not gone before the first candle; `end` is where it stops, and nothing later is told."
     start, end = candles.index[0], candles.index[-1] + candle_step(candles)
     gone = patterns["ended_at"].where(patterns["ended_at"] <= end, end)
     swings = patterns["kind"].isin(["swing_high", "swing_low"])
-    inside = (gone > start).where(patterns["kind"].isin(_LASTING), patterns["known_at"] > start) & ~(swings & (patterns["formed_at"] < start))
+    inside = (gone > start).where(patterns["kind"].isin(_LASTING), patterns["known_at"] > start) & ~(
+        swings & (patterns["formed_at"] < start)
+    )
     seen = patterns[(patterns["known_at"] <= end) & inside].copy()
     seen["ended_how"] = seen["ended_how"].astype(object).where(seen["ended_at"] <= end, "")
-    for name in ("touched_at", "mitigated_at", "ended_at"): seen[name] = seen[name].where(seen[name] <= end)
+    for name in ("touched_at", "mitigated_at", "ended_at"):
+        seen[name] = seen[name].where(seen[name] <= end)
     return seen.assign(end=seen["ended_at"].fillna(end))
 
 # %% ../../nbs/figures/02_patterns.ipynb #b762d2da
@@ -69,23 +130,53 @@ def price_digits(candles: pd.DataFrame) -> int:
     price = float(candles["high"].abs().max())
     return int(np.clip(5 - np.floor(np.log10(price)), 0, 10)) if price > 0 else 2
 
+
 def _story(patterns: pd.DataFrame, digits: int) -> list[str]:
     "What the pointer tells about each pattern."
     stories, price = [], lambda value: f"{value:,.{digits}f}"
     for p in patterns.itertuples():
         named = " ".join(filter(None, (words(p.kind), words(p.label))))
-        prices = price(p.level) if p.top == p.bottom else f"{price(p.bottom)} to {price(p.top)}, level {price(p.level)}"
-        happened = [("formed", p.formed_at), ("known", p.known_at), ("touched", p.touched_at), ("mitigated", p.mitigated_at), (p.ended_how or "ended", p.ended_at)]
-        stories.append("<br>".join([f"<b>{named}</b>", ", ".join(filter(None, ("bullish" if p.direction > 0 else "bearish", p.timeframe, p.scale and f"{p.scale} scale"))),
-                                    prices, f"strength {p.strength:.3g}", *(f"{what} {time:%Y-%m-%d %H:%M}" for what, time in happened if pd.notna(time))]))
+        prices = (
+            price(p.level)
+            if p.top == p.bottom
+            else f"{price(p.bottom)} to {price(p.top)}, level {price(p.level)}"
+        )
+        happened = [
+            ("formed", p.formed_at),
+            ("known", p.known_at),
+            ("touched", p.touched_at),
+            ("mitigated", p.mitigated_at),
+            (p.ended_how or "ended", p.ended_at),
+        ]
+        stories.append(
+            "<br>".join(
+                [
+                    f"<b>{named}</b>",
+                    ", ".join(
+                        filter(
+                            None,
+                            (
+                                "bullish" if p.direction > 0 else "bearish",
+                                p.timeframe,
+                                p.scale and f"{p.scale} scale",
+                            ),
+                        )
+                    ),
+                    prices,
+                    f"strength {p.strength:.3g}",
+                    *(f"{what} {time:%Y-%m-%d %H:%M}" for what, time in happened if pd.notna(time)),
+                ]
+            )
+        )
     return stories
 
 # %% ../../nbs/figures/02_patterns.ipynb #78c54da1
 class _Chart(NamedTuple):
     "The borders of the chart and how fine it is."
+
     start: pd.Timestamp
-    end: pd.Timestamp       # last close
-    edge: pd.Timestamp      # as far as is drawn what is still in force
+    end: pd.Timestamp  # last close
+    edge: pd.Timestamp  # as far as is drawn what is still in force
     step: pd.Timedelta
     lowest: float
     highest: float
@@ -93,82 +184,184 @@ class _Chart(NamedTuple):
 
     def pixels(self, time: pd.Timestamp, price: float) -> tuple[float, float]:
         "Where a point lies on a page of usual width."
-        return 880 * (time - self.start) / (self.end - self.start), 500 * (price - self.lowest) / (self.highest - self.lowest)
+        return 880 * (time - self.start) / (self.end - self.start), 500 * (price - self.lowest) / (
+            self.highest - self.lowest
+        )
+
 
 def price_range(candles: pd.DataFrame, margin: float = 0.06) -> tuple[float, float]:
     "Lowest and highest price of the chart, with a margin."
     low, high = float(candles["low"].min()), float(candles["high"].max())
     return low - margin * (high - low), high + margin * (high - low)
 
+
 def _chart(candles: pd.DataFrame) -> _Chart:
     step = candle_step(candles)
     end = candles.index[-1] + step
-    return _Chart(candles.index[0], end, end + max(len(candles) // 50, 1) * step, step, *price_range(candles), price_digits(candles))
+    return _Chart(
+        candles.index[0],
+        end,
+        end + max(len(candles) // 50, 1) * step,
+        step,
+        *price_range(candles),
+        price_digits(candles),
+    )
 
-def _texts(labels: Iterable[tuple], # times to try, price, text, position, colour, size
-           chart: _Chart,
-           taken: list[tuple],      # boxes of labels that are drawn already, in pixels; new ones are added
-          ) -> list[dict]:
+
+def _texts(
+    labels: Iterable[tuple],  # times to try, price, text, position, colour, size
+    chart: _Chart,
+    taken: list[tuple],  # boxes of labels that are drawn already, in pixels; new ones are added
+) -> list[dict]:
     "A trace of those labels that lie on no other."
     kept = []
     for times, price, text, position, *look in labels:
         wide, high = 0.62 * look[1] * len(text), 1.3 * look[1]
         for time in times:
             x, y = chart.pixels(time, price)
-            left, low = x - (wide / 2 if "center" in position else 0), y - (0 if "top" in position else high / 2 if "middle" in position else high)
-            if any(left < b and a < left + wide and low < d and c < low + high for a, b, c, d in taken): continue
+            left, low = (
+                x - (wide / 2 if "center" in position else 0),
+                y - (0 if "top" in position else high / 2 if "middle" in position else high),
+            )
+            if any(left < b and a < left + wide and low < d and c < low + high for a, b, c, d in taken):
+                continue
             taken.append((left, left + wide, low, low + high))
             kept.append((time, price, text, position, *look))
             break
-    if not kept: return []
+    if not kept:
+        return []
     times, prices, texts, positions, colours, sizes = map(list, zip(*kept))
-    return [{"x": [time_text(time) for time in times], "y": prices, "text": texts, "textposition": positions, "textfont": {"color": colours, "size": sizes},
-             "mode": "text", "hoverinfo": "skip", "cliponaxis": False}]
+    return [
+        {
+            "x": [time_text(time) for time in times],
+            "y": prices,
+            "text": texts,
+            "textposition": positions,
+            "textfont": {"color": colours, "size": sizes},
+            "mode": "text",
+            "hoverinfo": "skip",
+            "cliponaxis": False,
+        }
+    ]
 
 # %% ../../nbs/figures/02_patterns.ipynb #a51446f0
 VOLUME_COLOUR = "#7A5195"
-ZONES = {"order_block": (0.24, "solid"), "breaker_block": (0.16, "dash"), "fair_value_gap": (0.13, "solid"), "inverse_fair_value_gap": (0.08, "dash"),   # opacity, outline
-         "support_resistance": (0.2, "solid"), "optimal_trade_entry": (0.18, "dashdot"), "value_area": (0.06, "solid"), "high_volume_node": (0.28, "solid"), "low_volume_node": (0.05, "dash")}
-HOLLOW = ("order_block", "breaker_block", "fair_value_gap", "inverse_fair_value_gap")   # shown from formed to known
-RANKED = (*HOLLOW, "support_resistance")                                                # only the strongest are drawn
+ZONES = {
+    "order_block": (0.24, "solid"),
+    "breaker_block": (0.16, "dash"),
+    "fair_value_gap": (0.13, "solid"),
+    "inverse_fair_value_gap": (0.08, "dash"),  # opacity, outline
+    "support_resistance": (0.2, "solid"),
+    "optimal_trade_entry": (0.18, "dashdot"),
+    "value_area": (0.06, "solid"),
+    "high_volume_node": (0.28, "solid"),
+    "low_volume_node": (0.05, "dash"),
+}
+HOLLOW = (
+    "order_block",
+    "breaker_block",
+    "fair_value_gap",
+    "inverse_fair_value_gap",
+)  # shown from formed to known
+RANKED = (*HOLLOW, "support_resistance")  # only the strongest are drawn
 
-def zone_colour(kind: str, direction: int) -> str: return VOLUME_COLOUR if "volume" in kind or kind == "value_area" else direction_colour(direction)
+
+def zone_colour(kind: str, direction: int) -> str:
+    return VOLUME_COLOUR if "volume" in kind or kind == "value_area" else direction_colour(direction)
+
 
 def _strongest(zones: pd.DataFrame, most: int) -> pd.DataFrame:
     "At most so many zones (clusters: with all their reports), the weakest first, so that the strongest lie on top."
-    ranked = zones.sort_values(["strength", "known_at"], ascending=[False, True], na_position="last", kind="stable")
+    ranked = zones.sort_values(
+        ["strength", "known_at"], ascending=[False, True], na_position="last", kind="stable"
+    )
     clusters = zones["kind"].eq("support_resistance").any()
-    return ranked[ranked["formed_at"].isin(ranked["formed_at"].drop_duplicates().head(most))][::-1] if clusters else ranked.head(most)[::-1]
+    return (
+        ranked[ranked["formed_at"].isin(ranked["formed_at"].drop_duplicates().head(most))][::-1]
+        if clusters
+        else ranked.head(most)[::-1]
+    )
 
-def _box(left: pd.Timestamp, right: pd.Timestamp, bottom: float, top: float, colour: str, opacity: float, story: str, **line) -> list[dict]:
+
+def _box(
+    left: pd.Timestamp,
+    right: pd.Timestamp,
+    bottom: float,
+    top: float,
+    colour: str,
+    opacity: float,
+    story: str,
+    **line,
+) -> list[dict]:
     "A filled rectangle; none if it has no length."
-    if left >= right: return []
+    if left >= right:
+        return []
     x, y = [left, right, right, left, left], [bottom, bottom, top, top, bottom]
-    return [{"x": [time_text(time) for time in x], "y": y, "mode": "lines", "fill": "toself", "fillcolor": rgba(colour, opacity), "line": {"color": rgba(colour, 0.6), "width": 0.8, **line},
-             "hoveron": "fills", "hoverinfo": "text", "text": story}]
+    return [
+        {
+            "x": [time_text(time) for time in x],
+            "y": y,
+            "mode": "lines",
+            "fill": "toself",
+            "fillcolor": rgba(colour, opacity),
+            "line": {"color": rgba(colour, 0.6), "width": 0.8, **line},
+            "hoveron": "fills",
+            "hoverinfo": "text",
+            "text": story,
+        }
+    ]
+
 
 def _outlines(zones: pd.DataFrame, chart: _Chart) -> list[dict]:
     "Dotted rectangles from formed to known, one trace a direction; empty ones are left out."
     left, right = zones["formed_at"].clip(lower=chart.start), zones["known_at"].clip(lower=chart.start)
     traces = []
     for direction, group in zones[left < right].groupby("direction"):
-        xs = [x for a, b in zip(left[group.index].map(time_text), right[group.index].map(time_text)) for x in (a, b, b, a, a, None)]
-        ys = [y for low, high in zip(group["bottom"], group["top"]) for y in (low, low, high, high, low, None)]
-        traces.append({"x": xs, "y": ys, "mode": "lines", "line": {"width": 1, "color": direction_colour(direction), "dash": "dot"}, "hoverinfo": "skip"})
+        xs = [
+            x
+            for a, b in zip(left[group.index].map(time_text), right[group.index].map(time_text))
+            for x in (a, b, b, a, a, None)
+        ]
+        ys = [
+            y for low, high in zip(group["bottom"], group["top"]) for y in (low, low, high, high, low, None)
+        ]
+        traces.append(
+            {
+                "x": xs,
+                "y": ys,
+                "mode": "lines",
+                "line": {"width": 1, "color": direction_colour(direction), "dash": "dot"},
+                "hoverinfo": "skip",
+            }
+        )
     return traces
 
 # %% ../../nbs/figures/02_patterns.ipynb #13a73803
-def _alive_labels(patterns: pd.DataFrame, chart: _Chart, names: Callable[[Any], Iterable[tuple[float, str, str]]]) -> list[tuple]:
+def _alive_labels(
+    patterns: pd.DataFrame, chart: _Chart, names: Callable[[Any], Iterable[tuple[float, str, str]]]
+) -> list[tuple]:
     "Labels right of the last candle for what is still in force; `names` gives price, text and colour for a pattern."
-    return [([chart.edge + (chart.edge - chart.end) / 4], price, text, "middle right", colour, 10) for p in patterns[patterns["ended_at"].isna()][::-1].itertuples()
-            for price, text, colour in names(p) if chart.lowest < price < chart.highest]
+    return [
+        ([chart.edge + (chart.edge - chart.end) / 4], price, text, "middle right", colour, 10)
+        for p in patterns[patterns["ended_at"].isna()][::-1].itertuples()
+        for price, text, colour in names(p)
+        if chart.lowest < price < chart.highest
+    ]
+
 
 def _zone_names(p: Any) -> list[tuple[float, str, str]]:
     "What is written beside a zone that is still in force."
     colour = zone_colour(p.kind, p.direction)
-    if p.kind == "value_area": return [(p.level, "POC", colour), (p.top, "VAH", colour), (p.bottom, "VAL", colour)]
-    short = {"support_resistance": f"{'S' if p.direction > 0 else 'R'} ×{p.strength:.0f}", "optimal_trade_entry": "OTE", "high_volume_node": "HVN", "low_volume_node": "LVN"}
+    if p.kind == "value_area":
+        return [(p.level, "POC", colour), (p.top, "VAH", colour), (p.bottom, "VAL", colour)]
+    short = {
+        "support_resistance": f"{'S' if p.direction > 0 else 'R'} ×{p.strength:.0f}",
+        "optimal_trade_entry": "OTE",
+        "high_volume_node": "HVN",
+        "low_volume_node": "LVN",
+    }
     return [(p.level, short[p.kind], colour)] if p.kind in short else []
+
 
 def _draw_zones(zones: pd.DataFrame, chart: _Chart, taken: list[tuple]) -> list[dict]:
     "Hollow from formed to known, filled from known to the end; the point of control of a value area as a line."
@@ -176,9 +369,21 @@ def _draw_zones(zones: pd.DataFrame, chart: _Chart, taken: list[tuple]) -> list[
     opacity, dash = ZONES[kind]
     traces = _outlines(zones, chart) if kind in HOLLOW else []
     for p, story in zip(zones.itertuples(), _story(zones, chart.digits)):
-        traces += _box(max(p.known_at, chart.start), p.end, p.bottom, p.top, zone_colour(kind, p.direction), opacity, story, dash=dash, **({"width": 0} if kind == "support_resistance" else {}))
-    if kind == "value_area": traces += _lines(zones, zones["known_at"], zones["end"], chart, 1.6, colour=VOLUME_COLOUR)
+        traces += _box(
+            max(p.known_at, chart.start),
+            p.end,
+            p.bottom,
+            p.top,
+            zone_colour(kind, p.direction),
+            opacity,
+            story,
+            dash=dash,
+            **({"width": 0} if kind == "support_resistance" else {}),
+        )
+    if kind == "value_area":
+        traces += _lines(zones, zones["known_at"], zones["end"], chart, 1.6, colour=VOLUME_COLOUR)
     return traces + _texts(_alive_labels(zones, chart, _zone_names), chart, taken)
+
 
 def _draw_ranges(ranges: pd.DataFrame, chart: _Chart, taken: list[tuple]) -> list[dict]:
     "Dealing ranges: the premium tinted as where one sells, the discount as where one buys, the equilibrium between them."
@@ -186,11 +391,28 @@ def _draw_ranges(ranges: pd.DataFrame, chart: _Chart, taken: list[tuple]) -> lis
     for p, story in zip(ranges.itertuples(), _story(ranges, chart.digits)):
         for bottom, top, colour in ((p.level, p.top, DOWN), (p.bottom, p.level, UP)):
             traces += _box(max(p.known_at, chart.start), p.end, bottom, top, colour, 0.07, story, width=0.5)
-    names = lambda p: [(p.level, "equilibrium", INK), ((p.level + p.top) / 2, "premium", DOWN), ((p.level + p.bottom) / 2, "discount", UP)]
-    return traces + _lines(ranges, ranges["known_at"], ranges["end"], chart, 1.2, "dash", INK) + _texts(_alive_labels(ranges, chart, names), chart, taken)
+    names = lambda p: [
+        (p.level, "equilibrium", INK),
+        ((p.level + p.top) / 2, "premium", DOWN),
+        ((p.level + p.bottom) / 2, "discount", UP),
+    ]
+    return (
+        traces
+        + _lines(ranges, ranges["known_at"], ranges["end"], chart, 1.2, "dash", INK)
+        + _texts(_alive_labels(ranges, chart, names), chart, taken)
+    )
 
 # %% ../../nbs/figures/02_patterns.ipynb #ddcf5385
-def _lines(patterns: pd.DataFrame, left: pd.Series, right: pd.Series, chart: _Chart, width: float, dash: str = "solid", colour: str = "", opacity: float = 1.0) -> list[dict]:
+def _lines(
+    patterns: pd.DataFrame,
+    left: pd.Series,
+    right: pd.Series,
+    chart: _Chart,
+    width: float,
+    dash: str = "solid",
+    colour: str = "",
+    opacity: float = 1.0,
+) -> list[dict]:
     "Horizontal lines at the level, one trace a direction, with points on them that the pointer can find."
     traces, left = [], left.clip(lower=chart.start)
     for direction, group in patterns.groupby("direction"):
@@ -201,179 +423,441 @@ def _lines(patterns: pd.DataFrame, left: pd.Series, right: pd.Series, chart: _Ch
             xs += [*(time_text(a + (b - a) * i / (count - 1)) for i in range(count)), None]
             ys += [level] * count + [None]
             texts += [story] * count + [""]
-        traces.append({"x": xs, "y": ys, "hovertext": texts, "hoverinfo": "text", "mode": "lines",
-                       "line": {"color": colour or direction_colour(direction), "width": width, "dash": dash}, "opacity": opacity})
+        traces.append(
+            {
+                "x": xs,
+                "y": ys,
+                "hovertext": texts,
+                "hoverinfo": "text",
+                "mode": "lines",
+                "line": {"color": colour or direction_colour(direction), "width": width, "dash": dash},
+                "opacity": opacity,
+            }
+        )
     return traces
+
 
 def _draw_breaks(breaks: pd.DataFrame, chart: _Chart, taken: list[tuple]) -> list[dict]:
     "A line from the broken swing to the breaking candle; its label above where the break is upward, below else, and none on a short line."
     strong = breaks["scale"].iloc[0] != "internal"
     left, right = breaks["formed_at"].clip(lower=chart.start), breaks["known_at"] - chart.step
-    labels = [([a + (b - a) * share for share in (0.5, 0.25, 0.75)], p.level, BREAKS[p.kind], f"{'top' if p.direction > 0 else 'bottom'} center", direction_colour(p.direction), 11 if strong else 9)
-              for p, a, b in zip(breaks.itertuples(), left, right) if b - a >= 5 * chart.step or strong]
-    traces = _lines(breaks, left, right, chart, *((2.0, "solid") if strong else (1.1, "dash"))) + _texts(labels, chart, taken)
-    for direction, level, a, b in zip(breaks["direction"], breaks["level"], left, right):      # one label a line, even where a shift is a change of character too
+    labels = [
+        (
+            [a + (b - a) * share for share in (0.5, 0.25, 0.75)],
+            p.level,
+            BREAKS[p.kind],
+            f"{'top' if p.direction > 0 else 'bottom'} center",
+            direction_colour(p.direction),
+            11 if strong else 9,
+        )
+        for p, a, b in zip(breaks.itertuples(), left, right)
+        if b - a >= 5 * chart.step or strong
+    ]
+    traces = _lines(breaks, left, right, chart, *((2.0, "solid") if strong else (1.1, "dash"))) + _texts(
+        labels, chart, taken
+    )
+    for direction, level, a, b in zip(
+        breaks["direction"], breaks["level"], left, right
+    ):  # one label a line, even where a shift is a change of character too
         (x0, y), (x1, _) = chart.pixels(a, level), chart.pixels(b, level)
-        if x1 - x0 > 28: taken.append((x0 + 14, x1 - 14, *((y, y + 12) if direction > 0 else (y - 12, y))))
+        if x1 - x0 > 28:
+            taken.append((x0 + 14, x1 - 14, *((y, y + 12) if direction > 0 else (y - 12, y))))
     return traces
 
 # %% ../../nbs/figures/02_patterns.ipynb #f536ce18
 def _points(patterns: pd.DataFrame, times: pd.Series, chart: _Chart, **marker) -> list[dict]:
-    return [{"x": times.map(time_text).to_list(), "y": patterns["level"].to_list(), "mode": "markers", "hovertext": _story(patterns, chart.digits), "hoverinfo": "text", "marker": marker}]
+    return [
+        {
+            "x": times.map(time_text).to_list(),
+            "y": patterns["level"].to_list(),
+            "mode": "markers",
+            "hovertext": _story(patterns, chart.digits),
+            "hoverinfo": "text",
+            "marker": marker,
+        }
+    ]
+
 
 def _draw_swings(swings: pd.DataFrame, chart: _Chart, taken: list[tuple]) -> list[dict]:
     "Triangles where swings formed, and how they compare with the one before."
     high, strong = swings["kind"].eq("swing_high"), swings["scale"].iloc[0] != "internal"
     shift = 0.008 * (chart.highest - chart.lowest)
-    labels = [([p.formed_at], p.level + (shift if p.kind == "swing_high" else -shift), p.label, f"{'top' if p.kind == 'swing_high' else 'bottom'} center", "#5B616A", 10 if strong else 8) for p in swings.itertuples()]
-    return _points(swings, swings["formed_at"], chart, symbol=["triangle-down" if up else "triangle-up" for up in high], size=7 if strong else 4, color=NEUTRAL) + _texts(labels, chart, taken)
+    labels = [
+        (
+            [p.formed_at],
+            p.level + (shift if p.kind == "swing_high" else -shift),
+            p.label,
+            f"{'top' if p.kind == 'swing_high' else 'bottom'} center",
+            "#5B616A",
+            10 if strong else 8,
+        )
+        for p in swings.itertuples()
+    ]
+    return _points(
+        swings,
+        swings["formed_at"],
+        chart,
+        symbol=["triangle-down" if up else "triangle-up" for up in high],
+        size=7 if strong else 4,
+        color=NEUTRAL,
+    ) + _texts(labels, chart, taken)
+
 
 def _draw_marks(marks: pd.DataFrame, chart: _Chart, taken: list[tuple]) -> list[dict]:
     "Sweeps as crosses, runs as arrows, on the candle that decided, with a thin line from where the level came from."
     decided, sweep = marks["known_at"] - chart.step, marks["kind"].iloc[0] == "liquidity_sweep"
-    symbols = "x" if sweep else ["arrow-up" if direction > 0 else "arrow-down" for direction in marks["direction"]]
-    origins = [line | {"hoverinfo": "skip", "hovertext": None} for line in _lines(marks, marks["formed_at"], decided, chart, 0.8, opacity=0.45)]
-    return origins + _points(marks, decided, chart, symbol=symbols, size=8,
-                             color=[direction_colour(direction) for direction in marks["direction"]], line={"width": 1, "color": PAPER})
+    symbols = (
+        "x" if sweep else ["arrow-up" if direction > 0 else "arrow-down" for direction in marks["direction"]]
+    )
+    origins = [
+        line | {"hoverinfo": "skip", "hovertext": None}
+        for line in _lines(marks, marks["formed_at"], decided, chart, 0.8, opacity=0.45)
+    ]
+    return origins + _points(
+        marks,
+        decided,
+        chart,
+        symbol=symbols,
+        size=8,
+        color=[direction_colour(direction) for direction in marks["direction"]],
+        line={"width": 1, "color": PAPER},
+    )
+
 
 _SHORT = {"day": "PD", "week": "PW", "month": "PM"}
+
 
 def _level_name(p: Any) -> str:
     "EQH, PDL, London high."
     high = "high" in p.kind
-    if p.kind.startswith("equal"): return "EQH" if high else "EQL"
-    return _SHORT[p.label] + ("H" if high else "L") if p.label in _SHORT else f"{words(p.label).title()} {'high' if high else 'low'}".strip()
+    if p.kind.startswith("equal"):
+        return "EQH" if high else "EQL"
+    return (
+        _SHORT[p.label] + ("H" if high else "L")
+        if p.label in _SHORT
+        else f"{words(p.label).title()} {'high' if high else 'low'}".strip()
+    )
+
 
 def _draw_levels(levels: pd.DataFrame, chart: _Chart, taken: list[tuple]) -> list[dict]:
     "Thin lines from known to the end; the name right of the last candle while the level is in force, at its begin when it is gone."
     weightiest_last, brief = levels.sort_values("strength", kind="stable"), 0.03 * (chart.end - chart.start)
-    gone = [([max(p.known_at, chart.start)], p.level, _level_name(p), f"{'top' if p.direction < 0 else 'bottom'} right", direction_colour(p.direction), 9)
-            for p in weightiest_last[weightiest_last["ended_at"].notna()][::-1].itertuples() if p.end - max(p.known_at, chart.start) > brief]
-    labels = _alive_labels(weightiest_last, chart, lambda p: [(p.level, _level_name(p), direction_colour(p.direction))]) + gone
+    gone = [
+        (
+            [max(p.known_at, chart.start)],
+            p.level,
+            _level_name(p),
+            f"{'top' if p.direction < 0 else 'bottom'} right",
+            direction_colour(p.direction),
+            9,
+        )
+        for p in weightiest_last[weightiest_last["ended_at"].notna()][::-1].itertuples()
+        if p.end - max(p.known_at, chart.start) > brief
+    ]
+    labels = (
+        _alive_labels(
+            weightiest_last, chart, lambda p: [(p.level, _level_name(p), direction_colour(p.direction))]
+        )
+        + gone
+    )
     return _lines(levels, levels["known_at"], levels["end"], chart, 1.2) + _texts(labels, chart, taken)
 
 # %% ../../nbs/figures/02_patterns.ipynb #76af885e
-_DRAW = {"zone": _draw_zones, "range": _draw_ranges, "break": _draw_breaks, "swing": _draw_swings, "mark": _draw_marks, "level": _draw_levels}
+_DRAW = {
+    "zone": _draw_zones,
+    "range": _draw_ranges,
+    "break": _draw_breaks,
+    "swing": _draw_swings,
+    "mark": _draw_marks,
+    "level": _draw_levels,
+}
+
 
 def _members(seen: pd.DataFrame, group: PatternGroup) -> pd.DataFrame:
     "The patterns of a group; what has no scale counts as of the swing scale."
     chosen = seen["kind"].isin(group.kinds)
-    return seen[chosen & (seen["scale"].eq("internal") == (group.scale == "internal")) if group.scale else chosen]
+    return seen[
+        chosen & (seen["scale"].eq("internal") == (group.scale == "internal")) if group.scale else chosen
+    ]
+
 
 def _is_shown(group: PatternGroup, shown: Collection[str]) -> bool:
     return any(name in shown for kind in group.kinds for name in (kind, f"{kind}:{group.scale}"))
 
+
 def _sample(group: PatternGroup) -> dict:
     "How a group looks in the legend."
-    if group.form == "break": return {"mode": "lines", "line": {"color": INK, **({"width": 1.1, "dash": "dash"} if group.scale == "internal" else {"width": 2.0})}}
-    if group.form == "level": return {"mode": "lines", "line": {"color": direction_colour(-1 if "high" in group.kinds[0] else 1), "width": 1.2}}
+    if group.form == "break":
+        return {
+            "mode": "lines",
+            "line": {
+                "color": INK,
+                **({"width": 1.1, "dash": "dash"} if group.scale == "internal" else {"width": 2.0}),
+            },
+        }
+    if group.form == "level":
+        return {
+            "mode": "lines",
+            "line": {"color": direction_colour(-1 if "high" in group.kinds[0] else 1), "width": 1.2},
+        }
     if group.form == "zone":
         colour = zone_colour(group.kinds[0], 1)
-        return {"mode": "lines", "fill": "toself", "fillcolor": rgba(colour, ZONES[group.kinds[0]][0]), "line": {"color": rgba(colour, 0.8), "width": 1, "dash": ZONES[group.kinds[0]][1]}}
-    if group.form == "range": return {"mode": "lines", "fill": "toself", "fillcolor": rgba(DOWN, 0.1), "line": {"color": INK, "width": 1.2, "dash": "dash"}}
+        return {
+            "mode": "lines",
+            "fill": "toself",
+            "fillcolor": rgba(colour, ZONES[group.kinds[0]][0]),
+            "line": {"color": rgba(colour, 0.8), "width": 1, "dash": ZONES[group.kinds[0]][1]},
+        }
+    if group.form == "range":
+        return {
+            "mode": "lines",
+            "fill": "toself",
+            "fillcolor": rgba(DOWN, 0.1),
+            "line": {"color": INK, "width": 1.2, "dash": "dash"},
+        }
     symbol = {"liquidity_sweep": "x", "liquidity_run": "arrow-up"}.get(group.kinds[0], "triangle-down")
-    return {"mode": "markers", "marker": {"symbol": symbol, "size": 8, "color": NEUTRAL if group.form == "swing" else INK}}
+    return {
+        "mode": "markers",
+        "marker": {"symbol": symbol, "size": 8, "color": NEUTRAL if group.form == "swing" else INK},
+    }
+
 
 def _candle_trace(candles: pd.DataFrame) -> dict:
     "Grey candles: hollow where the price rose, filled where it fell."
-    return {"type": "candlestick", "x": [time_text(t) for t in candles.index], **{name: candles[name].to_list() for name in ("open", "high", "low", "close")}, "name": "candles", "showlegend": False,
-            "increasing": {"line": {"color": "#5B616A", "width": 1}, "fillcolor": PAPER}, "decreasing": {"line": {"color": "#5B616A", "width": 1}, "fillcolor": "#5B616A"}}
+    return {
+        "type": "candlestick",
+        "x": [time_text(t) for t in candles.index],
+        **{name: candles[name].to_list() for name in ("open", "high", "low", "close")},
+        "name": "candles",
+        "showlegend": False,
+        "increasing": {"line": {"color": "#5B616A", "width": 1}, "fillcolor": PAPER},
+        "decreasing": {"line": {"color": "#5B616A", "width": 1}, "fillcolor": "#5B616A"},
+    }
 
 # %% ../../nbs/figures/02_patterns.ipynb #db07ec68
-FAMILIES = {"zones": 0.0, "swing structure": 0.225, "internal structure": 0.395, "liquidity": 0.585, "levels": 0.785}   # where its column of the legend begins
+FAMILIES = {
+    "zones": 0.0,
+    "swing structure": 0.225,
+    "internal structure": 0.395,
+    "liquidity": 0.585,
+    "levels": 0.785,
+}  # where its column of the legend begins
+
 
 def _mark_boxes(seen: pd.DataFrame, chart: _Chart) -> list[tuple]:
     "Places of crosses and arrows, in pixels; no label is to lie there."
     places = [chart.pixels(p.known_at - chart.step, p.level) for p in seen.itertuples()]
     return [(x - 4, x + 4, y - 4, y + 4) for x, y in places]
 
-def _group_traces(seen: pd.DataFrame, chart: _Chart, strongest: int, shown: Collection[str]) -> dict[PatternGroup, list[dict]]:
+
+def _group_traces(
+    seen: pd.DataFrame, chart: _Chart, strongest: int, shown: Collection[str]
+) -> dict[PatternGroup, list[dict]]:
     "The traces of each group that has patterns, led by the one in the legend; what is shown at first chooses places for its labels first."
-    traces, marks = {}, [kind for group in GROUPS for kind in group.kinds if group.form == "mark" and _is_shown(group, shown)]
+    traces, marks = (
+        {},
+        [
+            kind
+            for group in GROUPS
+            for kind in group.kinds
+            if group.form == "mark" and _is_shown(group, shown)
+        ],
+    )
     taken = _mark_boxes(seen[seen["kind"].isin(marks)], chart)
     for group in sorted(GROUPS, key=lambda group: not _is_shown(group, shown)):
         members, visible = _members(seen, group), _is_shown(group, shown)
-        if not len(members): continue
+        if not len(members):
+            continue
         chosen = _strongest(members, strongest) if group.kinds[0] in RANKED else members
         count = f"{len(chosen)} of {len(members)}" if len(chosen) < len(members) else f"{len(chosen)}"
-        common = {"legendgroup": f"{group.name} {group.scale}".strip(), "legend": _legend_name(group.family), "name": f"{group.name} ({count})", "visible": visible or "legendonly"}
+        common = {
+            "legendgroup": f"{group.name} {group.scale}".strip(),
+            "legend": _legend_name(group.family),
+            "name": f"{group.name} ({count})",
+            "visible": visible or "legendonly",
+        }
         drawn = _DRAW[group.form](chosen, chart, taken if visible else list(taken)) if len(chosen) else []
-        traces[group] = [{"type": "scatter", "x": [None], "y": [None], "showlegend": True, "legendrank": GROUPS.index(group) + 1, **_sample(group), **common},
-                         *({"type": "scatter", "showlegend": False, **trace, **common} for trace in drawn)]
+        traces[group] = [
+            {
+                "type": "scatter",
+                "x": [None],
+                "y": [None],
+                "showlegend": True,
+                "legendrank": GROUPS.index(group) + 1,
+                **_sample(group),
+                **common,
+            },
+            *({"type": "scatter", "showlegend": False, **trace, **common} for trace in drawn),
+        ]
     return traces
+
 
 def _legend_name(family: str) -> str:
     place = list(FAMILIES).index(family)
     return f"legend{place + 1}" if place else "legend"
 
+
 def _legends(families: Collection[str]) -> dict[str, dict]:
     "A column a family below the chart."
-    return {_legend_name(family): {"x": left, "xanchor": "left", "y": -0.13, "yanchor": "top", "orientation": "v", "groupclick": "togglegroup", "tracegroupgap": 0, "bgcolor": "rgba(0,0,0,0)",
-                                   "title": {"text": f"<b>{family}</b>", "font": {"size": 12}}, "font": {"size": 11.5}}
-            for family, left in FAMILIES.items() if family in families}
+    return {
+        _legend_name(family): {
+            "x": left,
+            "xanchor": "left",
+            "y": -0.13,
+            "yanchor": "top",
+            "orientation": "v",
+            "groupclick": "togglegroup",
+            "tracegroupgap": 0,
+            "bgcolor": "rgba(0,0,0,0)",
+            "title": {"text": f"<b>{family}</b>", "font": {"size": 12}},
+            "font": {"size": 11.5},
+        }
+        for family, left in FAMILIES.items()
+        if family in families
+    }
 
 # %% ../../nbs/figures/02_patterns.ipynb #faee06d5
-def pattern_figure(candles: pd.DataFrame,                   # one symbol, a window of up to a thousand candles
-                   patterns: pd.DataFrame,                  # of that symbol and timeframe; what lies outside the window is left out
-                   title: str | None = None,                # default: what was counted
-                   strongest: int = 12,                     # zones drawn a kind
-                   shown: Collection[str] = CORE_KINDS,     # kinds to show at first, or kind:scale; a click on the legend shows the others
-                  ) -> go.Figure:
+def pattern_figure(
+    candles: pd.DataFrame,  # one symbol, a window of up to a thousand candles
+    patterns: pd.DataFrame,  # of that symbol and timeframe; what lies outside the window is left out
+    title: str | None = None,  # default: what was counted
+    strongest: int = 12,  # zones drawn a kind
+    shown: Collection[
+        str
+    ] = CORE_KINDS,  # kinds to show at first, or kind:scale; a click on the legend shows the others
+) -> go.Figure:
     "Candles with the patterns that were known by the last close, each from the time it was known."
-    if len(candles) > 1000: raise FigureError(f"{len(candles)} candles are too many for one chart: pass a window, such as candles.iloc[-300:]")
+    if len(candles) > 1000:
+        raise FigureError(
+            f"{len(candles)} candles are too many for one chart: pass a window, such as candles.iloc[-300:]"
+        )
     need(candles, "open", "high", "low", "close")
-    if len(candles) < 2: raise FigureError("one candle is no chart: pass a window of two or more")
-    need(patterns if len(patterns) else patterns.reindex([0]), "kind", "direction", "timeframe", "scale", "label", "formed_at", "known_at", "top", "bottom", "level", "strength",
-          "touched_at", "mitigated_at", "ended_at", "ended_how")
+    if len(candles) < 2:
+        raise FigureError("one candle is no chart: pass a window of two or more")
+    need(
+        patterns if len(patterns) else patterns.reindex([0]),
+        "kind",
+        "direction",
+        "timeframe",
+        "scale",
+        "label",
+        "formed_at",
+        "known_at",
+        "top",
+        "bottom",
+        "level",
+        "strength",
+        "touched_at",
+        "mitigated_at",
+        "ended_at",
+        "ended_how",
+    )
     kinds = [kind for group in GROUPS for kind in group.kinds]
     unknown = [name for name in shown if name.split(":")[0] not in kinds]
-    if unknown: raise FigureError(f"{unknown[0]!r} cannot be shown: it is none of {', '.join(kinds)}")
+    if unknown:
+        raise FigureError(f"{unknown[0]!r} cannot be shown: it is none of {', '.join(kinds)}")
     style()
     chart, seen = _chart(candles), visible_patterns(patterns, candles)
     seen["end"] = seen["ended_at"].fillna(chart.edge)
-    traces = _group_traces(seen[(seen["bottom"] < chart.highest) & (seen["top"] > chart.lowest)], chart, strongest, shown)
-    below = [trace for group in reversed(traces) if group.form in ("zone", "range") for trace in traces[group]]
-    above = [trace for group in reversed(traces) if group.form not in ("zone", "range") for trace in traces[group]]
+    traces = _group_traces(
+        seen[(seen["bottom"] < chart.highest) & (seen["top"] > chart.lowest)], chart, strongest, shown
+    )
+    below = [
+        trace for group in reversed(traces) if group.form in ("zone", "range") for trace in traces[group]
+    ]
+    above = [
+        trace for group in reversed(traces) if group.form not in ("zone", "range") for trace in traces[group]
+    ]
     if title is None:
-        counts = [(int(seen["kind"].isin(kinds).sum()), name) for kinds, name in ((BREAKS, "break"), (ZONES, "zone"), (["liquidity_sweep"], "sweep"))]
+        counts = [
+            (int(seen["kind"].isin(kinds).sum()), name)
+            for kinds, name in ((BREAKS, "break"), (ZONES, "zone"), (["liquidity_sweep"], "sweep"))
+        ]
         title = f"{listed(f'{n} {name}' + 's' * (n != 1) for n, name in counts)} in {len(candles)} candles"
     figure = go.Figure([*below, _candle_trace(candles), *above])
-    figure.update_layout(template="smc_ml", height=780, hoverlabel_align="left", xaxis_rangeslider_visible=False, yaxis_title="price", **_legends({group.family for group in traces}), title={
-        "text": title, "subtitle": {"text": "Blue is bullish, orange bearish. Dotted: formed but not yet known. Filled: known, and so tradable. Click the legend to show or hide a kind."}})
+    figure.update_layout(
+        template="smc_ml",
+        height=780,
+        hoverlabel_align="left",
+        xaxis_rangeslider_visible=False,
+        yaxis_title="price",
+        **_legends({group.family for group in traces}),
+        title={
+            "text": title,
+            "subtitle": {
+                "text": "Blue is bullish, orange bearish. Dotted: formed but not yet known. Filled: known, and so tradable. Click the legend to show or hide a kind."
+            },
+        },
+    )
     figure.update_yaxes(range=price_range(candles), hoverformat=f",.{chart.digits}f")
-    return figure.update_xaxes(type="date", range=[time_text(chart.start - chart.step), time_text(chart.end + max(0.1 * len(candles), 3) * chart.step)])
+    return figure.update_xaxes(
+        type="date",
+        range=[
+            time_text(chart.start - chart.step),
+            time_text(chart.end + max(0.1 * len(candles), 3) * chart.step),
+        ],
+    )
 
 # %% ../../nbs/figures/02_patterns.ipynb #6624b483
 def drawdown_of(equity: pd.Series) -> pd.Series:
     "Fall below the highest equity so far, as a fraction of it; 0 or negative."
     return equity / equity.cummax() - 1
 
+
 def _equity_title(equity: pd.Series, drawdown: pd.Series) -> str:
-    if equity.nunique() == 1: return "No trade was taken: the account stands still"
+    if equity.nunique() == 1:
+        return "No trade was taken: the account stands still"
     change = equity.iloc[-1] / equity.iloc[0] - 1
     return f"After costs the account {'gained' if change >= 0 else 'lost'} {percent(abs(change))}; its deepest drawdown was {percent(-drawdown.min())}"
 
-def equity_figure(equity: pd.Series,            # indexed by time
-                  drawdown: pd.Series | None = None, # fraction, 0 or negative; default: from the equity
-                  title: str | None = None,     # default: what came out
-                 ) -> go.Figure:
+
+def equity_figure(
+    equity: pd.Series,  # indexed by time
+    drawdown: pd.Series | None = None,  # fraction, 0 or negative; default: from the equity
+    title: str | None = None,  # default: what came out
+) -> go.Figure:
     "Equity above its drawdown, to zoom into."
     drawdown = drawdown_of(equity) if drawdown is None else drawdown
     style()
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.68, 0.32], vertical_spacing=0.05)
-    for row, values, name, colour, fill, form in ((1, equity, "equity", INK, None, ",.2f"), (2, drawdown, "drawdown", DOWN, "tozeroy", ".1%")):
+    for row, values, name, colour, fill, form in (
+        (1, equity, "equity", INK, None, ",.2f"),
+        (2, drawdown, "drawdown", DOWN, "tozeroy", ".1%"),
+    ):
         some = thin(values)
-        figure.add_scatter(row=row, col=1, x=[time_text(t) for t in some.index], y=[float(f"{v:.8g}") for v in some], mode="lines", name=name, fill=fill,
-                           fillcolor=rgba(colour, 0.2), line={"color": colour, "width": 1.4}, hovertemplate=f"%{{x|%Y-%m-%d %H:%M}}<br>{name} %{{y:{form}}}<extra></extra>")
-    figure.add_hline(y=float(equity.iloc[0]), row=1, col=1, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
-    figure.update_yaxes(title_text="equity", row=1, col=1).update_yaxes(title_text="drawdown", tickformat="~%", row=2, col=1)
-    return figure.update_layout(template="smc_ml", height=520, showlegend=False, margin_t=70, title=title or _equity_title(equity, drawdown))
+        figure.add_scatter(
+            row=row,
+            col=1,
+            x=[time_text(t) for t in some.index],
+            y=[float(f"{v:.8g}") for v in some],
+            mode="lines",
+            name=name,
+            fill=fill,
+            fillcolor=rgba(colour, 0.2),
+            line={"color": colour, "width": 1.4},
+            hovertemplate=f"%{{x|%Y-%m-%d %H:%M}}<br>{name} %{{y:{form}}}<extra></extra>",
+        )
+    figure.add_hline(
+        y=float(equity.iloc[0]), row=1, col=1, line={"color": NEUTRAL, "width": 1, "dash": "dot"}
+    )
+    figure.update_yaxes(title_text="equity", row=1, col=1).update_yaxes(
+        title_text="drawdown", tickformat="~%", row=2, col=1
+    )
+    return figure.update_layout(
+        template="smc_ml",
+        height=520,
+        showlegend=False,
+        margin_t=70,
+        title=title or _equity_title(equity, drawdown),
+    )
 
 # %% ../../nbs/figures/02_patterns.ipynb #3e2b9bcd
 def equity_plot(equity: pd.Series, drawdown: pd.Series | None = None, title: str | None = None) -> Figure:
     "The same as a picture that does not move."
     drawdown = drawdown_of(equity) if drawdown is None else drawdown
-    figure, (above, below) = canvas(title or _equity_title(equity, drawdown), 2, 1, (9, 4.6), sharex=True, height_ratios=[2, 1])
+    figure, (above, below) = canvas(
+        title or _equity_title(equity, drawdown), 2, 1, (9, 4.6), sharex=True, height_ratios=[2, 1]
+    )
     for axes, values, colour in ((above, equity, INK), (below, drawdown, DOWN)):
         some = thin(values)
         axes.plot(some.index, some, color=colour, linewidth=1.1)
@@ -385,21 +869,56 @@ def equity_plot(equity: pd.Series, drawdown: pd.Series | None = None, title: str
     return figure
 
 # %% ../../nbs/figures/02_patterns.ipynb #40cac68e
-def accuracy_plot(scores: pd.DataFrame) -> Figure:  # columns model accuracy accuracy_low accuracy_high majority_rate [advantage_low events]
+def accuracy_plot(
+    scores: pd.DataFrame,
+) -> Figure:  # columns model accuracy accuracy_low accuracy_high majority_rate [advantage_low events]
     "Each model's accuracy with its 95 % interval beside its majority rate."
     need(scores, "model", "accuracy", "accuracy_low", "accuracy_high", "majority_rate")
-    certain = scores["advantage_low"] > 0 if "advantage_low" in scores else scores["accuracy_low"] > scores["majority_rate"]
+    certain = (
+        scores["advantage_low"] > 0
+        if "advantage_low" in scores
+        else scores["accuracy_low"] > scores["majority_rate"]
+    )
     better = scores.loc[certain, "model"].tolist()
-    title = ("No model is surely more often right than always guessing the majority" if not better else
-             f"{listed(better)} {'is' if len(better) == 1 else 'are'} more often right than always guessing the majority")
+    title = (
+        "No model is surely more often right than always guessing the majority"
+        if not better
+        else f"{listed(better)} {'is' if len(better) == 1 else 'are'} more often right than always guessing the majority"
+    )
     figure, axes = canvas(title, size=(9, 1.5 + 0.55 * len(scores)))
     for height, score in enumerate(scores.iloc[::-1].itertuples()):
         colour = model_colour(score.model)
-        axes.plot([score.accuracy_low, score.accuracy_high], [height] * 2, color=colour, linewidth=3, solid_capstyle="round", label="95 % interval" if not height else None)
+        axes.plot(
+            [score.accuracy_low, score.accuracy_high],
+            [height] * 2,
+            color=colour,
+            linewidth=3,
+            solid_capstyle="round",
+            label="95 % interval" if not height else None,
+        )
         axes.plot(score.accuracy, height, "o", color=colour, markersize=8)
-        axes.plot([score.majority_rate] * 2, [height - 0.32, height + 0.32], color=DOWN, linewidth=2.5, label="majority rate" if not height else None)
-        axes.annotate(percent(score.accuracy), (np.nanmax([score.accuracy, score.accuracy_high, score.majority_rate]), height), (8, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.set_yticks(range(len(scores)), [f"{s.model}" + (f"\n{int(s.events):,} events" if "events" in scores else "") for s in scores.iloc[::-1].itertuples()])
+        axes.plot(
+            [score.majority_rate] * 2,
+            [height - 0.32, height + 0.32],
+            color=DOWN,
+            linewidth=2.5,
+            label="majority rate" if not height else None,
+        )
+        axes.annotate(
+            percent(score.accuracy),
+            (np.nanmax([score.accuracy, score.accuracy_high, score.majority_rate]), height),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(
+        range(len(scores)),
+        [
+            f"{s.model}" + (f"\n{int(s.events):,} events" if "events" in scores else "")
+            for s in scores.iloc[::-1].itertuples()
+        ],
+    )
     axes.set_ylim(-0.6, len(scores) - 0.25)
     axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(percent_tick)
@@ -408,9 +927,10 @@ def accuracy_plot(scores: pd.DataFrame) -> Figure:  # columns model accuracy acc
     return figure
 
 # %% ../../nbs/figures/02_patterns.ipynb #a9146501
-def calibration_plot(predictions: pd.DataFrame,  # columns model probability won
-                     bins: int = 10,             # of equal count, a model
-                    ) -> Figure:
+def calibration_plot(
+    predictions: pd.DataFrame,  # columns model probability won
+    bins: int = 10,  # of equal count, a model
+) -> Figure:
     "How often events were won against how often the models said so."
     need(predictions, "model", "probability", "won")
     figure, axes = canvas("", size=(6.4, 5.2))
@@ -420,12 +940,32 @@ def calibration_plot(predictions: pd.DataFrame,  # columns model probability won
         bin_of = pd.qcut(group["probability"].rank(method="first"), min(bins, len(group)), labels=False)
         points = group.groupby(bin_of).agg(said=("probability", "mean"), won=("won", "mean"))
         errors[model] = float((points["said"] - points["won"]).abs().mean())
-        axes.plot(points["said"], points["won"], "o-", color=model_colour(model), markersize=5, linewidth=1.3, label=f"{model} (off by {100 * errors[model]:.1f} points)")
+        axes.plot(
+            points["said"],
+            points["won"],
+            "o-",
+            color=model_colour(model),
+            markersize=5,
+            linewidth=1.3,
+            label=f"{model} (off by {100 * errors[model]:.1f} points)",
+        )
     best = min(errors, key=errors.get)
-    figure.suptitle(f"Said against seen: {best} is off by {100 * errors[best]:.1f} points on average", x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    figure.suptitle(
+        f"Said against seen: {best} is off by {100 * errors[best]:.1f} points on average",
+        x=0.01,
+        ha="left",
+        fontsize=12.5,
+        fontweight="bold",
+    )
     shown = [value for line in axes.lines[1:] for value in (*line.get_xdata(), *line.get_ydata())]
     limits = (min(shown) - 0.04, max(shown) + 0.04)
-    axes.set(xlabel="probability of winning, as predicted", ylabel="share that was won", xlim=limits, ylim=limits, aspect="equal")
+    axes.set(
+        xlabel="probability of winning, as predicted",
+        ylabel="share that was won",
+        xlim=limits,
+        ylim=limits,
+        aspect="equal",
+    )
     axes.legend(loc="upper left")
     return figure
 
@@ -436,9 +976,14 @@ def loss_plot(history: pd.DataFrame) -> Figure:  # columns epoch, train_loss and
     need(history, "epoch", *(losses or ["validation_loss"]))
     judged = "validation_loss" if "validation_loss" in losses else losses[-1]
     folds = [fold for _, fold in history.groupby("fold")] if "fold" in history else [history]
-    means = history.groupby("epoch")[losses].mean().loc[:min(fold["epoch"].max() for fold in folds)]
-    best = pd.DataFrame([fold.loc[fold[judged].idxmin(), ["epoch", judged]] for fold in folds if fold[judged].notna().any()])
-    figure, axes = canvas(f"The {words(judged)} is lowest after epoch {best['epoch'].median():.0f} ({best[judged].mean():.4f})", size=(7.5, 3.8))
+    means = history.groupby("epoch")[losses].mean().loc[: min(fold["epoch"].max() for fold in folds)]
+    best = pd.DataFrame(
+        [fold.loc[fold[judged].idxmin(), ["epoch", judged]] for fold in folds if fold[judged].notna().any()]
+    )
+    figure, axes = canvas(
+        f"The {words(judged)} is lowest after epoch {best['epoch'].median():.0f} ({best[judged].mean():.4f})",
+        size=(7.5, 3.8),
+    )
     for name in losses:
         colour = UP if name == judged else NEUTRAL
         for fold in folds if len(folds) > 1 else ():
@@ -455,7 +1000,11 @@ def feature_plot(features: pd.DataFrame, columns: int = 4) -> Figure:
     need(features)
     constant = [name for name in features if features[name].nunique() <= 1]
     worst = features.isna().mean().max()
-    title = f"{listed(constant)} never change{'s' if len(constant) == 1 else ''}" if constant else f"All {features.shape[1]} features vary{f'; up to {percent(worst)} of a column is missing' if worst else ''}"
+    title = (
+        f"{listed(constant)} never change{'s' if len(constant) == 1 else ''}"
+        if constant
+        else f"All {features.shape[1]} features vary{f'; up to {percent(worst)} of a column is missing' if worst else ''}"
+    )
     rows = -(-features.shape[1] // columns)
     figure, axes = canvas(title, rows, columns, (10, 1.7 * rows + 0.5), squeeze=False)
     for place, name in zip(axes.flat, features):
@@ -466,49 +1015,97 @@ def feature_plot(features: pd.DataFrame, columns: int = 4) -> Figure:
         place.set_title(words(name), fontsize=9, fontweight="normal", pad=4)
         place.spines["left"].set_visible(False)
         place.grid(visible=False)
-    for place in axes.flat[features.shape[1]:]: place.set_visible(False)
+    for place in axes.flat[features.shape[1] :]:
+        place.set_visible(False)
     return figure
 
 # %% ../../nbs/figures/02_patterns.ipynb #8348aa3a
 def outcome_table(labels: pd.DataFrame) -> pd.DataFrame:
     "Count, share won and mean realised R by kind and direction, each with its 95 % interval."
     groups = labels.groupby(["kind", "direction"], sort=True)
-    table = groups.agg(count=("won", "size"), won=("won", "mean"), mean_r=("realised_r", "mean"), error=("realised_r", "sem")).reset_index()
+    table = groups.agg(
+        count=("won", "size"), won=("won", "mean"), mean_r=("realised_r", "mean"), error=("realised_r", "sem")
+    ).reset_index()
     n, p, z = table["count"], table["won"], 1.96
-    centre, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return table.assign(won_low=centre - half, won_high=centre + half, r_low=table["mean_r"] - z * table["error"], r_high=table["mean_r"] + z * table["error"])
+    centre, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
+    )
+    return table.assign(
+        won_low=centre - half,
+        won_high=centre + half,
+        r_low=table["mean_r"] - z * table["error"],
+        r_high=table["mean_r"] + z * table["error"],
+    )
+
 
 def outcome_plot(labels: pd.DataFrame) -> Figure:
     "Share won and mean R after costs, by kind and direction of the pattern that was traded."
     need(labels, "kind", "direction", "won", "realised_r")
     table = outcome_table(labels).iloc[::-1].reset_index(drop=True)
-    figure, (left, right) = canvas(f"{len(labels):,} events: {percent(labels['won'].mean())} won after costs, {labels['realised_r'].mean():+.3f} R on average",
-                                    1, 2, (10, 1.6 + 0.5 * len(table)), sharey=True)
-    for axes, middle, low, high in ((left, "won", "won_low", "won_high"), (right, "mean_r", "r_low", "r_high")):
+    figure, (left, right) = canvas(
+        f"{len(labels):,} events: {percent(labels['won'].mean())} won after costs, {labels['realised_r'].mean():+.3f} R on average",
+        1,
+        2,
+        (10, 1.6 + 0.5 * len(table)),
+        sharey=True,
+    )
+    for axes, middle, low, high in (
+        (left, "won", "won_low", "won_high"),
+        (right, "mean_r", "r_low", "r_high"),
+    ):
         for height, row in table.iterrows():
-            axes.plot([row[low], row[high]], [height] * 2, color=direction_colour(row["direction"]), linewidth=3, solid_capstyle="round")
+            axes.plot(
+                [row[low], row[high]],
+                [height] * 2,
+                color=direction_colour(row["direction"]),
+                linewidth=3,
+                solid_capstyle="round",
+            )
             axes.plot(row[middle], height, "o", color=direction_colour(row["direction"]), markersize=7)
-    left.set_yticks(range(len(table)), [f"{words(kind)}, {'long' if direction > 0 else 'short'}\n{count:,} events"
-                                          for kind, direction, count in zip(table["kind"], table["direction"], table["count"])])
+    left.set_yticks(
+        range(len(table)),
+        [
+            f"{words(kind)}, {'long' if direction > 0 else 'short'}\n{count:,} events"
+            for kind, direction, count in zip(table["kind"], table["direction"], table["count"])
+        ],
+    )
     left.xaxis.set_major_formatter(percent_tick)
     left.set_ylim(-0.6, len(table) - 0.4)
     left.set_xlabel("share won")
     right.set_xlabel("mean R after costs")
     right.axvline(0, color=NEUTRAL, linewidth=1, linestyle=":")
-    figure.supxlabel("Bars: 95 % intervals as if events were independent; overlapping events make the true ones wider.", fontsize=8.5, color="#5B616A", x=0.01, ha="left")
+    figure.supxlabel(
+        "Bars: 95 % intervals as if events were independent; overlapping events make the true ones wider.",
+        fontsize=8.5,
+        color="#5B616A",
+        x=0.01,
+        ha="left",
+    )
     return figure
 
 # %% ../../nbs/figures/02_patterns.ipynb #45ed79f3
 def pattern_counts_plot(patterns: pd.DataFrame) -> Figure:
     "How many patterns of each kind: bearish ones to the left, bullish ones to the right."
     need(patterns, "kind", "direction")
-    counts = patterns.groupby(["kind", "direction"], observed=True).size().unstack(fill_value=0).reindex(columns=[1, -1], fill_value=0)
+    counts = (
+        patterns.groupby(["kind", "direction"], observed=True)
+        .size()
+        .unstack(fill_value=0)
+        .reindex(columns=[1, -1], fill_value=0)
+    )
     counts = counts.loc[counts.sum(axis=1).sort_values(kind="stable").index]
     most = counts.index[-1]
     title = f"{len(patterns):,} patterns of {len(counts)} kinds; {percent(counts.loc[most].sum() / len(patterns), 0)} are of the kind {words(most)}"
     figure, axes = canvas(title, size=(9, 1.4 + 0.28 * len(counts)))
     for direction, name in ((-1, "bearish"), (1, "bullish")):
-        bars = axes.barh(range(len(counts)), direction * counts[direction], 0.7, color=direction_colour(direction), label=name)
+        bars = axes.barh(
+            range(len(counts)),
+            direction * counts[direction],
+            0.7,
+            color=direction_colour(direction),
+            label=name,
+        )
         axes.bar_label(bars, [f"{n:,}" if n else "" for n in counts[direction]], padding=4, fontsize=8.5)
     axes.set_yticks(range(len(counts)), [words(kind) for kind in counts.index])
     axes.xaxis.set_major_formatter(lambda value, position=None: f"{abs(value):,.0f}")
@@ -526,10 +1123,14 @@ def weights_plot(weights: pd.DataFrame) -> Figure:  # columns fold model weight
     need(weights, "fold", "model", "weight")
     wide = weights.pivot_table(index="fold", columns="model", values="weight", aggfunc="mean").fillna(0.0)
     heaviest = wide.mean().idxmax()
-    figure, axes = canvas(f"{heaviest} weighs most in the ensemble: {wide[heaviest].mean():.2f} on average", size=(8, 3.4))
+    figure, axes = canvas(
+        f"{heaviest} weighs most in the ensemble: {wide[heaviest].mean():.2f} on average", size=(8, 3.4)
+    )
     bottom = np.zeros(len(wide))
     for model in wide:
-        axes.bar(range(len(wide)), wide[model], bottom=bottom, width=0.7, color=model_colour(model), label=model)
+        axes.bar(
+            range(len(wide)), wide[model], bottom=bottom, width=0.7, color=model_colour(model), label=model
+        )
         bottom += wide[model].to_numpy()
     axes.set_xticks(range(len(wide)), [f"fold {fold}" for fold in wide.index])
     axes.set_ylabel("weight")
@@ -538,25 +1139,43 @@ def weights_plot(weights: pd.DataFrame) -> Figure:  # columns fold model weight
     return figure
 
 # %% ../../nbs/figures/02_patterns.ipynb #267dc88f
-def cost_plot(costs: pd.DataFrame,            # columns cost_bp (basis points a side) mean_r [low high]
-              break_even_bp: float | None,    # costs a side at which the mean R is zero
-              charged_bp: float,              # costs a side in the backtest
-             ) -> Figure:
+def cost_plot(
+    costs: pd.DataFrame,  # columns cost_bp (basis points a side) mean_r [low high]
+    break_even_bp: float | None,  # costs a side at which the mean R is zero
+    charged_bp: float,  # costs a side in the backtest
+) -> Figure:
     "Mean R of the same trades at rising costs, with the break-even and the charged costs."
     need(costs, "cost_bp", "mean_r")
     known = break_even_bp is not None and np.isfinite(break_even_bp) and break_even_bp > 0
-    title = ("No trade was taken: there is nothing to pay for" if costs["mean_r"].isna().all() else
-             f"The trades bear {break_even_bp:.1f} bp a side; {charged_bp:.1f} bp are charged" if known else "The trades lose before any costs")
+    title = (
+        "No trade was taken: there is nothing to pay for"
+        if costs["mean_r"].isna().all()
+        else f"The trades bear {break_even_bp:.1f} bp a side; {charged_bp:.1f} bp are charged"
+        if known
+        else "The trades lose before any costs"
+    )
     traded = costs["mean_r"].notna().any()
     figure, axes = canvas(title, size=(8, 3.8 if traded else 0.6))
     if not traded:
         axes.set_axis_off()
         return figure
     axes.axhline(0, color=NEUTRAL, linewidth=1)
-    if {"low", "high"} <= set(costs): axes.fill_between(costs["cost_bp"], costs["low"], costs["high"], color=INK, alpha=0.1, linewidth=0, label="95 % interval")
+    if {"low", "high"} <= set(costs):
+        axes.fill_between(
+            costs["cost_bp"],
+            costs["low"],
+            costs["high"],
+            color=INK,
+            alpha=0.1,
+            linewidth=0,
+            label="95 % interval",
+        )
     axes.plot(costs["cost_bp"], costs["mean_r"], "o-", color=INK, markersize=4, label="mean R")
     axes.axvline(charged_bp, color=DOWN, linewidth=2, label=f"charged: {charged_bp:.1f} bp")
-    if known: axes.axvline(break_even_bp, color=UP, linewidth=2, linestyle="--", label=f"break-even: {break_even_bp:.1f} bp")
+    if known:
+        axes.axvline(
+            break_even_bp, color=UP, linewidth=2, linestyle="--", label=f"break-even: {break_even_bp:.1f} bp"
+        )
     axes.set(xlabel="fee, half-spread and slippage a side, basis points", ylabel="mean R a trade")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -565,12 +1184,25 @@ def cost_plot(costs: pd.DataFrame,            # columns cost_bp (basis points a 
 def plotly_html(figure: go.Figure, div_id: str, script: str | bool = False) -> str:
     "The figure as a piece of HTML; `script` is plotly's `include_plotlyjs`."
     height = f"{figure.layout.height or 450}px"
-    return figure.to_html(full_html=False, include_plotlyjs=script, div_id=div_id, default_height=height, config={"responsive": True, "displaylogo": False})
+    return figure.to_html(
+        full_html=False,
+        include_plotlyjs=script,
+        div_id=div_id,
+        default_height=height,
+        config={"responsive": True, "displaylogo": False},
+    )
 
-def embed(figure: go.Figure, # to show in a stage notebook
-          div_id: str,       # different for each figure of a page
-         ) -> None:
+
+def embed(
+    figure: go.Figure,  # to show in a stage notebook
+    div_id: str,  # different for each figure of a page
+) -> None:
     "Show the figure here and in the page made from this notebook."
     from IPython.display import publish_display_data
-    publish_display_data({"application/vnd.plotly.v1+json": json.loads(figure.to_json()),
-                          "text/html": plotly_html(figure, div_id, "directory")})
+
+    publish_display_data(
+        {
+            "application/vnd.plotly.v1+json": json.loads(figure.to_json()),
+            "text/html": plotly_html(figure, div_id, "directory"),
+        }
+    )

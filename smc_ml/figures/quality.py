@@ -8,6 +8,7 @@ __all__ = ['series_plot', 'missing_by_day', 'missing_plot', 'quality_figure', 's
 
 # %% ../../nbs/figures/01_quality.ipynb #e85ce2cb
 from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,33 +16,55 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
 from ..candles import TIMEFRAMES
-from .canvas import DOWN, GRID, INK, NEUTRAL, UP, canvas, date_axis
 from ..data.quality.calendars import Slots, is_expected
 from ..data.quality.findings import Findings, findings_table
 from ..data.quality.splices import step_of
+from .canvas import DOWN, GRID, INK, NEUTRAL, UP, canvas, date_axis
 
 # %% ../../nbs/figures/01_quality.ipynb #090cdffa
-_LANE_COLOURS = {"gap": DOWN, "spike": "#CC79A7", "splice": "#7A5195", "clock": "#7A5195", "zero volume": "#E69F00", "frozen": "#56B4E9"}
+_LANE_COLOURS = {
+    "gap": DOWN,
+    "spike": "#CC79A7",
+    "splice": "#7A5195",
+    "clock": "#7A5195",
+    "zero volume": "#E69F00",
+    "frozen": "#56B4E9",
+}
 
-def _plain_log(axis: Axis, set_scale: Callable[[str], None], subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
+
+def _plain_log(
+    axis: Axis, set_scale: Callable[[str], None], subs: tuple[float, ...] = (1.0, 2.0, 5.0)
+) -> None:
     "A logarithmic axis with numbers as people write them."
     set_scale("log")
     axis.set_major_locator(LogLocator(subs=subs, numticks=6))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e5 else f"{value / 1e3:g}k" if value < 1e6 else f"{value / 1e6:g}m"))
+    axis.set_major_formatter(
+        FuncFormatter(
+            lambda value, _: (
+                f"{value:g}" if value < 1e5 else f"{value / 1e3:g}k" if value < 1e6 else f"{value / 1e6:g}m"
+            )
+        )
+    )
     axis.set_minor_formatter(NullFormatter())
 
 # %% ../../nbs/figures/01_quality.ipynb #78ba0820
 def _outline(values: pd.Series, most: int = 1500) -> pd.DataFrame:
     "Lowest and highest value of at most `most` stretches, by time; empty stretches stay empty."
-    if len(values) < 2: return pd.DataFrame({"low": values, "high": values})
-    times = values.index.asi8.astype(float)                      # centuries of nanoseconds are too many for an integer
+    if len(values) < 2:
+        return pd.DataFrame({"low": values, "high": values})
+    times = values.index.asi8.astype(float)  # centuries of nanoseconds are too many for an integer
     width = max((times[-1] - times[0]) / most, 1.0)
     stretch = ((times - times[0]) // width).astype(int)
     groups = values.groupby(stretch)
     places = np.arange(stretch[-1] + 1) if stretch[-1] <= 4 * most else np.unique(stretch)
     starts = np.minimum(times[0] + places * width, times[-1]).astype(np.int64)
-    return pd.DataFrame({"low": groups.min(), "high": groups.max()}).reindex(places).set_axis(pd.DatetimeIndex(starts, tz="UTC").as_unit("ns"))
+    return (
+        pd.DataFrame({"low": groups.min(), "high": groups.max()})
+        .reindex(places)
+        .set_axis(pd.DatetimeIndex(starts, tz="UTC").as_unit("ns"))
+    )
 
 # %% ../../nbs/figures/01_quality.ipynb #0ace7cf0
 def _lanes(axes: Axes, findings: pd.DataFrame) -> None:
@@ -52,7 +75,9 @@ def _lanes(axes: Axes, findings: pd.DataFrame) -> None:
         colour = _LANE_COLOURS.get(kind.split(":")[0], INK)
         axes.hlines([height] * len(rows), rows["start"], rows["end"], color=colour, linewidth=7)
         axes.plot(rows["start"], [height] * len(rows), "|", color=colour, markersize=9, markeredgewidth=1.5)
-    axes.set_yticks(range(len(kinds)), [f"{kind} ({(findings['kind'] == kind).sum():,})" for kind in kinds[::-1]])
+    axes.set_yticks(
+        range(len(kinds)), [f"{kind} ({(findings['kind'] == kind).sum():,})" for kind in kinds[::-1]]
+    )
     axes.set_ylim(-0.7, max(len(kinds) - 0.3, 0.7))
 
 # %% ../../nbs/figures/01_quality.ipynb #c66fbd5e
@@ -61,37 +86,66 @@ def _draw_series(axes: Axes, report: Findings) -> None:
     closes = report.candles["close"].where(lambda values: np.isfinite(values) & (values > 0))
     outline = _outline(closes)
     axes.fill_between(outline.index, outline["low"], outline["high"], color=INK, linewidth=0.8)
-    if (outline["low"] > 0).any() and outline["high"].max() > 3 * outline["low"].min(): _plain_log(axes.yaxis, axes.set_yscale)
-    for gap in report.gaps.nlargest(200, "missing").itertuples(): axes.axvspan(gap.start, gap.end, color=DOWN, alpha=0.25, linewidth=0.5)
-    for each in report.splices.drop_duplicates("time").head(20).itertuples(): axes.axvline(each.time, color=_LANE_COLOURS["splice"], linewidth=1.2, linestyle="--")
+    if (outline["low"] > 0).any() and outline["high"].max() > 3 * outline["low"].min():
+        _plain_log(axes.yaxis, axes.set_yscale)
+    for gap in report.gaps.nlargest(200, "missing").itertuples():
+        axes.axvspan(gap.start, gap.end, color=DOWN, alpha=0.25, linewidth=0.5)
+    for each in report.splices.drop_duplicates("time").head(20).itertuples():
+        axes.axvline(each.time, color=_LANE_COLOURS["splice"], linewidth=1.2, linestyle="--")
     if len(report.spikes):
         marked = report.candles.reindex(pd.DatetimeIndex(report.spikes["time"]))
-        axes.plot(marked.index, np.where(report.spikes["percent"] > 0, marked["high"], marked["low"]), "o", markerfacecolor="none", color=_LANE_COLOURS["spike"], markersize=8)
+        axes.plot(
+            marked.index,
+            np.where(report.spikes["percent"] > 0, marked["high"], marked["low"]),
+            "o",
+            markerfacecolor="none",
+            color=_LANE_COLOURS["spike"],
+            markersize=8,
+        )
     axes.set_ylabel("close")
     date_axis(axes)
 
 # %% ../../nbs/figures/01_quality.ipynb #31b95a72
 def _series_title(report: Findings, kinds: int) -> str:
     gaps, rows = report.gaps, report.rows
-    lacks = f"{gaps['missing'].sum():,} missing in {len(gaps):,} {'gap' if len(gaps) == 1 else 'gaps'}" if len(gaps) else "none missing"
-    return f"{report.name}: {rows:,} {'candle' if rows == 1 else 'candles'} of {report.timeframe}, {lacks}" + ("" if kinds or not rows else ", nothing found")
+    lacks = (
+        f"{gaps['missing'].sum():,} missing in {len(gaps):,} {'gap' if len(gaps) == 1 else 'gaps'}"
+        if len(gaps)
+        else "none missing"
+    )
+    return (
+        f"{report.name}: {rows:,} {'candle' if rows == 1 else 'candles'} of {report.timeframe}, {lacks}"
+        + ("" if kinds or not rows else ", nothing found")
+    )
+
 
 def _draw_found(axes: np.ndarray, report: Findings, findings: pd.DataFrame) -> None:
     "The series, and below it the lanes where there is anything for them."
-    if len(report.candles): _draw_series(axes[0], report)
-    else: axes[0].set(xticks=[], yticks=[], xlabel="no candle that could be drawn")
-    if not len(findings): return
+    if len(report.candles):
+        _draw_series(axes[0], report)
+    else:
+        axes[0].set(xticks=[], yticks=[], xlabel="no candle that could be drawn")
+    if not len(findings):
+        return
     _lanes(axes[1], findings)
     date_axis(axes[1])
     axes[0].sharex(axes[1])
     axes[0].tick_params(labelbottom=False)
+
 
 def series_plot(report: Findings) -> Figure:
     "The closes with gaps shaded, above one lane for each kind of finding."
     findings = findings_table(report)
     kinds = findings["kind"].nunique()
     heights = [3.0] + [0.3 + 0.3 * kinds] * (kinds > 0)
-    figure, axes = canvas(_series_title(report, kinds), len(heights), 1, (10.5, 0.6 + sum(heights)), squeeze=False, height_ratios=heights)
+    figure, axes = canvas(
+        _series_title(report, kinds),
+        len(heights),
+        1,
+        (10.5, 0.6 + sum(heights)),
+        squeeze=False,
+        height_ratios=heights,
+    )
     _draw_found(axes[:, 0], report, findings)
     return figure
 
@@ -99,18 +153,25 @@ def series_plot(report: Findings) -> Figure:
 def missing_by_day(report: Findings) -> pd.Series:
     "Share of the expected candles that is missing on each day; NaN where none is expected."
     times, step = report.candles.index, TIMEFRAMES[report.timeframe].value
-    if not len(times): return pd.Series(dtype=float, index=pd.DatetimeIndex([], tz="UTC"), name="missing")
+    if not len(times):
+        return pd.Series(dtype=float, index=pd.DatetimeIndex([], tz="UTC"), name="missing")
     days = pd.date_range(times[0].floor("D"), times[-1].floor("D"), freq="1D", unit="ns")
     first, last = int(times[0].value // step), int(times[-1].value // step)
     edges = np.append(days.asi8 // step, last + 1).clip(first)
     slots = Slots(report.calendar, step, first, last)
     expected = slots.expected(edges[:-1], edges[1:])
-    there = np.bincount(days.searchsorted(times[is_expected(times, report.timeframe, report.calendar)], side="right") - 1, minlength=len(days))
-    return pd.Series(np.where(expected > 0, (expected - there) / np.maximum(expected, 1), np.nan), days, name="missing")
+    there = np.bincount(
+        days.searchsorted(times[is_expected(times, report.timeframe, report.calendar)], side="right") - 1,
+        minlength=len(days),
+    )
+    return pd.Series(
+        np.where(expected > 0, (expected - there) / np.maximum(expected, 1), np.nan), days, name="missing"
+    )
 
 # %% ../../nbs/figures/01_quality.ipynb #003af183
 _MISSING = LinearSegmentedColormap.from_list("missing", ["#EAF3F9", "#F6B48C", DOWN, "#5A1E00"])
 _CLOSED = LinearSegmentedColormap.from_list("closed", [GRID, GRID])
+
 
 def _draw_months(figure: Figure, axes: Axes, daily: pd.Series, rows: list[pd.Period]) -> None:
     "A month a row, a day a square; a colour for the missing share."
@@ -121,25 +182,42 @@ def _draw_months(figure: Figure, axes: Axes, daily: pd.Series, rows: list[pd.Per
         share[row, of.index.day - 1], closed[row, of.index.day[of.isna()] - 1] = of, 1.0
     grid = {"edgecolors": "white", "linewidth": 1}
     axes.pcolormesh(np.arange(32), np.arange(len(share) + 1), closed, cmap=_CLOSED, **grid)
-    mesh = axes.pcolormesh(np.arange(32), np.arange(len(share) + 1), np.sqrt(share), cmap=_MISSING, vmin=0, vmax=1, **grid)
+    mesh = axes.pcolormesh(
+        np.arange(32), np.arange(len(share) + 1), np.sqrt(share), cmap=_MISSING, vmin=0, vmax=1, **grid
+    )
     axes.set_yticks(np.arange(len(rows)) + 0.5, [month.strftime("%b %Y") for month in rows])
     axes.set_xticks(np.arange(31) + 0.5, range(1, 32))
-    axes.invert_yaxis(); axes.grid(False); axes.tick_params(length=0)
-    for side in axes.spines.values(): side.set_visible(False)
-    marks = {"none": 0, "1 %": 0.01, "10 %": 0.1, "30 %": 0.3, "all missing": 1} if len(rows) > 4 else {"none": 0, "10 %": 0.1, "all missing": 1}
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    marks = (
+        {"none": 0, "1 %": 0.01, "10 %": 0.1, "30 %": 0.3, "all missing": 1}
+        if len(rows) > 4
+        else {"none": 0, "10 %": 0.1, "all missing": 1}
+    )
     bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=12, ticks=np.sqrt(list(marks.values())))
-    bar.set_ticklabels(list(marks)); bar.outline.set_visible(False)
+    bar.set_ticklabels(list(marks))
+    bar.outline.set_visible(False)
 
 # %% ../../nbs/figures/01_quality.ipynb #95a434fb
 def _missing_title(daily: pd.Series) -> str:
     bad = int((daily > 0).sum())
-    return f"candles are missing on {bad:,} of {int(daily.notna().sum()):,} days" if bad else "no day lacks a candle"
+    return (
+        f"candles are missing on {bad:,} of {int(daily.notna().sum()):,} days"
+        if bad
+        else "no day lacks a candle"
+    )
+
 
 def missing_plot(report: Findings) -> Figure:
     "Calendar of the missing share, a month a row."
     daily = missing_by_day(report)
     rows = sorted(daily.index.tz_localize(None).to_period("M").unique())[-60:]
-    figure, axes = canvas(f"{report.name}: {_missing_title(daily)}", 1, 1, (10, 1.6 + 0.27 * max(len(rows), 1)))
+    figure, axes = canvas(
+        f"{report.name}: {_missing_title(daily)}", 1, 1, (10, 1.6 + 0.27 * max(len(rows), 1))
+    )
     _draw_months(figure, axes, daily, rows)
     return figure
 
@@ -148,15 +226,31 @@ def _months_that_lack(daily: pd.Series, most: int = 12) -> tuple[list[pd.Period]
     "The months with missing candles, in order, of more than `most` those that lack most; and how much of the whole that is."
     months = daily.index.tz_localize(None).to_period("M")
     lost = daily[daily > 0].groupby(months[daily > 0]).sum()
-    shown = "" if len(lost) == months.nunique() <= most else ", all in these months" if len(lost) <= most else ", most of them in these months"
+    shown = (
+        ""
+        if len(lost) == months.nunique() <= most
+        else ", all in these months"
+        if len(lost) <= most
+        else ", most of them in these months"
+    )
     return sorted(lost.nlargest(most).index), shown
+
 
 def quality_figure(report: Findings) -> Figure:
     "The series with its findings, and the days on which candles are missing."
     findings, daily = findings_table(report), missing_by_day(report)
     kinds, (months, shown) = findings["kind"].nunique(), _months_that_lack(daily)
-    heights = [3.0] + [0.3 + 0.3 * kinds] * (kinds > 0) + [max(0.6 + 0.24 * len(months), 1.2)] * (len(months) > 0)
-    figure, axes = canvas(_series_title(report, kinds), len(heights), 1, (10.5, 0.6 + sum(heights)), squeeze=False, height_ratios=heights)
+    heights = (
+        [3.0] + [0.3 + 0.3 * kinds] * (kinds > 0) + [max(0.6 + 0.24 * len(months), 1.2)] * (len(months) > 0)
+    )
+    figure, axes = canvas(
+        _series_title(report, kinds),
+        len(heights),
+        1,
+        (10.5, 0.6 + sum(heights)),
+        squeeze=False,
+        height_ratios=heights,
+    )
     _draw_found(axes[:, 0], report, findings)
     if months:
         _draw_months(figure, axes[-1, 0], daily, months)
@@ -168,19 +262,40 @@ def _candle_bars(axes: Axes, candles: pd.DataFrame) -> None:
     "Wicks and bodies at 0, 1, 2, …"
     at, colour = np.arange(len(candles)), np.where(candles["close"] >= candles["open"], UP, DOWN)
     axes.vlines(at, candles["low"], candles["high"], color=colour, linewidth=1)
-    axes.vlines(at, candles[["open", "close"]].min(axis=1), candles[["open", "close"]].max(axis=1), color=colour, linewidth=4)
+    axes.vlines(
+        at,
+        candles[["open", "close"]].min(axis=1),
+        candles[["open", "close"]].max(axis=1),
+        color=colour,
+        linewidth=4,
+    )
 
 # %% ../../nbs/figures/01_quality.ipynb #95ea51ec
 def _neighbourhood(axes: Axes, report: Findings, time: pd.Timestamp, around: int = 12) -> None:
     "Candles around one time, the other series as a line with the same start."
     row = report.candles.index.searchsorted(time)
-    near = report.candles.iloc[max(0, row - around):row + around + 1]
+    near = report.candles.iloc[max(0, row - around) : row + around + 1]
     _candle_bars(axes, near)
-    axes.axvspan(row - max(0, row - around) - 0.5, row - max(0, row - around) + 0.5, color="#CC79A7", alpha=0.2, linewidth=0)
+    axes.axvspan(
+        row - max(0, row - around) - 0.5,
+        row - max(0, row - around) + 0.5,
+        color="#CC79A7",
+        alpha=0.2,
+        linewidth=0,
+    )
     if report.other is not None:
-        other = report.other["close"].reindex(near.index - (report.facts["lag"] or 0) * TIMEFRAMES[report.timeframe])
+        other = report.other["close"].reindex(
+            near.index - (report.facts["lag"] or 0) * TIMEFRAMES[report.timeframe]
+        )
         first = other.first_valid_index()
-        if first is not None: axes.plot(np.arange(len(near)), other.to_numpy() * near["close"].iloc[other.index.get_loc(first)] / other[first], color=INK, linewidth=1.4, label=report.other_name)
+        if first is not None:
+            axes.plot(
+                np.arange(len(near)),
+                other.to_numpy() * near["close"].iloc[other.index.get_loc(first)] / other[first],
+                color=INK,
+                linewidth=1.4,
+                label=report.other_name,
+            )
     marks = np.linspace(0, len(near) - 1, 3).astype(int)
     axes.set_xticks(marks, [f"{near.index[mark]:%H:%M}" for mark in marks])
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -191,25 +306,46 @@ def spike_plot(report: Findings, most: int = 6) -> Figure:
     spikes = report.spikes.nlargest(most, "score")
     shown = spikes[["time", "percent"]]
     if not len(spikes) and len(report.candles):
-        move = 100 * (report.candles["close"] / report.candles["open"] - 1).replace([np.inf, -np.inf], np.nan).dropna()
-        shown = pd.DataFrame({"time": (top := move.loc[move.abs().nlargest(most).index]).index, "percent": top.to_numpy()})
+        move = (
+            100
+            * (report.candles["close"] / report.candles["open"] - 1)
+            .replace([np.inf, -np.inf], np.nan)
+            .dropna()
+        )
+        shown = pd.DataFrame(
+            {"time": (top := move.loc[move.abs().nlargest(most).index]).index, "percent": top.to_numpy()}
+        )
     count = len(report.spikes)
-    title = f"{report.name}: {count:,} {'spike' if count == 1 else 'spikes'} that came straight back" if count else f"{report.name}: no spike; these are the largest moves within a candle"
+    title = (
+        f"{report.name}: {count:,} {'spike' if count == 1 else 'spikes'} that came straight back"
+        if count
+        else f"{report.name}: no spike; these are the largest moves within a candle"
+    )
     rows = max(1, -(-len(shown) // 3))
     figure, axes = canvas(title, rows, 3, (10.5, 0.7 + 2.5 * rows), squeeze=False)
     for part, each in zip(axes.flat, shown.itertuples()):
         _neighbourhood(part, report, each.time)
         part.set_title(f"{each.percent:+.1f} % at {each.time:%Y-%m-%d %H:%M}", fontsize=10)
-    for part in axes.flat[len(shown):]: part.set_visible(False)
-    if len(shown) and axes.flat[0].get_legend_handles_labels()[0]: axes.flat[0].legend(loc="best")
+    for part in axes.flat[len(shown) :]:
+        part.set_visible(False)
+    if len(shown) and axes.flat[0].get_legend_handles_labels()[0]:
+        axes.flat[0].legend(loc="best")
     return figure
 
 # %% ../../nbs/figures/01_quality.ipynb #fb7aeed2
 def _pieces(report: Findings, most: int = 4) -> list[tuple[str, pd.DataFrame]]:
     "The candles between splices, named by their first day."
-    cuts = report.candles.index.searchsorted(pd.DatetimeIndex(report.splices["time"]).unique().sort_values()) if len(report.splices) else []
-    bounds = [0, *[int(cut) for cut in cuts][:most - 1], len(report.candles)]
-    return [(f"from {part.index[0]:%Y-%m-%d}" if len(bounds) > 2 else report.name, part) for first, last in zip(bounds[:-1], bounds[1:]) if len(part := report.candles.iloc[first:last])]
+    cuts = (
+        report.candles.index.searchsorted(pd.DatetimeIndex(report.splices["time"]).unique().sort_values())
+        if len(report.splices)
+        else []
+    )
+    bounds = [0, *[int(cut) for cut in cuts][: most - 1], len(report.candles)]
+    return [
+        (f"from {part.index[0]:%Y-%m-%d}" if len(bounds) > 2 else report.name, part)
+        for first, last in zip(bounds[:-1], bounds[1:])
+        if len(part := report.candles.iloc[first:last])
+    ]
 
 # %% ../../nbs/figures/01_quality.ipynb #97e8d795
 def _histogram(axes: Axes, parts: dict[str, np.ndarray], label: str) -> None:
@@ -220,9 +356,18 @@ def _histogram(axes: Axes, parts: dict[str, np.ndarray], label: str) -> None:
         low, high = np.quantile(together, [0.0005, 0.9995])
         bins = np.geomspace(low, max(high, 1.001 * low), 60)
         for name, values in parts.items():
-            if len(values): axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), histtype="step", linewidth=1.6, label=name)
+            if len(values):
+                axes.hist(
+                    values,
+                    bins,
+                    weights=np.full(len(values), 1 / len(values)),
+                    histtype="step",
+                    linewidth=1.6,
+                    label=name,
+                )
         _plain_log(axes.xaxis, axes.set_xscale, subs=(1.0,))
-    else: axes.text(0.5, 0.5, "nothing to show", transform=axes.transAxes, ha="center", color=NEUTRAL)
+    else:
+        axes.text(0.5, 0.5, "nothing to show", transform=axes.transAxes, ha="center", color=NEUTRAL)
     axes.set(xlabel=label, ylabel="share of candles")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
@@ -231,10 +376,18 @@ def _last_digits(axes: Axes, parts: list[tuple[str, pd.DataFrame]]) -> None:
     "Last digit of the closes, counted in ticks of the finest piece."
     steps = [step_of(part[["high", "low"]].dropna().to_numpy()) for _, part in parts]
     known = [step for step in steps if step]
-    if not known: return axes.set(xlabel="the prices lie on no tick", yticks=[], xticks=[])
+    if not known:
+        return axes.set(xlabel="the prices lie on no tick", yticks=[], xticks=[])
     for place, (name, part) in enumerate(parts):
-        digits = np.round(part["close"][np.isfinite(part["close"])].to_numpy() / min(known)).astype(np.int64) % 10
-        axes.bar(np.arange(10) + 0.8 * (place - (len(parts) - 1) / 2) / len(parts), np.bincount(digits, minlength=10) / max(len(digits), 1), 0.8 / len(parts), label=name)
+        digits = (
+            np.round(part["close"][np.isfinite(part["close"])].to_numpy() / min(known)).astype(np.int64) % 10
+        )
+        axes.bar(
+            np.arange(10) + 0.8 * (place - (len(parts) - 1) / 2) / len(parts),
+            np.bincount(digits, minlength=10) / max(len(digits), 1),
+            0.8 / len(parts),
+            label=name,
+        )
     axes.set_xticks(range(10))
     axes.set(xlabel=f"last digit of the close in ticks of {min(known):g}", ylabel="share of candles")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -243,13 +396,27 @@ def _last_digits(axes: Axes, parts: list[tuple[str, pd.DataFrame]]) -> None:
 def shape_plot(report: Findings) -> Figure:
     "Ranges, volumes and last digits of each piece between splices."
     parts, count = _pieces(report), report.splices["time"].nunique()
-    title = f"{report.name}: {count + 1} pieces that do not look alike" if count else f"{report.name}: one piece" + (f", median range {report.facts['median_range_basis_points']:.3g} basis points" if report.facts["median_range_basis_points"] else "")
+    title = (
+        f"{report.name}: {count + 1} pieces that do not look alike"
+        if count
+        else f"{report.name}: one piece"
+        + (
+            f", median range {report.facts['median_range_basis_points']:.3g} basis points"
+            if report.facts["median_range_basis_points"]
+            else ""
+        )
+    )
     figure, axes = canvas(title, 1, 3, (11, 3.3))
     with np.errstate(all="ignore"):
-        _histogram(axes[0], {name: (1e4 * (part["high"] - part["low"]) / part["close"]).to_numpy() for name, part in parts}, "range of a candle, basis points")
+        _histogram(
+            axes[0],
+            {name: (1e4 * (part["high"] - part["low"]) / part["close"]).to_numpy() for name, part in parts},
+            "range of a candle, basis points",
+        )
         _histogram(axes[1], {name: part["volume"].to_numpy() for name, part in parts}, "volume of a candle")
         _last_digits(axes[2], parts)
-    if len(parts) > 1: figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(parts))
+    if len(parts) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(parts))
     return figure
 
 # %% ../../nbs/figures/01_quality.ipynb #6ab96db6
@@ -258,10 +425,22 @@ def clock_plot(report: Findings) -> Figure:
     lags, hours = report.lags, TIMEFRAMES[report.timeframe] / pd.Timedelta("1h")
     seen = lags.dropna(subset="lag")
     shifts = sorted(set(seen["lag"] * hours))
-    said = "cannot be compared" if not len(seen) else "agree in time" if shifts == [0] else f"are apart by {' and '.join(f'{shift:g}' for shift in shifts[:4])} h"
+    said = (
+        "cannot be compared"
+        if not len(seen)
+        else "agree in time"
+        if shifts == [0]
+        else f"are apart by {' and '.join(f'{shift:g}' for shift in shifts[:4])} h"
+    )
     figure, axes = canvas(f"{report.name} and {report.other_name} {said}", 1, 2, (10.5, 2.9))
     middle = lags["start"] + (lags["end"] - lags["start"]) / 2
-    axes[0].hlines(seen["lag"] * hours, seen["start"], seen["end"], color=np.where(seen["lag"] == 0, UP, DOWN), linewidth=5)
+    axes[0].hlines(
+        seen["lag"] * hours,
+        seen["start"],
+        seen["end"],
+        color=np.where(seen["lag"] == 0, UP, DOWN),
+        linewidth=5,
+    )
     axes[0].axhline(0, color=INK, linewidth=1, linestyle=":")
     axes[0].set(ylabel="shift, hours", ylim=(min([-1.0, *shifts]) * 1.2, max([1.0, *shifts]) * 1.2))
     axes[1].plot(middle, lags["correlation"], "o-", color=UP, label="at the best shift")
@@ -269,11 +448,16 @@ def clock_plot(report: Findings) -> Figure:
     axes[1].set(ylabel="correlation of returns", ylim=(-0.1, 1.05))
     axes[1].legend(loc="lower left")
     if len(lags):
-        for part in axes: date_axis(part)
+        for part in axes:
+            date_axis(part)
     return figure
 
 # %% ../../nbs/figures/01_quality.ipynb #86d4b940
 def quality_figures(report: Findings) -> list[Figure]:
     "The series with all that was found; the spikes, the pieces and the clocks only where something is wrong with them."
-    further = {spike_plot: len(report.spikes), shape_plot: len(report.splices), clock_plot: len(report.clock) if report.other is not None else 0}
+    further = {
+        spike_plot: len(report.spikes),
+        shape_plot: len(report.splices),
+        clock_plot: len(report.clock) if report.other is not None else 0,
+    }
     return [quality_figure(report), *(draw(report) for draw, found in further.items() if found)]

@@ -10,51 +10,104 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
 from ..evaluation.overfitting import Overfitting, SharpeReport
-from .canvas import DOWN, INK, NEUTRAL, UP, canvas, date_axis, need, model_colour
+from .canvas import DOWN, INK, UP, canvas, date_axis, model_colour, need
 
 # %% ../../nbs/figures/06_selection.ipynb #009ca578
-def strategies_plot(table: pd.DataFrame, # of `strategy_table`
-                    chosen: str) -> Figure:
+def strategies_plot(
+    table: pd.DataFrame,  # of `strategy_table`
+    chosen: str,
+) -> Figure:
     "Mean daily return of each strategy with its 95 % interval, the chosen one marked."
     need(table, "strategy", "model", "trades", "daily_bp", "low_bp", "high_bp")
     more = int((table["low_bp"] > 0).sum())
-    figure, axes = canvas(f"By itself, the interval of {more} of {len(table)} strategies lies above zero", size=(9, 1.5 + 0.26 * len(table)))
+    figure, axes = canvas(
+        f"By itself, the interval of {more} of {len(table)} strategies lies above zero",
+        size=(9, 1.5 + 0.26 * len(table)),
+    )
     for height, row in enumerate(table.iloc[::-1].itertuples()):
         marked = row.strategy == chosen
-        axes.plot([row.low_bp, row.high_bp], [height] * 2, color=model_colour(row.model), linewidth=4 if marked else 2, alpha=1 if marked else 0.75)
-        axes.plot(row.daily_bp, height, "D" if marked else "o", color=model_colour(row.model), markersize=8 if marked else 5)
+        axes.plot(
+            [row.low_bp, row.high_bp],
+            [height] * 2,
+            color=model_colour(row.model),
+            linewidth=4 if marked else 2,
+            alpha=1 if marked else 0.75,
+        )
+        axes.plot(
+            row.daily_bp,
+            height,
+            "D" if marked else "o",
+            color=model_colour(row.model),
+            markersize=8 if marked else 5,
+        )
     axes.axvline(0, color=INK, linewidth=1, linestyle=":")
-    axes.set_yticks(range(len(table)), [f"{row.strategy} · {row.trades:,} trade{'s' * (row.trades != 1)}".replace("-", "−") for row in table.iloc[::-1].itertuples()])
-    for tick, name in zip(axes.get_yticklabels(), table["strategy"].iloc[::-1]): tick.set_fontweight("bold" if name == chosen else "normal")
+    axes.set_yticks(
+        range(len(table)),
+        [
+            f"{row.strategy} · {row.trades:,} trade{'s' * (row.trades != 1)}".replace("-", "−")
+            for row in table.iloc[::-1].itertuples()
+        ],
+    )
+    for tick, name in zip(axes.get_yticklabels(), table["strategy"].iloc[::-1]):
+        tick.set_fontweight("bold" if name == chosen else "normal")
     axes.set(xlabel="basis points a day after costs, 95 % interval", ylim=(-0.7, len(table) - 0.3))
     return figure
 
 # %% ../../nbs/figures/06_selection.ipynb #b62c5282
 def _place(number: int) -> str:
     "1st, 2nd, 3rd, 4th …"
-    return f"{number}{'th' if 10 <= number % 100 <= 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+    return (
+        f"{number}{'th' if 10 <= number % 100 <= 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+    )
 
-def fan_plot(returns: pd.DataFrame, # (days, strategies), of `daily_returns`
-             models: dict[str, str], # strategy -> model
-             chosen: str) -> Figure:
+
+def fan_plot(
+    returns: pd.DataFrame,  # (days, strategies), of `daily_returns`
+    models: dict[str, str],  # strategy -> model
+    chosen: str,
+) -> Figure:
     "What each account would have become, the chosen one in bold."
     need(returns, chosen)
     grown = (1 + returns).cumprod() - 1
     final = grown.iloc[-1]
-    figure, axes = canvas(f"{chosen}: {100 * final[chosen]:+.1f} % in {len(returns)} days, {_place(int((final > final[chosen]).sum()) + 1)} of {returns.shape[1]}".replace("-", "−"), size=(9, 4.2))
-    for name in returns: axes.plot(grown.index, 100 * grown[name], color=model_colour(models[name]), linewidth=3 if name == chosen else 1, alpha=1 if name == chosen else 0.6, zorder=3 if name == chosen else 2)
+    figure, axes = canvas(
+        f"{chosen}: {100 * final[chosen]:+.1f} % in {len(returns)} days, {_place(int((final > final[chosen]).sum()) + 1)} of {returns.shape[1]}".replace(
+            "-", "−"
+        ),
+        size=(9, 4.2),
+    )
+    for name in returns:
+        axes.plot(
+            grown.index,
+            100 * grown[name],
+            color=model_colour(models[name]),
+            linewidth=3 if name == chosen else 1,
+            alpha=1 if name == chosen else 0.6,
+            zorder=3 if name == chosen else 2,
+        )
     axes.axhline(0, color=INK, linewidth=1, linestyle=":")
     date_axis(axes)
     axes.margins(x=0)
     axes.set(ylabel="gain since the first day, %")
     known = dict.fromkeys(models[name] for name in returns)
-    axes.legend([*(Line2D([], [], color=model_colour(model)) for model in known), Line2D([], [], color=model_colour(models[chosen]), linewidth=3)], [*known, "chosen"], loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(
+        [
+            *(Line2D([], [], color=model_colour(model)) for model in known),
+            Line2D([], [], color=model_colour(models[chosen]), linewidth=3),
+        ],
+        [*known, "chosen"],
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+    )
     return figure
 
 # %% ../../nbs/figures/06_selection.ipynb #5b484d7c
-def overfitting_plot(found: Overfitting | str, # or why there is none
-                     report: SharpeReport) -> Figure:
+def overfitting_plot(
+    found: Overfitting | str,  # or why there is none
+    report: SharpeReport,
+) -> Figure:
     "Ranks and performances of the winners of one half of the days in the other half; the reason where they are not known."
     if isinstance(found, str):
         figure, axes = canvas("Overfitting cannot be judged", size=(9, 1.2))
@@ -62,15 +115,31 @@ def overfitting_plot(found: Overfitting | str, # or why there is none
         axes.axis("off")
         return figure
     deflated = "not known" if report.dsr is None else f"{report.dsr:.2f}"
-    figure, (left, right) = canvas(f"The best of one half of the days is at the median or below in the other in {found.pbo:.0%} of the cuts", 1, 2, (11, 4.2))
+    figure, (left, right) = canvas(
+        f"The best of one half of the days is at the median or below in the other in {found.pbo:.0%} of the cuts",
+        1,
+        2,
+        (11, 4.2),
+    )
     left.hist(found.logits, bins=np.linspace(*_around(found.logits), 41), color=UP)
     left.axvline(0, color=INK, linewidth=1, linestyle=":")
-    left.set(title=f"{report.trials:,} trials, deflated Sharpe ratio {deflated}, PBO {found.pbo:.2f}", xlabel="logit of its rank there; left of 0: the median or below", ylabel=f"of {len(found.logits):,} ways to halve the days")
+    left.set(
+        title=f"{report.trials:,} trials, deflated Sharpe ratio {deflated}, PBO {found.pbo:.2f}",
+        xlabel="logit of its rank there; left of 0: the median or below",
+        ylabel=f"of {len(found.logits):,} ways to halve the days",
+    )
     known = np.isfinite(found.in_sample) & np.isfinite(found.out_of_sample)
-    right.hexbin(found.in_sample[known], found.out_of_sample[known], gridsize=45, bins="log", cmap="Blues", mincnt=1)
+    right.hexbin(
+        found.in_sample[known], found.out_of_sample[known], gridsize=45, bins="log", cmap="Blues", mincnt=1
+    )
     right.axhline(0, color=DOWN, linewidth=1, linestyle=":")
-    right.set(title=f"It loses there in {found.loss_share:.0%}", xlabel="mean over standard deviation of its days, where it won", ylabel="the same, in the other half")
+    right.set(
+        title=f"It loses there in {found.loss_share:.0%}",
+        xlabel="mean over standard deviation of its days, where it won",
+        ylabel="the same, in the other half",
+    )
     return figure
+
 
 def _around(values: np.ndarray) -> tuple[float, float]:
     "Bounds around the values that hold zero and are not one point."

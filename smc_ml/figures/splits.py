@@ -13,32 +13,70 @@ from matplotlib.colors import ListedColormap
 from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+
 from .canvas import DOWN, INK, UP, canvas, date_axis, need
 from ..labels.splits import EMBARGOED, PURGED, TEST, TRAIN, UNUSED, PurgedSplitter
 
 # %% ../../nbs/figures/03_splits.ipynb #b14ba954
-SHOWN = {UNUSED: ("unused", "#FFFFFF"), TRAIN: ("trains", "#C9CDD2"), TEST: ("judged", UP), EMBARGOED: ("embargoed", "#E6B400"), PURGED: ("purged", DOWN)} # the later hides the earlier
+SHOWN = {
+    UNUSED: ("unused", "#FFFFFF"),
+    TRAIN: ("trains", "#C9CDD2"),
+    TEST: ("judged", UP),
+    EMBARGOED: ("embargoed", "#E6B400"),
+    PURGED: ("purged", DOWN),
+}  # the later hides the earlier
+
 
 def _picture(splitter: PurgedSplitter, labels: pd.DataFrame, bins: int) -> np.ndarray:
     "(folds, bins): place in `SHOWN` of the role that is shown."
     since = labels["time"] - labels["time"].min()
     place, rank = (since / since.max() * (bins - 1)).astype(int).to_numpy(), np.argsort(list(SHOWN))
-    return np.array([pd.Series(rank[roles]).groupby(place).max().reindex(range(bins)).ffill() for roles in splitter.roles(labels)], int)
+    return np.array(
+        [
+            pd.Series(rank[roles]).groupby(place).max().reindex(range(bins)).ffill()
+            for roles in splitter.roles(labels)
+        ],
+        int,
+    )
+
 
 def _legend(axes, roles: set[int]) -> None:
     "What the colours mean, beside the axes."
-    axes.legend(handles=[Patch(facecolor=colour, edgecolor="#C9CDD2", label=words) for role, (words, colour) in SHOWN.items() if role in roles], loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(
+        handles=[
+            Patch(facecolor=colour, edgecolor="#C9CDD2", label=words)
+            for role, (words, colour) in SHOWN.items()
+            if role in roles
+        ],
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+    )
 
-def fold_plot(splitter: PurgedSplitter,
-              labels: pd.DataFrame,    # with `time` and `exit_at`
-              bins: int = 600,         # strips of time
-              title: str | None = None) -> Figure:
+
+def fold_plot(
+    splitter: PurgedSplitter,
+    labels: pd.DataFrame,  # with `time` and `exit_at`
+    bins: int = 600,  # strips of time
+    title: str | None = None,
+) -> Figure:
     "The role of the events of each strip of time in each fold."
     need(labels, "time", "exit_at")
     picture = _picture(splitter, labels, bins)
-    figure, axes = canvas(title or f"{len(picture)} folds, each judged on trades that began after its training trades had ended", size=(9, 1.3 + 0.34 * len(picture)))
+    figure, axes = canvas(
+        title
+        or f"{len(picture)} folds, each judged on trades that began after its training trades had ended",
+        size=(9, 1.3 + 0.34 * len(picture)),
+    )
     ends = date2num([labels["time"].min(), labels["time"].max()])
-    axes.imshow(picture, aspect="auto", interpolation="nearest", vmin=0, vmax=len(SHOWN) - 1, cmap=ListedColormap([colour for _, colour in SHOWN.values()]), extent=(*ends, len(picture) - 0.5, -0.5))
+    axes.imshow(
+        picture,
+        aspect="auto",
+        interpolation="nearest",
+        vmin=0,
+        vmax=len(SHOWN) - 1,
+        cmap=ListedColormap([colour for _, colour in SHOWN.values()]),
+        extent=(*ends, len(picture) - 0.5, -0.5),
+    )
     axes.set_yticks(range(len(picture)), [f"fold {fold}" for fold in range(len(picture))])
     axes.xaxis_date()
     date_axis(axes)
@@ -47,18 +85,33 @@ def fold_plot(splitter: PurgedSplitter,
     return figure
 
 # %% ../../nbs/figures/03_splits.ipynb #2a19bf51
-def boundary_plot(splitter: PurgedSplitter, labels: pd.DataFrame, fold: int = 0,
-                  around: pd.Timedelta = pd.Timedelta("1D"), # shown before and after the first judged decision
-                 ) -> Figure:
+def boundary_plot(
+    splitter: PurgedSplitter,
+    labels: pd.DataFrame,
+    fold: int = 0,
+    around: pd.Timedelta = pd.Timedelta("1D"),  # shown before and after the first judged decision
+) -> Figure:
     "The trades around the first decision of a fold, from decision to end, by role."
     need(labels, "time", "exit_at")
     roles = list(splitter.roles(labels))[fold]
     start, last = labels["time"][roles == TEST].min(), labels["exit_at"][roles == TRAIN]
     near = ((labels["time"] - start).abs() <= around).to_numpy()
     trades, gap = labels[near], (start - last[last <= start].max()) / pd.Timedelta("1h")
-    figure, axes = canvas(f"Fold {fold}: the last training trade ended {gap:.1f} h before the first judged decision", size=(9, 4.2))
-    lines = [[(start, height), (end, height)] for height, (start, end) in enumerate(zip(date2num(trades["time"]), date2num(trades["exit_at"])))]
-    axes.add_collection(LineCollection(lines, colors=[SHOWN[role][1] for role in roles[near]], linewidths=np.clip(220 / len(trades), 0.8, 4)))
+    figure, axes = canvas(
+        f"Fold {fold}: the last training trade ended {gap:.1f} h before the first judged decision",
+        size=(9, 4.2),
+    )
+    lines = [
+        [(start, height), (end, height)]
+        for height, (start, end) in enumerate(zip(date2num(trades["time"]), date2num(trades["exit_at"])))
+    ]
+    axes.add_collection(
+        LineCollection(
+            lines,
+            colors=[SHOWN[role][1] for role in roles[near]],
+            linewidths=np.clip(220 / len(trades), 0.8, 4),
+        )
+    )
     axes.autoscale()
     axes.axvline(start, color=INK, linewidth=1, linestyle=":")
     axes.xaxis_date()

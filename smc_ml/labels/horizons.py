@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 from pydantic import Field, field_validator
+
 from ..candles import TIMEFRAMES, closes_at, segments
 from ..config import Section, UserError
 
@@ -18,32 +19,54 @@ from ..config import Section, UserError
 class HorizonError(UserError):
     "A horizon that the candles cannot measure."
 
+
 class HorizonConfig(Section):
     "How far ahead, and how small a move is none."
+
     model_config = {"title": "horizons"}
-    horizons: tuple[str, ...] = Field(("15m", "1h", "4h", "12h"), strict=False, min_length=1, description="lengths of time: minutes (m), hours (h) or days (d), multiples of a candle")
-    dead_band: float = Field(0.5, ge=0, description="largest return that is flat, standard deviations of returns over the horizon")
-    volatility_bars: int = Field(288, ge=20, description="candles in that standard deviation, the row itself the last")
+    horizons: tuple[str, ...] = Field(
+        ("15m", "1h", "4h", "12h"),
+        strict=False,
+        min_length=1,
+        description="lengths of time: minutes (m), hours (h) or days (d), multiples of a candle",
+    )
+    dead_band: float = Field(
+        0.5, ge=0, description="largest return that is flat, standard deviations of returns over the horizon"
+    )
+    volatility_bars: int = Field(
+        288, ge=20, description="candles in that standard deviation, the row itself the last"
+    )
     maximum_hole: int = Field(3, ge=0, description="missing candles in a row that a horizon may reach across")
     weekends_closed: bool = Field(False, description="a hole that holds a whole Saturday, UTC, is none")
-    maximum_missing: float = Field(0.1, ge=0, lt=1, description="share of a horizon's candles that may be missing; with more of them the row has no target")
+    maximum_missing: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of a horizon's candles that may be missing; with more of them the row has no target",
+    )
 
     @field_validator("horizons")
     @classmethod
     def _known_lengths(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names: length_of(name)
+        for name in names:
+            length_of(name)
         return names
+
 
 def length_of(horizon: str) -> pd.Timedelta:
     "A length of time, from a whole number and m, h or d."
-    if not (horizon[:-1].isdecimal() and int(horizon[:-1]) > 0 and horizon[-1] in "mhd"): raise ValueError(f"{horizon!r} is no length of time such as 15m, 4h or 1d")
+    if not (horizon[:-1].isdecimal() and int(horizon[:-1]) > 0 and horizon[-1] in "mhd"):
+        raise ValueError(f"{horizon!r} is no length of time such as 15m, 4h or 1d")
     return pd.Timedelta(int(horizon[:-1]), {"m": "min"}.get(horizon[-1], horizon[-1]))
 
 # %% ../../nbs/labels/01_horizons.ipynb #a0ed3ab2
 def horizon_ends(candles: pd.DataFrame, horizon: str, timeframe: str, maximum_missing: float) -> np.ndarray:
     "Position of each row's last candle within the horizon; -1 where too many candles are missing or the candles end before."
     length, step = length_of(horizon), TIMEFRAMES[timeframe]
-    if length % step: raise HorizonError(f"a horizon of {horizon} is no multiple of a {timeframe} candle: take one that is, or shorter candles")
+    if length % step:
+        raise HorizonError(
+            f"a horizon of {horizon} is no multiple of a {timeframe} candle: take one that is, or shorter candles"
+        )
     closes, wanted = closes_at(candles, timeframe), length // step
     ends = closes.searchsorted(closes + length, side="right") - 1
     missing = wanted - (ends - np.arange(len(candles)))
@@ -55,11 +78,13 @@ def extremes_ahead(high: np.ndarray, low: np.ndarray, ends: np.ndarray) -> tuple
     "Highest high and lowest low after each row, up to its end; NaN where that is -1."
     highest, lowest = np.full(len(ends), np.nan), np.full(len(ends), np.nan)
     for row in range(len(ends)):
-        if ends[row] <= row: continue
+        if ends[row] <= row:
+            continue
         highest[row], lowest[row] = high[row + 1], low[row + 1]
         for ahead in range(row + 2, ends[row] + 1):
             highest[row], lowest[row] = max(highest[row], high[ahead]), min(lowest[row], low[ahead])
     return highest, lowest
+
 
 def _moves(candles: pd.DataFrame, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Log return, drawdown and rally from the next open to each row's end."
@@ -76,30 +101,46 @@ def volatility(candles: pd.DataFrame, timeframe: str, window: int) -> np.ndarray
     returns = np.log(candles["close"]).diff().where(step)
     return returns.rolling(window, min_periods=window // 2).std().to_numpy()
 
+
 def direction_of(move: np.ndarray, band: np.ndarray) -> pd.arrays.IntegerArray:
     "+1 above the band, -1 below its mirror, 0 within; missing where either is unknown."
     unknown = np.isnan(move) | np.isnan(band)
-    return pd.arrays.IntegerArray(np.where(unknown, 0, np.sign(move) * (np.abs(move) > band)).astype(np.int8), unknown)
+    return pd.arrays.IntegerArray(
+        np.where(unknown, 0, np.sign(move) * (np.abs(move) > band)).astype(np.int8), unknown
+    )
 
 # %% ../../nbs/labels/01_horizons.ipynb #7c24e1bf
-def horizon_targets(candles: pd.DataFrame,
-                    config: HorizonConfig = HorizonConfig(),
-                    timeframe: str = "5m",  # of `candles`
-                   ) -> pd.DataFrame:
+def horizon_targets(
+    candles: pd.DataFrame,
+    config: HorizonConfig = HorizonConfig(),
+    timeframe: str = "5m",  # of `candles`
+) -> pd.DataFrame:
     "Columns `return_`, `direction_`, `drawdown_` and `rally_<horizon>`, indexed like the candles; known only when the horizon has passed."
     backward = np.flatnonzero(np.diff(candles.index.asi8) <= 0)
-    if len(backward): raise HorizonError(f"open_time {candles.index[backward[0] + 1]} does not come after {candles.index[backward[0]]}: sort the candles by time")
+    if len(backward):
+        raise HorizonError(
+            f"open_time {candles.index[backward[0] + 1]} does not come after {candles.index[backward[0]]}: sort the candles by time"
+        )
     parts = segments(candles, timeframe, config.maximum_hole, config.weekends_closed)
     return pd.concat([_segment_targets(candles[part], config, timeframe) for part in parts or [slice(0, 0)]])
+
 
 def _segment_targets(candles: pd.DataFrame, config: HorizonConfig, timeframe: str) -> pd.DataFrame:
     "The targets of candles without a long hole."
     spread, columns = volatility(candles, timeframe, config.volatility_bars), {}
     for horizon in config.horizons:
-        move, drawdown, rally = _moves(candles, horizon_ends(candles, horizon, timeframe, config.maximum_missing))
+        move, drawdown, rally = _moves(
+            candles, horizon_ends(candles, horizon, timeframe, config.maximum_missing)
+        )
         band = config.dead_band * spread * np.sqrt(length_of(horizon) / TIMEFRAMES[timeframe])
-        columns |= {f"return_{horizon}": move, f"direction_{horizon}": direction_of(move, band), f"drawdown_{horizon}": drawdown, f"rally_{horizon}": rally}
+        columns |= {
+            f"return_{horizon}": move,
+            f"direction_{horizon}": direction_of(move, band),
+            f"drawdown_{horizon}": drawdown,
+            f"rally_{horizon}": rally,
+        }
     return pd.DataFrame(columns, index=candles.index)
+
 
 def known_at(candles: pd.DataFrame, horizon: str, timeframe: str = "5m") -> pd.DatetimeIndex:
     "When the target of each row is known, by which splits purge: its close plus the horizon."

@@ -12,10 +12,12 @@ __all__ = ['NOT_FILLED', 'RESTING', 'STOP', 'TARGET', 'TIMEOUT', 'EXIT_REASONS',
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
+
 import numpy as np
 import pandas as pd
 from numba import njit
 from pydantic import Field, field_validator, model_validator
+
 from ..candles import TIMEFRAMES, average_true_range, closes_at, resample, segments, validate_candles
 from ..config import Section, UserError
 from ..patterns.confluence import BREAKS, WEIGHTS, ZONES, confluence_at
@@ -26,9 +28,14 @@ from ..patterns.sessions import active_sessions
 # %% ../../nbs/labels/00_outcomes.ipynb #b3444d66
 class Costs(Section):
     "What a trade pays, as shares of the price on each side."
+
     model_config = {"title": "costs"}
-    fee_rate: float = Field(0.0004, ge=0, lt=0.1, description="exchange fee a side, share of the price (0.0004 = 4 basis points)")
-    slippage_rate: float = Field(0.0001, ge=0, lt=0.1, description="half spread and slippage a side, share of the price")
+    fee_rate: float = Field(
+        0.0004, ge=0, lt=0.1, description="exchange fee a side, share of the price (0.0004 = 4 basis points)"
+    )
+    slippage_rate: float = Field(
+        0.0001, ge=0, lt=0.1, description="half spread and slippage a side, share of the price"
+    )
 
     @property
     def rate(self) -> float:
@@ -38,41 +45,85 @@ class Costs(Section):
 # %% ../../nbs/labels/00_outcomes.ipynb #73064e46
 class LabelingConfig(Section):
     "Which patterns are traded, and how."
+
     model_config = {"title": "labels"}
-    kinds: tuple[str, ...] = Field(("order_block", "fair_value_gap", "liquidity_sweep"), strict=False, description="kinds of patterns that are traded")
+    kinds: tuple[str, ...] = Field(
+        ("order_block", "fair_value_gap", "liquidity_sweep"),
+        strict=False,
+        description="kinds of patterns that are traded",
+    )
     timeframes: tuple[str, ...] = Field(("15m",), strict=False, description="timeframes of those patterns")
-    scales: tuple[str, ...] = Field(("internal",), strict=False, description="scales of structure whose order blocks are traded")
-    liquidity: tuple[str, ...] = Field(("swing", "equal"), strict=False, description="whose liquidity's sweeps are traded: swing, equal, day, week, asia, …")
-    entry: Literal["next_open", "limit_edge", "limit_middle"] = Field("next_open", description="at the open after the decision, or by a limit order at the near edge or the middle of the zone")
-    maximum_wait: int = Field(288, ge=1, description="next_open: base candles that a zone waits for its first touch")
-    limit_expiry: int = Field(144, ge=1, description="limit orders: base candles until an order that is not filled expires")
+    scales: tuple[str, ...] = Field(
+        ("internal",), strict=False, description="scales of structure whose order blocks are traded"
+    )
+    liquidity: tuple[str, ...] = Field(
+        ("swing", "equal"),
+        strict=False,
+        description="whose liquidity's sweeps are traded: swing, equal, day, week, asia, …",
+    )
+    entry: Literal["next_open", "limit_edge", "limit_middle"] = Field(
+        "next_open",
+        description="at the open after the decision, or by a limit order at the near edge or the middle of the zone",
+    )
+    maximum_wait: int = Field(
+        288, ge=1, description="next_open: base candles that a zone waits for its first touch"
+    )
+    limit_expiry: int = Field(
+        144, ge=1, description="limit orders: base candles until an order that is not filled expires"
+    )
     stop_buffer: float = Field(0.25, ge=0, description="stop beyond the zone, average true ranges")
-    minimum_risk: float = Field(0.004, gt=0, lt=0.5, description="smallest distance of the stop, share of the price")
+    minimum_risk: float = Field(
+        0.004, gt=0, lt=0.5, description="smallest distance of the stop, share of the price"
+    )
     target_r: float = Field(1.5, gt=0, description="distance of the target, multiples of the risk")
-    minimum_bars: int = Field(0, ge=0, description="shortest holding time, base candles: the target is not taken before; the stop holds from the start")
+    minimum_bars: int = Field(
+        0,
+        ge=0,
+        description="shortest holding time, base candles: the target is not taken before; the stop holds from the start",
+    )
     maximum_bars: int = Field(144, ge=1, description="time limit of a trade, base candles")
-    minimum_profit_r: float = Field(0.0, description="result after costs above which a trade counts as won, multiples of the risk")
+    minimum_profit_r: float = Field(
+        0.0, description="result after costs above which a trade counts as won, multiples of the risk"
+    )
 
     @field_validator("kinds", "timeframes", "scales", "liquidity")
     @classmethod
     def _known_names(cls, names: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        known = {"kinds": KINDS, "timeframes": tuple(TIMEFRAMES), "scales": SCALES[1:], "liquidity": LABELS[LABELS.index("swing"):]}[info.field_name]
+        known = {
+            "kinds": KINDS,
+            "timeframes": tuple(TIMEFRAMES),
+            "scales": SCALES[1:],
+            "liquidity": LABELS[LABELS.index("swing") :],
+        }[info.field_name]
         unknown = [name for name in names if name not in known]
-        if unknown: raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)}")
         return names
 
     @model_validator(mode="after")
     def _target_before_time_limit(self) -> Self:
-        if self.minimum_bars < self.maximum_bars: return self
-        raise ValueError(f"labels.minimum_bars is {self.minimum_bars}, labels.maximum_bars {self.maximum_bars}: leave time for the target in between")
+        if self.minimum_bars < self.maximum_bars:
+            return self
+        raise ValueError(
+            f"labels.minimum_bars is {self.minimum_bars}, labels.maximum_bars {self.maximum_bars}: leave time for the target in between"
+        )
+
 
 class LabelError(UserError):
     "Candles and patterns that do not belong together; names symbol, time and remedy."
 
 # %% ../../nbs/labels/00_outcomes.ipynb #f5422bd4
 @njit(cache=True)
-def first_touch(high: np.ndarray, low: np.ndarray, close: np.ndarray, start: np.ndarray, direction: np.ndarray,
-                top: np.ndarray, bottom: np.ndarray, maximum_wait: int) -> np.ndarray:
+def first_touch(
+    high: np.ndarray,
+    low: np.ndarray,
+    close: np.ndarray,
+    start: np.ndarray,
+    direction: np.ndarray,
+    top: np.ndarray,
+    bottom: np.ndarray,
+    maximum_wait: int,
+) -> np.ndarray:
     "Row of the first candle from `start` on that touches each zone and closes on its near side or inside; -1 where there is none."
     rows = np.full(len(start), -1, np.int64)
     for zone in range(len(start)):
@@ -80,97 +131,188 @@ def first_touch(high: np.ndarray, low: np.ndarray, close: np.ndarray, start: np.
             touched = low[row] <= top[zone] if direction[zone] > 0 else high[row] >= bottom[zone]
             if touched:
                 held = close[row] >= bottom[zone] if direction[zone] > 0 else close[row] <= top[zone]
-                if held: rows[zone] = row
+                if held:
+                    rows[zone] = row
                 break
     return rows
 
 # %% ../../nbs/labels/00_outcomes.ipynb #6d963fa9
 NOT_FILLED, RESTING = -1, -2
 
+
 @njit(cache=True)
-def limit_fills(open_: np.ndarray, high: np.ndarray, low: np.ndarray, start: np.ndarray, direction: np.ndarray,
-                limit: np.ndarray, expiry: int) -> tuple[np.ndarray, np.ndarray]:
+def limit_fills(
+    open_: np.ndarray,
+    high: np.ndarray,
+    low: np.ndarray,
+    start: np.ndarray,
+    direction: np.ndarray,
+    limit: np.ndarray,
+    expiry: int,
+) -> tuple[np.ndarray, np.ndarray]:
     "Row and price at which each order is filled; rows `NOT_FILLED` for expired ones, `RESTING` where the candles end before."
     rows, prices = np.full(len(limit), NOT_FILLED, np.int64), limit.copy()
     for order in range(len(limit)):
         side, end = direction[order], start[order] + expiry
         for row in range(start[order], min(end, len(open_))):
             opens_beyond = side * (open_[row] - limit[order]) <= 0
-            if opens_beyond: prices[order] = open_[row]
+            if opens_beyond:
+                prices[order] = open_[row]
             if opens_beyond or ((low[row] <= limit[order]) if side > 0 else (high[row] >= limit[order])):
                 rows[order] = row
                 break
-        if rows[order] < 0 and end > len(open_): rows[order] = RESTING
+        if rows[order] < 0 and end > len(open_):
+            rows[order] = RESTING
     return rows, prices
 
 # %% ../../nbs/labels/00_outcomes.ipynb #a50b3395
 STOP, TARGET, TIMEOUT = range(3)
 EXIT_REASONS = ("stop", "target", "timeout")
 
+
 @njit(cache=True)
-def barrier_exits(open_: np.ndarray, high: np.ndarray, low: np.ndarray, entry_row: np.ndarray, direction: np.ndarray, stop: np.ndarray, target: np.ndarray,
-                  maximum_bars: int, minimum_bars: int = 0, entry: np.ndarray | None = None) -> tuple[np.ndarray, ...]: # entry price, default the open; entry_row -1: no trade
+def barrier_exits(
+    open_: np.ndarray,
+    high: np.ndarray,
+    low: np.ndarray,
+    entry_row: np.ndarray,
+    direction: np.ndarray,
+    stop: np.ndarray,
+    target: np.ndarray,
+    maximum_bars: int,
+    minimum_bars: int = 0,
+    entry: np.ndarray | None = None,
+) -> tuple[np.ndarray, ...]:  # entry price, default the open; entry_row -1: no trade
     "Exit row (-1: not over yet), reason, price, the best and worst price seen, and whether the order of events within a candle is in doubt."
     size = len(stop)
-    rows, reasons, prices, ambiguous = np.full(size, -1, np.int64), np.zeros(size, np.int8), np.full(size, np.nan), np.zeros(size, np.bool_)
+    rows, reasons, prices, ambiguous = (
+        np.full(size, -1, np.int64),
+        np.zeros(size, np.int8),
+        np.full(size, np.nan),
+        np.zeros(size, np.bool_),
+    )
     best, worst = np.full(size, np.nan), np.full(size, np.nan)
     for trade in range(size):
         side, first = direction[trade], entry_row[trade]
-        if first < 0: continue
+        if first < 0:
+            continue
         price = open_[first] if entry is None else entry[trade]
         top, bottom = price, price
         for row in range(first, min(first + maximum_bars + 1, len(open_))):
-            inside = row == first and price != open_[row]   # filled within this candle: its favourable side may be older than the trade
+            inside = (
+                row == first and price != open_[row]
+            )  # filled within this candle: its favourable side may be older than the trade
             stopped = low[row] <= stop[trade] if side > 0 else high[row] >= stop[trade]
-            reached = row - first >= minimum_bars and (high[row] >= target[trade] if side > 0 else low[row] <= target[trade])
-            if row == first + maximum_bars: rows[trade], reasons[trade], prices[trade] = row, TIMEOUT, open_[row]
-            elif side * (open_[row] - stop[trade]) <= 0: rows[trade], reasons[trade], prices[trade] = row, STOP, open_[row]
-            elif stopped: rows[trade], reasons[trade], prices[trade], ambiguous[trade] = row, STOP, stop[trade], ambiguous[trade] or reached
-            elif reached and not inside: rows[trade], reasons[trade], prices[trade], ambiguous[trade] = row, TARGET, target[trade], False
-            elif reached: ambiguous[trade] = True
-            if rows[trade] >= 0: break
-            if not (inside and side > 0): top = max(top, high[row])
-            if not (inside and side < 0): bottom = min(bottom, low[row])
-        if rows[trade] >= 0: top, bottom = max(top, prices[trade]), min(bottom, prices[trade])
+            reached = row - first >= minimum_bars and (
+                high[row] >= target[trade] if side > 0 else low[row] <= target[trade]
+            )
+            if row == first + maximum_bars:
+                rows[trade], reasons[trade], prices[trade] = row, TIMEOUT, open_[row]
+            elif side * (open_[row] - stop[trade]) <= 0:
+                rows[trade], reasons[trade], prices[trade] = row, STOP, open_[row]
+            elif stopped:
+                rows[trade], reasons[trade], prices[trade], ambiguous[trade] = (
+                    row,
+                    STOP,
+                    stop[trade],
+                    ambiguous[trade] or reached,
+                )
+            elif reached and not inside:
+                rows[trade], reasons[trade], prices[trade], ambiguous[trade] = (
+                    row,
+                    TARGET,
+                    target[trade],
+                    False,
+                )
+            elif reached:
+                ambiguous[trade] = True
+            if rows[trade] >= 0:
+                break
+            if not (inside and side > 0):
+                top = max(top, high[row])
+            if not (inside and side < 0):
+                bottom = min(bottom, low[row])
+        if rows[trade] >= 0:
+            top, bottom = max(top, prices[trade]), min(bottom, prices[trade])
         best[trade], worst[trade] = (top, bottom) if side > 0 else (bottom, top)
     return rows, reasons, prices, best, worst, ambiguous
 
 # %% ../../nbs/labels/00_outcomes.ipynb #b73ee4ba
 @njit(cache=True)
-def replay(base: np.ndarray, finer: np.ndarray, parts: int,            # both have three rows: open, high, low; `parts` finer candles make one of base
-           first: np.ndarray, last: np.ndarray,                        # candles from entry to exit; of a trade that was given up, to the last one held through
-           head: np.ndarray, tail: np.ndarray,                         # finer candles in place of `first` and of `last` start here; -1: none
-           direction: np.ndarray, entry: np.ndarray, stop: np.ndarray, target: np.ndarray, minimum_bars: int = 0) -> tuple[np.ndarray, ...]:
+def replay(
+    base: np.ndarray,
+    finer: np.ndarray,
+    parts: int,  # both have three rows: open, high, low; `parts` finer candles make one of base
+    first: np.ndarray,
+    last: np.ndarray,  # candles from entry to exit; of a trade that was given up, to the last one held through
+    head: np.ndarray,
+    tail: np.ndarray,  # finer candles in place of `first` and of `last` start here; -1: none
+    direction: np.ndarray,
+    entry: np.ndarray,
+    stop: np.ndarray,
+    target: np.ndarray,
+    minimum_bars: int = 0,
+) -> tuple[np.ndarray, ...]:
     "Exit row (-1: not yet over), reason, price, best and worst price, and whether doubt remains, as `barrier_exits` has them."
     size, start = len(first), np.zeros(1, np.int64)
-    rows, reasons, prices, ambiguous = np.full(size, -1, np.int64), np.zeros(size, np.int8), np.full(size, np.nan), np.ones(size, np.bool_)
+    rows, reasons, prices, ambiguous = (
+        np.full(size, -1, np.int64),
+        np.zeros(size, np.int8),
+        np.full(size, np.nan),
+        np.ones(size, np.bool_),
+    )
     best, worst = np.full(size, np.nan), np.full(size, np.nan)
     for trade in range(size):
         one, a, b = slice(trade, trade + 1), head[trade], tail[trade]
-        begin = finer[:, a:a + parts] if a >= 0 else base[:, first[trade]:first[trade] + 1]
-        end = finer[:, b:b + parts] if b >= 0 else base[:, max(first[trade] + 1, last[trade]):last[trade] + 1]
-        path = np.concatenate((begin, base[:, first[trade] + 1:last[trade]], end), axis=1)
+        begin = finer[:, a : a + parts] if a >= 0 else base[:, first[trade] : first[trade] + 1]
+        end = (
+            finer[:, b : b + parts]
+            if b >= 0
+            else base[:, max(first[trade] + 1, last[trade]) : last[trade] + 1]
+        )
+        path = np.concatenate((begin, base[:, first[trade] + 1 : last[trade]], end), axis=1)
         open_, high, low = path[0], path[1], path[2]
         at, price, by_limit = start, open_[:1], entry[trade] != base[0, first[trade]]
-        if by_limit and a >= 0: at, price = limit_fills(open_, high, low, start, direction[one], entry[one], parts)
-        elif by_limit: price = entry[one]
-        if at[0] < 0 or direction[trade] * (price[0] - stop[trade]) <= 0: continue
-        exits = barrier_exits(open_, high, low, at, direction[one], stop[one], target[one], len(open_), minimum_bars, price)
-        if exits[0][0] >= 0: rows[trade] = first[trade] if exits[0][0] < begin.shape[1] else last[trade]
-        reasons[trade], prices[trade], best[trade], worst[trade], ambiguous[trade] = exits[1][0], exits[2][0], exits[3][0], exits[4][0], exits[5][0]
+        if by_limit and a >= 0:
+            at, price = limit_fills(open_, high, low, start, direction[one], entry[one], parts)
+        elif by_limit:
+            price = entry[one]
+        if at[0] < 0 or direction[trade] * (price[0] - stop[trade]) <= 0:
+            continue
+        exits = barrier_exits(
+            open_, high, low, at, direction[one], stop[one], target[one], len(open_), minimum_bars, price
+        )
+        if exits[0][0] >= 0:
+            rows[trade] = first[trade] if exits[0][0] < begin.shape[1] else last[trade]
+        reasons[trade], prices[trade], best[trade], worst[trade], ambiguous[trade] = (
+            exits[1][0],
+            exits[2][0],
+            exits[3][0],
+            exits[4][0],
+            exits[5][0],
+        )
     return rows, reasons, prices, best, worst, ambiguous
 
 # %% ../../nbs/labels/00_outcomes.ipynb #600ee06a
-def _check_timeframes(candles: pd.DataFrame, patterns: pd.DataFrame, symbol: str, config: LabelingConfig, timeframe: str) -> None:
+def _check_timeframes(
+    candles: pd.DataFrame, patterns: pd.DataFrame, symbol: str, config: LabelingConfig, timeframe: str
+) -> None:
     "Raise a `LabelError` for candles or patterns of another timeframe than said."
     order, steps = list(TIMEFRAMES), candles.index[1:] - candles.index[:-1]
     if len(steps) and steps.min() != TIMEFRAMES[timeframe]:
-        raise LabelError(f"{symbol}: the candles are {steps.min()} apart at {candles.index[steps.argmin()]}, not {TIMEFRAMES[timeframe]}: say their timeframe, or resample them")
+        raise LabelError(
+            f"{symbol}: the candles are {steps.min()} apart at {candles.index[steps.argmin()]}, not {TIMEFRAMES[timeframe]}: say their timeframe, or resample them"
+        )
     shorter = [name for name in config.timeframes if order.index(name) < order.index(timeframe)]
-    if shorter: raise LabelError(f"{symbol}: {shorter[0]} patterns cannot be traded on {timeframe} candles: take shorter candles, or set labels.timeframes to {timeframe} and longer")
+    if shorter:
+        raise LabelError(
+            f"{symbol}: {shorter[0]} patterns cannot be traded on {timeframe} candles: take shorter candles, or set labels.timeframes to {timeframe} and longer"
+        )
     found = list(patterns["timeframe"].unique())
     if len(found) and not set(found) & set(config.timeframes):
-        raise LabelError(f"{symbol}: labels.timeframes is {', '.join(config.timeframes)}, but the patterns are of {', '.join(found)}: detect them on those timeframes, or set labels.timeframes")
+        raise LabelError(
+            f"{symbol}: labels.timeframes is {', '.join(config.timeframes)}, but the patterns are of {', '.join(found)}: detect them on those timeframes, or set labels.timeframes"
+        )
 
 # %% ../../nbs/labels/00_outcomes.ipynb #950d2c0b
 def _check_market(candles: pd.DataFrame, patterns: pd.DataFrame, symbol: str, timeframe: str) -> None:
@@ -179,34 +321,57 @@ def _check_market(candles: pd.DataFrame, patterns: pd.DataFrame, symbol: str, ti
         raise LabelError(f"{symbol}: the patterns are of {other.iloc[0]}: give each symbol its own patterns")
     first, last = candles.index[0], closes_at(candles, timeframe)[-1]
     outside = (patterns["known_at"] < first) | (patterns["known_at"] > last)
-    if outside.any(): raise LabelError(f"{symbol}: a pattern is known at {patterns['known_at'][outside].iloc[0]}, but the candles are from {first} to {last}: detect the patterns on these candles")
+    if outside.any():
+        raise LabelError(
+            f"{symbol}: a pattern is known at {patterns['known_at'][outside].iloc[0]}, but the candles are from {first} to {last}: detect the patterns on these candles"
+        )
     low, high = candles["low"].min(), candles["high"].max()
     strange = (patterns["bottom"] > high) | (patterns["top"] < low)
     if strange.mean() > 0.5:
         pattern = patterns[strange].iloc[0]
-        raise LabelError(f"{symbol}: {strange.sum()} of {len(patterns)} patterns lie at prices without candles: one known at {pattern['known_at']} lies at {pattern['bottom']:g} to {pattern['top']:g}, and the candles at {low:g} to {high:g}: the patterns are of another symbol")
+        raise LabelError(
+            f"{symbol}: {strange.sum()} of {len(patterns)} patterns lie at prices without candles: one known at {pattern['known_at']} lies at {pattern['bottom']:g} to {pattern['top']:g}, and the candles at {low:g} to {high:g}: the patterns are of another symbol"
+        )
 
 # %% ../../nbs/labels/00_outcomes.ipynb #4ee0329f
 def _among(column: pd.Series, names: Sequence[str]) -> np.ndarray:
     "`isin`, looked up once a category instead of once a row."
     categories = column.astype("category").cat
-    return np.append(categories.categories.isin(names), False)[categories.codes]   # the code of a missing value, -1, picks the last
+    return np.append(categories.categories.isin(names), False)[
+        categories.codes
+    ]  # the code of a missing value, -1, picks the last
+
 
 def _in_order(events: pd.DataFrame) -> pd.DataFrame:
     "Sorted by decision row; ties by `known_at`, kind and `formed_at`."
     known, formed = (pd.DatetimeIndex(events[name]).asi8 for name in ("known_at", "formed_at"))
-    return events.iloc[np.lexsort((formed, events["kind"].astype("category").cat.codes, known, events["row"]))]
+    return events.iloc[
+        np.lexsort((formed, events["kind"].astype("category").cat.codes, known, events["row"]))
+    ]
 
 # %% ../../nbs/labels/00_outcomes.ipynb #73b08340
-def _decisions(candles: pd.DataFrame, patterns: pd.DataFrame, config: LabelingConfig, timeframe: str) -> pd.DataFrame:
+def _decisions(
+    candles: pd.DataFrame, patterns: pd.DataFrame, config: LabelingConfig, timeframe: str
+) -> pd.DataFrame:
     "Traded patterns with their decision row, in its order; those never touched, or decided on the last candle, are left out."
-    chosen = _among(patterns["scale"], ("", *config.scales)) & ((patterns["kind"] != "liquidity_sweep") | _among(patterns["label"], config.liquidity))
-    traded = patterns[_among(patterns["kind"], config.kinds) & _among(patterns["timeframe"], config.timeframes) & chosen]
+    chosen = _among(patterns["scale"], ("", *config.scales)) & (
+        (patterns["kind"] != "liquidity_sweep") | _among(patterns["label"], config.liquidity)
+    )
+    traded = patterns[
+        _among(patterns["kind"], config.kinds) & _among(patterns["timeframe"], config.timeframes) & chosen
+    ]
     rows = closes_at(candles, timeframe).searchsorted(traded["known_at"])
     if config.entry == "next_open":
         start = candles.index.searchsorted(traded["known_at"])
         side, top, bottom = (traded[name].to_numpy() for name in ("direction", "top", "bottom"))
-        touched = first_touch(*(candles[name].to_numpy() for name in ("high", "low", "close")), start, side, top, bottom, config.maximum_wait)
+        touched = first_touch(
+            *(candles[name].to_numpy() for name in ("high", "low", "close")),
+            start,
+            side,
+            top,
+            bottom,
+            config.maximum_wait,
+        )
         rows = np.where(traded["kind"] == "liquidity_sweep", rows, touched)
     return _in_order(traded.assign(row=rows)[(rows >= 0) & (rows < len(candles) - 1)])
 
@@ -215,33 +380,57 @@ def _entries(candles: pd.DataFrame, events: pd.DataFrame, config: LabelingConfig
     "Entry row and price of each decision, and the price seen when it was taken."
     row, side = events["row"].to_numpy(), events["direction"].to_numpy()
     open_, high, low, close = (candles[name].to_numpy() for name in ("open", "high", "low", "close"))
-    if config.entry == "next_open": return events.assign(entry_row=row + 1, entry=open_[row + 1], seen=open_[row + 1], aim=close[row])
+    if config.entry == "next_open":
+        return events.assign(entry_row=row + 1, entry=open_[row + 1], seen=open_[row + 1], aim=close[row])
     top, bottom = events["top"].to_numpy(), events["bottom"].to_numpy()
     limit = (top + bottom) / 2 if config.entry == "limit_middle" else np.where(side > 0, top, bottom)
     filled, price = limit_fills(open_, high, low, row + 1, side, limit, config.limit_expiry)
     return events.assign(entry_row=filled, entry=price, seen=close[row], aim=limit)
+
 
 def _barriers(candles: pd.DataFrame, events: pd.DataFrame, config: LabelingConfig) -> pd.DataFrame:
     "Stop and target of each entry; those beyond their own stop, and those whose average true range is unknown, are left out."
     side, entry = events["direction"].to_numpy(), events["entry"].to_numpy()
     buffer = config.stop_buffer * average_true_range(candles)[events["row"].to_numpy()]
     zone_stop = np.where(side > 0, events["bottom"] - buffer, events["top"] + buffer)
-    stop = np.where(side > 0, np.minimum(zone_stop, entry * (1 - config.minimum_risk)), np.maximum(zone_stop, entry * (1 + config.minimum_risk)))
-    return events.assign(stop=stop, target=entry + config.target_r * (entry - stop))[side * (events["seen"].to_numpy() - zone_stop) > 0]
+    stop = np.where(
+        side > 0,
+        np.minimum(zone_stop, entry * (1 - config.minimum_risk)),
+        np.maximum(zone_stop, entry * (1 + config.minimum_risk)),
+    )
+    return events.assign(stop=stop, target=entry + config.target_r * (entry - stop))[
+        side * (events["seen"].to_numpy() - zone_stop) > 0
+    ]
 
 # %% ../../nbs/labels/00_outcomes.ipynb #7166f6fd
-def _confluence(events: pd.DataFrame,   # sorted by `time`
-                patterns: pd.DataFrame, # of all timeframes, sorted by `known_at`
-                pattern_config: PatternConfig) -> np.ndarray:
+def _confluence(
+    events: pd.DataFrame,  # sorted by `time`
+    patterns: pd.DataFrame,  # of all timeframes, sorted by `known_at`
+    pattern_config: PatternConfig,
+) -> np.ndarray:
     "Agreement of the higher timeframes with each event when it was decided; NaN where nothing of them is known."
-    out, order, aim, side = np.full(len(events), np.nan), list(TIMEFRAMES), events["aim"].to_numpy(), events["direction"].to_numpy()
+    out, order, aim, side = (
+        np.full(len(events), np.nan),
+        list(TIMEFRAMES),
+        events["aim"].to_numpy(),
+        events["direction"].to_numpy(),
+    )
     for timeframe in events["timeframe"].unique():
-        higher = {name: weight for name, weight in WEIGHTS.items() if order.index(name) > order.index(timeframe)}
+        higher = {
+            name: weight for name, weight in WEIGHTS.items() if order.index(name) > order.index(timeframe)
+        }
         above = _among(patterns["timeframe"], list(higher))
-        rows = np.flatnonzero((events["timeframe"] == timeframe) & (events["time"] >= patterns["known_at"][above].min()))
-        if not higher or not len(rows): continue
-        telling = patterns[above & _among(patterns["kind"], (*BREAKS, *ZONES))]      # the rest says nothing of trend or zones
-        score = confluence_at(pd.DatetimeIndex(events["time"])[rows], aim[rows], telling, pattern_config, higher)["score"].to_numpy()
+        rows = np.flatnonzero(
+            (events["timeframe"] == timeframe) & (events["time"] >= patterns["known_at"][above].min())
+        )
+        if not higher or not len(rows):
+            continue
+        telling = patterns[
+            above & _among(patterns["kind"], (*BREAKS, *ZONES))
+        ]  # the rest says nothing of trend or zones
+        score = confluence_at(
+            pd.DatetimeIndex(events["time"])[rows], aim[rows], telling, pattern_config, higher
+        )["score"].to_numpy()
         out[rows] = score * side[rows]
     return out
 
@@ -249,63 +438,135 @@ def _confluence(events: pd.DataFrame,   # sorted by `time`
 def _parts(finer: pd.DataFrame, symbol: str, timeframe: str) -> int:
     "How many of the finer candles make a candle of `timeframe`; a `LabelError` where none do, or where they are not in order."
     missing, index = [name for name in ("open", "high", "low") if name not in finer], finer.index
-    if missing: raise LabelError(f"{symbol}: the finer candles have no column {missing[0]}: rename or add it")
-    if not isinstance(index, pd.DatetimeIndex) or str(index.tz) != "UTC" or not index.is_monotonic_increasing or not index.is_unique:
-        raise LabelError(f"{symbol}: the finer candles are not indexed by ascending open times in UTC, each of them once: convert and sort them")
+    if missing:
+        raise LabelError(f"{symbol}: the finer candles have no column {missing[0]}: rename or add it")
+    if (
+        not isinstance(index, pd.DatetimeIndex)
+        or str(index.tz) != "UTC"
+        or not index.is_monotonic_increasing
+        or not index.is_unique
+    ):
+        raise LabelError(
+            f"{symbol}: the finer candles are not indexed by ascending open times in UTC, each of them once: convert and sort them"
+        )
     bad = ~np.isfinite(finer[["open", "high", "low"]]).all(axis=1)
-    if bad.any(): raise LabelError(f"{symbol}: the finer candle of {index[bad.argmax()]} has a price that is no number: remove it, then its time counts as a hole")
-    if len(index) < 2: raise LabelError(f"{symbol}: {len(index)} finer candles are too few to tell their timeframe: leave them out")
+    if bad.any():
+        raise LabelError(
+            f"{symbol}: the finer candle of {index[bad.argmax()]} has a price that is no number: remove it, then its time counts as a hole"
+        )
+    if len(index) < 2:
+        raise LabelError(
+            f"{symbol}: {len(index)} finer candles are too few to tell their timeframe: leave them out"
+        )
     step, whole = (index[1:] - index[:-1]).min(), TIMEFRAMES[timeframe]
     if step >= whole or whole % step:
-        raise LabelError(f"{symbol}: finer candles of {step / pd.Timedelta('1min'):g} minutes do not divide candles of {timeframe}: give candles of a shorter timeframe that does, or leave them out")
+        raise LabelError(
+            f"{symbol}: finer candles of {step / pd.Timedelta('1min'):g} minutes do not divide candles of {timeframe}: give candles of a shorter timeframe that does, or leave them out"
+        )
     off_grid = index != index.floor(step)
-    if off_grid.any(): raise LabelError(f"{symbol}: the finer candle of {index[off_grid.argmax()]} does not open at a multiple of {step / pd.Timedelta('1min'):g} minutes: check its times")
+    if off_grid.any():
+        raise LabelError(
+            f"{symbol}: the finer candle of {index[off_grid.argmax()]} does not open at a multiple of {step / pd.Timedelta('1min'):g} minutes: check its times"
+        )
     return whole // step
 
 # %% ../../nbs/labels/00_outcomes.ipynb #e170fe7a
-TOLERANCE = 0.02   # of a candle's range, within which its finer candles reach its high and low
+TOLERANCE = 0.02  # of a candle's range, within which its finer candles reach its high and low
 
-def _finer_places(candles: pd.DataFrame, finer: pd.DataFrame, rows: np.ndarray, parts: int, symbol: str, timeframe: str) -> np.ndarray:
+
+def _finer_places(
+    candles: pd.DataFrame, finer: pd.DataFrame, rows: np.ndarray, parts: int, symbol: str, timeframe: str
+) -> np.ndarray:
     "Where the finer candles of each row start; -1 where they are not all there or reach less far."
     times, places = candles.index[rows], np.full(len(rows), -1)
     start, end = (finer.index.searchsorted(moments) for moments in (times, times + TIMEFRAMES[timeframe]))
     whole = np.flatnonzero(end - start == parts)
-    span, (high, low) = start[whole, None] + np.arange(parts), (candles[name].to_numpy()[rows[whole]] for name in ("high", "low"))
+    span, (high, low) = (
+        start[whole, None] + np.arange(parts),
+        (candles[name].to_numpy()[rows[whole]] for name in ("high", "low")),
+    )
     highest, lowest = finer["high"].to_numpy()[span].max(axis=1), finer["low"].to_numpy()[span].min(axis=1)
-    off_high, off_low = np.abs(highest - high) > TOLERANCE * (high - low), np.abs(lowest - low) > TOLERANCE * (high - low)
+    off_high, off_low = (
+        np.abs(highest - high) > TOLERANCE * (high - low),
+        np.abs(lowest - low) > TOLERANCE * (high - low),
+    )
     if (off_high & off_low).any():
         bad = (off_high & off_low).argmax()
-        raise LabelError(f"{symbol}: the candle of {times[whole[bad]]} reaches from {low[bad]:g} to {high[bad]:g}, its finer candles from {lowest[bad]:g} to {highest[bad]:g}: they are of another market, or their times are shifted")
+        raise LabelError(
+            f"{symbol}: the candle of {times[whole[bad]]} reaches from {low[bad]:g} to {high[bad]:g}, its finer candles from {lowest[bad]:g} to {highest[bad]:g}: they are of another market, or their times are shifted"
+        )
     agree = whole[~off_high & ~off_low]
     places[agree] = start[agree]
     return places
 
 # %% ../../nbs/labels/00_outcomes.ipynb #4c551d4d
-def _settle(candles: pd.DataFrame, finer: pd.DataFrame, events: pd.DataFrame, exits: tuple[np.ndarray, ...], config: LabelingConfig, symbol: str, timeframe: str) -> None:
+def _settle(
+    candles: pd.DataFrame,
+    finer: pd.DataFrame,
+    events: pd.DataFrame,
+    exits: tuple[np.ndarray, ...],
+    config: LabelingConfig,
+    symbol: str,
+    timeframe: str,
+) -> None:
     "Replay the exits that are in doubt; those that are settled are written over."
     parts, (rows, reasons, prices, best, worst, ambiguous) = _parts(finer, symbol, timeframe), exits
     at = np.flatnonzero(ambiguous & (rows >= 0))
-    base, shorter = (np.stack([table[name].to_numpy(float) for name in ("open", "high", "low")]) for table in (candles, finer))
-    first, side, entry, stop, target = (events[name].to_numpy()[at] for name in ("entry_row", "direction", "entry", "stop", "target"))
+    base, shorter = (
+        np.stack([table[name].to_numpy(float) for name in ("open", "high", "low")])
+        for table in (candles, finer)
+    )
+    first, side, entry, stop, target = (
+        events[name].to_numpy()[at] for name in ("entry_row", "direction", "entry", "stop", "target")
+    )
     last = rows[at] - (reasons[at] == TIMEOUT)
-    in_first, in_last = (np.where(side > 0, base[1, row] >= target, base[2, row] <= target) & (row - first >= config.minimum_bars) for row in (first, last))
-    in_first &= (entry != base[0, first]) | (last == first)          # one that was held from its open on is in doubt only if it ended there
+    in_first, in_last = (
+        np.where(side > 0, base[1, row] >= target, base[2, row] <= target)
+        & (row - first >= config.minimum_bars)
+        for row in (first, last)
+    )
+    in_first &= (entry != base[0, first]) | (
+        last == first
+    )  # one that was held from its open on is in doubt only if it ended there
     in_last &= (last > first) & (prices[at] == stop)
     head, tail = np.full(len(at), -1), np.full(len(at), -1)
-    for place, asked, row in ((head, in_first, first), (tail, in_last, last)): place[asked] = _finer_places(candles, finer, row[asked], parts, symbol, timeframe)
-    found = replay(base, shorter, parts, first, last, head, tail, side, entry, stop, target, config.minimum_bars)
+    for place, asked, row in ((head, in_first, first), (tail, in_last, last)):
+        place[asked] = _finer_places(candles, finer, row[asked], parts, symbol, timeframe)
+    found = replay(
+        base, shorter, parts, first, last, head, tail, side, entry, stop, target, config.minimum_bars
+    )
     settled = ~found[5] & ((found[0] >= 0) | (reasons[at] == TIMEOUT))
     moved = settled & (found[0] >= 0) & ((found[1] != reasons[at]) | (found[2] != prices[at]))
     ambiguous[at[settled]] = False
-    for old, new in zip(exits[:5], found): old[at[moved]] = new[moved]
+    for old, new in zip(exits[:5], found):
+        old[at[moved]] = new[moved]
 
 # %% ../../nbs/labels/00_outcomes.ipynb #da6ece9d
 def _exits(candles: pd.DataFrame, events: pd.DataFrame, config: LabelingConfig) -> tuple[np.ndarray, ...]:
     "`barrier_exits` of the events."
-    first, side, entry, stop, target = (events[name].to_numpy() for name in ("entry_row", "direction", "entry", "stop", "target"))
-    return barrier_exits(*(candles[name].to_numpy() for name in ("open", "high", "low")), first, side, stop, target, config.maximum_bars, config.minimum_bars, entry)
+    first, side, entry, stop, target = (
+        events[name].to_numpy() for name in ("entry_row", "direction", "entry", "stop", "target")
+    )
+    return barrier_exits(
+        *(candles[name].to_numpy() for name in ("open", "high", "low")),
+        first,
+        side,
+        stop,
+        target,
+        config.maximum_bars,
+        config.minimum_bars,
+        entry,
+    )
 
-def _results(candles: pd.DataFrame, events: pd.DataFrame, exits: tuple[np.ndarray, ...], config: LabelingConfig, costs: Costs, timeframe: str) -> pd.DataFrame:
+
+def _results(
+    candles: pd.DataFrame,
+    events: pd.DataFrame,
+    exits: tuple[np.ndarray, ...],
+    config: LabelingConfig,
+    costs: Costs,
+    timeframe: str,
+) -> pd.DataFrame:
     "What the events earned; those whose end is not known yet are left out."
     exits, reasons, prices, best, worst, ambiguous = exits
     first, side, entry = (events[name].to_numpy() for name in ("entry_row", "direction", "entry"))
@@ -315,78 +576,187 @@ def _results(candles: pd.DataFrame, events: pd.DataFrame, exits: tuple[np.ndarra
     gross, cost = side * (prices - entry) / risk, costs.rate * (entry + prices) / risk
     opens, closes = candles.index, closes_at(candles, timeframe)
     return events.assign(
-        time=closes[events["row"]], entry_at=opens[first].where(filled), exit_at=closes[exits].where(~at_open, opens[exits]), exit_price=prices,
-        exit_reason=pd.Categorical.from_codes(np.where(filled, reasons, -1), EXIT_REASONS), gross_r=gross, cost_r=cost, realised_r=gross - cost,
-        mfe_r=side * (best - entry) / risk, mae_r=side * (worst - entry) / risk, won=gross - cost > config.minimum_profit_r,
-        ambiguous=ambiguous, filled=filled, holding_bars=np.where(filled, exits - first + ~at_open, 0))[exits >= 0]
+        time=closes[events["row"]],
+        entry_at=opens[first].where(filled),
+        exit_at=closes[exits].where(~at_open, opens[exits]),
+        exit_price=prices,
+        exit_reason=pd.Categorical.from_codes(np.where(filled, reasons, -1), EXIT_REASONS),
+        gross_r=gross,
+        cost_r=cost,
+        realised_r=gross - cost,
+        mfe_r=side * (best - entry) / risk,
+        mae_r=side * (worst - entry) / risk,
+        won=gross - cost > config.minimum_profit_r,
+        ambiguous=ambiguous,
+        filled=filled,
+        holding_bars=np.where(filled, exits - first + ~at_open, 0),
+    )[exits >= 0]
 
 # %% ../../nbs/labels/00_outcomes.ipynb #44e8e6e6
 OUTCOMES = ("win", "loss", "timeout", "not_filled")
 
+
 def _classes(labels: pd.DataFrame) -> pd.DataFrame:
     "The results with their `outcome` and three-class `label`."
-    reason, filled, won = labels["exit_reason"].cat.codes.to_numpy(), labels["filled"].to_numpy(), labels["won"].to_numpy()
-    outcome = np.select([~filled, reason == TIMEOUT, won], [OUTCOMES.index(name) for name in ("not_filled", "timeout", "win")], OUTCOMES.index("loss"))
+    reason, filled, won = (
+        labels["exit_reason"].cat.codes.to_numpy(),
+        labels["filled"].to_numpy(),
+        labels["won"].to_numpy(),
+    )
+    outcome = np.select(
+        [~filled, reason == TIMEOUT, won],
+        [OUTCOMES.index(name) for name in ("not_filled", "timeout", "win")],
+        OUTCOMES.index("loss"),
+    )
     label = np.select([(reason == TARGET) & won, reason == STOP], [1, -1], 0).astype(np.int8)
     return labels.assign(outcome=pd.Categorical.from_codes(outcome, OUTCOMES), label=label)
 
 # %% ../../nbs/labels/00_outcomes.ipynb #7c6d0c24
-def _label_segment(candles: pd.DataFrame, patterns: pd.DataFrame, symbol: str, config: LabelingConfig, costs: Costs, timeframe: str,
-                   pattern_config: PatternConfig, finer: pd.DataFrame | None) -> pd.DataFrame:
+def _label_segment(
+    candles: pd.DataFrame,
+    patterns: pd.DataFrame,
+    symbol: str,
+    config: LabelingConfig,
+    costs: Costs,
+    timeframe: str,
+    pattern_config: PatternConfig,
+    finer: pd.DataFrame | None,
+) -> pd.DataFrame:
     "The labels of candles without a long hole."
-    events = _barriers(candles, _entries(candles, _decisions(candles, patterns, config, timeframe), config), config)
+    events = _barriers(
+        candles, _entries(candles, _decisions(candles, patterns, config, timeframe), config), config
+    )
     exits = _exits(candles, events, config)
-    if finer is not None: _settle(candles, finer, events, exits, config, symbol, timeframe)
-    labels = _results(candles, events.rename(columns={"label": "pattern_label"}), exits, config, costs, timeframe).assign(symbol=symbol)
+    if finer is not None:
+        _settle(candles, finer, events, exits, config, symbol, timeframe)
+    labels = _results(
+        candles, events.rename(columns={"label": "pattern_label"}), exits, config, costs, timeframe
+    ).assign(symbol=symbol)
     labels = _classes(labels).reset_index(drop=True)
     labels["confluence"] = _confluence(labels, patterns, pattern_config)
     return labels.drop(columns=["ended_at", "ended_how", "entry_row", "seen", "aim"])
 
+
 def _known_within(patterns: pd.DataFrame, candles: pd.DataFrame, timeframe: str) -> pd.DataFrame:
     "The patterns that became known while these candles were there."
-    return patterns[((patterns["known_at"] > candles.index[0]) & (patterns["known_at"] <= closes_at(candles, timeframe)[-1])).to_numpy()]
+    return patterns[
+        (
+            (patterns["known_at"] > candles.index[0])
+            & (patterns["known_at"] <= closes_at(candles, timeframe)[-1])
+        ).to_numpy()
+    ]
 
 # %% ../../nbs/labels/00_outcomes.ipynb #2d4dec10
-def label_patterns(candles: pd.DataFrame,   # base candles of one symbol
-                   patterns: pd.DataFrame,  # of the same symbol, any timeframes
-                   symbol: str,
-                   config: LabelingConfig = LabelingConfig(),
-                   costs: Costs = Costs(),
-                   timeframe: str = "5m",   # of `candles`
-                   pattern_config: PatternConfig = PatternConfig(), # by which the patterns were found
-                   finer: pd.DataFrame | None = None, # shorter candles of the same market, which settle what is in doubt where they are present
-                  ) -> pd.DataFrame:
+def label_patterns(
+    candles: pd.DataFrame,  # base candles of one symbol
+    patterns: pd.DataFrame,  # of the same symbol, any timeframes
+    symbol: str,
+    config: LabelingConfig = LabelingConfig(),
+    costs: Costs = Costs(),
+    timeframe: str = "5m",  # of `candles`
+    pattern_config: PatternConfig = PatternConfig(),  # by which the patterns were found
+    finer: pd.DataFrame
+    | None = None,  # shorter candles of the same market, which settle what is in doubt where they are present
+) -> pd.DataFrame:
     "One row a traded pattern, orders that were not filled included, sorted by decision time: barriers, exit, outcome, and R before and after costs."
-    if not len(candles): raise LabelError(f"{symbol}: no candles: check the dates and the file")
+    if not len(candles):
+        raise LabelError(f"{symbol}: no candles: check the dates and the file")
     _check_timeframes(candles, patterns, symbol, config, timeframe)
     _check_market(candles, patterns, symbol, timeframe)
-    settings, parts = (symbol, config, costs, timeframe, pattern_config, finer), segments(candles, timeframe, pattern_config.maximum_hole, pattern_config.weekends_closed)
-    if len(parts) == 1: return _label_segment(candles, patterns, *settings)
-    labels = [_label_segment(candles[part], _known_within(patterns, candles[part], timeframe), *settings).assign(row=lambda table: table["row"] + part.start) for part in parts]
+    settings, parts = (
+        (symbol, config, costs, timeframe, pattern_config, finer),
+        segments(candles, timeframe, pattern_config.maximum_hole, pattern_config.weekends_closed),
+    )
+    if len(parts) == 1:
+        return _label_segment(candles, patterns, *settings)
+    labels = [
+        _label_segment(candles[part], _known_within(patterns, candles[part], timeframe), *settings).assign(
+            row=lambda table: table["row"] + part.start
+        )
+        for part in parts
+    ]
     return pd.concat([table for table in labels if len(table)] or labels[:1], ignore_index=True)
 
 # %% ../../nbs/labels/00_outcomes.ipynb #b7da69a6
-LABEL_COLUMNS = ("event_id", "symbol", "kind", "direction", "timeframe", "formed_at", "known_at", "time", "row", "entry_at", "entry", "stop", "target",
-                 "exit_at", "exit_price", "exit_reason", "outcome", "gross_r", "cost_r", "realised_r", "mfe_r", "mae_r", "won", "strength", "top", "bottom", "level",
-                 "ambiguous", "holding_bars", "filled", "confluence", "label")
+LABEL_COLUMNS = (
+    "event_id",
+    "symbol",
+    "kind",
+    "direction",
+    "timeframe",
+    "formed_at",
+    "known_at",
+    "time",
+    "row",
+    "entry_at",
+    "entry",
+    "stop",
+    "target",
+    "exit_at",
+    "exit_price",
+    "exit_reason",
+    "outcome",
+    "gross_r",
+    "cost_r",
+    "realised_r",
+    "mfe_r",
+    "mae_r",
+    "won",
+    "strength",
+    "top",
+    "bottom",
+    "level",
+    "ambiguous",
+    "holding_bars",
+    "filled",
+    "confluence",
+    "label",
+)
 
-def _numbered(labels: pd.DataFrame) -> pd.DataFrame: return labels.assign(event_id=np.arange(len(labels)))[list(LABEL_COLUMNS)]
 
-def label_symbols(candles: Mapping[str, pd.DataFrame], patterns: Mapping[str, pd.DataFrame],
-                  config: LabelingConfig = LabelingConfig(), costs: Costs = Costs(), pattern_config: PatternConfig = PatternConfig(),
-                  finer: Mapping[str, pd.DataFrame] | None = None, # shorter candles, of as many of the symbols as there are
-                 ) -> pd.DataFrame:
+def _numbered(labels: pd.DataFrame) -> pd.DataFrame:
+    return labels.assign(event_id=np.arange(len(labels)))[list(LABEL_COLUMNS)]
+
+
+def label_symbols(
+    candles: Mapping[str, pd.DataFrame],
+    patterns: Mapping[str, pd.DataFrame],
+    config: LabelingConfig = LabelingConfig(),
+    costs: Costs = Costs(),
+    pattern_config: PatternConfig = PatternConfig(),
+    finer: Mapping[str, pd.DataFrame]
+    | None = None,  # shorter candles, of as many of the symbols as there are
+) -> pd.DataFrame:
     "The trades of all symbols in one table, sorted by decision time, numbered by `event_id`."
     lacking = sorted(set(candles) - set(patterns))
-    if lacking or not candles: raise LabelError(f"{lacking[0]}: there are no patterns of this symbol: run the patterns stage again" if lacking else "there are no candles: run the collect stage")
-    tables = [label_patterns(candles[symbol], patterns[symbol], symbol, config, costs, pattern_config=pattern_config, finer=(finer or {}).get(symbol)) for symbol in sorted(candles)]
-    labels = pd.concat(tables, ignore_index=True).sort_values(["time", "symbol"], kind="stable", ignore_index=True)
+    if lacking or not candles:
+        raise LabelError(
+            f"{lacking[0]}: there are no patterns of this symbol: run the patterns stage again"
+            if lacking
+            else "there are no candles: run the collect stage"
+        )
+    tables = [
+        label_patterns(
+            candles[symbol],
+            patterns[symbol],
+            symbol,
+            config,
+            costs,
+            pattern_config=pattern_config,
+            finer=(finer or {}).get(symbol),
+        )
+        for symbol in sorted(candles)
+    ]
+    labels = pd.concat(tables, ignore_index=True).sort_values(
+        ["time", "symbol"], kind="stable", ignore_index=True
+    )
     return _numbered(labels[labels["filled"]])
 
 # %% ../../nbs/labels/00_outcomes.ipynb #ee36ee8b
 @dataclass(frozen=True)
 class SMCPatternLabeler:
     "Patterns of a series, and what became of a trade from each."
+
     config: LabelingConfig = LabelingConfig()
     costs: Costs = Costs()
     pattern_config: PatternConfig = PatternConfig()
@@ -394,23 +764,41 @@ class SMCPatternLabeler:
     def detect(self, candles: pd.DataFrame, timeframe: str) -> pd.DataFrame:
         "The patterns of the traded timeframes and of those above `timeframe` that tell of confluence."
         order = list(TIMEFRAMES)
-        wanted = [name for name in order[order.index(timeframe):] if name in {*self.config.timeframes, *self.pattern_config.timeframes}]
-        series = {name: candles if name == timeframe else resample(candles, timeframe, name) for name in wanted}
+        wanted = [
+            name
+            for name in order[order.index(timeframe) :]
+            if name in {*self.config.timeframes, *self.pattern_config.timeframes}
+        ]
+        series = {
+            name: candles if name == timeframe else resample(candles, timeframe, name) for name in wanted
+        }
         return detect_timeframes(series, self.pattern_config.model_copy(update={"timeframes": tuple(wanted)}))
 
-    def label_historical_data(self, candles: pd.DataFrame, symbol: str,
-                              timeframe: str = "5m",                 # of `candles`
-                              patterns: pd.DataFrame | None = None,  # default: found here
-                              finer: pd.DataFrame | None = None,     # shorter candles, which settle what is in doubt
-                             ) -> pd.DataFrame:
+    def label_historical_data(
+        self,
+        candles: pd.DataFrame,
+        symbol: str,
+        timeframe: str = "5m",  # of `candles`
+        patterns: pd.DataFrame | None = None,  # default: found here
+        finer: pd.DataFrame | None = None,  # shorter candles, which settle what is in doubt
+    ) -> pd.DataFrame:
         "One row a traded pattern with the columns `LABEL_COLUMNS`, orders that were not filled included."
-        if timeframe not in TIMEFRAMES: raise LabelError(f"{symbol}: no timeframe {timeframe!r} (known: {', '.join(TIMEFRAMES)})")
+        if timeframe not in TIMEFRAMES:
+            raise LabelError(f"{symbol}: no timeframe {timeframe!r} (known: {', '.join(TIMEFRAMES)})")
         validate_candles(candles, timeframe, symbol, allow_gaps=True)
         found = self.detect(candles, timeframe) if patterns is None else patterns
-        return _numbered(label_patterns(candles, found, symbol, self.config, self.costs, timeframe, self.pattern_config, finer))
+        return _numbered(
+            label_patterns(
+                candles, found, symbol, self.config, self.costs, timeframe, self.pattern_config, finer
+            )
+        )
 
 # %% ../../nbs/labels/00_outcomes.ipynb #488e4242
-MARKETS, Z = ("asia", "london", "new_york"), 1.959964   # sessions; 95 % of a normal distribution lie within Z standard deviations
+MARKETS, Z = (
+    ("asia", "london", "new_york"),
+    1.959964,
+)  # sessions; 95 % of a normal distribution lie within Z standard deviations
+
 
 def wilson_interval(won: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "95 % interval of a share (Wilson 1927); NaN for no count."
@@ -418,36 +806,87 @@ def wilson_interval(won: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.
     middle, half = won + Z**2 / 2, Z * np.sqrt(won * (count - won) / count + Z**2 / 4)
     return (middle - half) / (count + Z**2), (middle + half) / (count + Z**2)
 
+
 def by_session(labels: pd.DataFrame) -> pd.DataFrame:
     "The labels with their `session`, once for each market that was open at the decision; `none` where all were closed."
     active = active_sessions(pd.DatetimeIndex(labels["time"]), MARKETS).to_numpy()
     rows, sessions = np.nonzero(np.column_stack([active, ~active.any(axis=1)]))
-    return labels.iloc[rows].assign(session=pd.Categorical.from_codes(sessions, (*MARKETS, "none"))).reset_index(drop=True)
+    return (
+        labels.iloc[rows]
+        .assign(session=pd.Categorical.from_codes(sessions, (*MARKETS, "none")))
+        .reset_index(drop=True)
+    )
 
 # %% ../../nbs/labels/00_outcomes.ipynb #a306f9a0
 def _errors_by_day(trades: pd.DataFrame, by: list[str]) -> pd.Series:
     "Standard error of each group's mean R, the events of a day taken together; NaN for fewer than two days."
     away = trades["realised_r"] - trades.groupby(by, observed=True)["realised_r"].transform("mean")
-    days = away.groupby([*(trades[name] for name in by), trades["time"].dt.floor("D").rename("day")], observed=True).agg(["sum", "size"])
-    groups = days.assign(square=days["sum"]**2).groupby(level=by, observed=True).agg(square=("square", "sum"), trades=("size", "sum"), days=("size", "size"))
-    return np.sqrt(groups["square"] * groups["days"] / (groups["days"] - 1).where(groups["days"] > 1)) / groups["trades"]
+    days = away.groupby(
+        [*(trades[name] for name in by), trades["time"].dt.floor("D").rename("day")], observed=True
+    ).agg(["sum", "size"])
+    groups = (
+        days.assign(square=days["sum"] ** 2)
+        .groupby(level=by, observed=True)
+        .agg(square=("square", "sum"), trades=("size", "sum"), days=("size", "size"))
+    )
+    return (
+        np.sqrt(groups["square"] * groups["days"] / (groups["days"] - 1).where(groups["days"] > 1))
+        / groups["trades"]
+    )
 
 # %% ../../nbs/labels/00_outcomes.ipynb #8c5193e7
-def get_pattern_statistics(labels: pd.DataFrame,
-                           by: Sequence[str] = ("kind", "direction"), # columns of `labels`, or session
-                          ) -> pd.DataFrame:
+def get_pattern_statistics(
+    labels: pd.DataFrame,
+    by: Sequence[str] = ("kind", "direction"),  # columns of `labels`, or session
+) -> pd.DataFrame:
     "One row a group: counts, win rate and mean R with 95 % intervals, expectancy of an event."
     by = [by] if isinstance(by, str) else list(by)
     unknown = [name for name in by if name not in labels and name != "session"]
-    if unknown: raise LabelError(f"labels have no column {unknown[0]}: add what was known at each decision, pd.merge_asof(labels, table, on='time'), or group by some of session, {', '.join(labels.columns)}")
-    if not by: raise LabelError(f"nothing to group by: take some of session, {', '.join(labels.columns)}")
+    if unknown:
+        raise LabelError(
+            f"labels have no column {unknown[0]}: add what was known at each decision, pd.merge_asof(labels, table, on='time'), or group by some of session, {', '.join(labels.columns)}"
+        )
+    if not by:
+        raise LabelError(f"nothing to group by: take some of session, {', '.join(labels.columns)}")
     events = by_session(labels) if "session" in by and "session" not in labels else labels
     result, filled = events["realised_r"], events["filled"].astype(bool)
-    columns = events.assign(filled=filled, won_r=result.where(events["won"]), lost_r=result.where(filled & ~events["won"]), order_r=result.fillna(0.0))
-    table = columns.groupby(by, observed=True).agg(events=("filled", "size"), trades=("filled", "sum"), wins=("won", "sum"), mean_gross_r=("gross_r", "mean"), mean_r=("realised_r", "mean"),
-                                                   mean_won_r=("won_r", "mean"), mean_lost_r=("lost_r", "mean"), expectancy_r=("order_r", "mean"))
+    columns = events.assign(
+        filled=filled,
+        won_r=result.where(events["won"]),
+        lost_r=result.where(filled & ~events["won"]),
+        order_r=result.fillna(0.0),
+    )
+    table = columns.groupby(by, observed=True).agg(
+        events=("filled", "size"),
+        trades=("filled", "sum"),
+        wins=("won", "sum"),
+        mean_gross_r=("gross_r", "mean"),
+        mean_r=("realised_r", "mean"),
+        mean_won_r=("won_r", "mean"),
+        mean_lost_r=("lost_r", "mean"),
+        expectancy_r=("order_r", "mean"),
+    )
     wins, error = table.pop("wins"), _errors_by_day(columns[filled], by).reindex(table.index)
     low, high = wilson_interval(wins, table["trades"])
-    columns = {"win_rate": wins / table["trades"].where(table["trades"] > 0), "win_low": low, "win_high": high, "r_low": table["mean_r"] - Z * error, "r_high": table["mean_r"] + Z * error}
-    order = ["events", "trades", "win_rate", "win_low", "win_high", "mean_gross_r", "mean_r", "r_low", "r_high", "mean_won_r", "mean_lost_r", "expectancy_r"]
+    columns = {
+        "win_rate": wins / table["trades"].where(table["trades"] > 0),
+        "win_low": low,
+        "win_high": high,
+        "r_low": table["mean_r"] - Z * error,
+        "r_high": table["mean_r"] + Z * error,
+    }
+    order = [
+        "events",
+        "trades",
+        "win_rate",
+        "win_low",
+        "win_high",
+        "mean_gross_r",
+        "mean_r",
+        "r_low",
+        "r_high",
+        "mean_won_r",
+        "mean_lost_r",
+        "expectancy_r",
+    ]
     return table.assign(**columns)[order]

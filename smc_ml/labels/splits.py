@@ -12,94 +12,169 @@ from dataclasses import dataclass
 from itertools import combinations
 from numbers import Integral
 from typing import Any
+
 import numpy as np
 import pandas as pd
 from pydantic import Field
 from sklearn.utils.multiclass import type_of_target
+
 from ..config import Section, UserError
 
 # %% ../../nbs/labels/03_splits.ipynb #b7213cd1
 class SplitError(UserError):
     "Events that cannot be split as asked; names the fold."
 
-def purged_before(labels: pd.DataFrame,  # with `time` and `exit_at`
-                  time: pd.Timestamp,    # nothing at or after it may be known
-                  embargo: pd.Timedelta, # extra distance between the end of a trade and `time`
-                 ) -> np.ndarray:
+
+def purged_before(
+    labels: pd.DataFrame,  # with `time` and `exit_at`
+    time: pd.Timestamp,  # nothing at or after it may be known
+    embargo: pd.Timedelta,  # extra distance between the end of a trade and `time`
+) -> np.ndarray:
     "Positions of the events whose trades had ended, embargo included, before `time`."
     return np.flatnonzero(((labels["time"] < time) & (labels["exit_at"] + embargo < time)).to_numpy())
 
 # %% ../../nbs/labels/03_splits.ipynb #191e23a6
 def _refuse(labels: pd.DataFrame, bad: pd.Series, fault: str, remedy: str) -> None:
     "Raise if any label is bad, naming how many and the first."
-    if not bad.any(): return
+    if not bad.any():
+        return
     first = labels.loc[bad.to_numpy()].iloc[0]
     name = f"{first['symbol']} at {first['time']}" if "symbol" in labels else f"the one at {first['time']}"
     raise SplitError(f"{int(bad.sum())} of {len(labels)} labels {fault}, first {name}: {remedy}")
 
+
 def label_times(X: Any, groups: pd.DataFrame | None = None) -> pd.DataFrame:
     "The labels' table (`groups` where given, else `X`), once its `time` and `exit_at` are found to be usable."
     labels, name = (X, "X") if groups is None else (groups, "groups")
-    missing = [column for column in ("time", "exit_at") if not isinstance(labels, pd.DataFrame) or column not in labels]
-    if missing: raise SplitError(f"{name} has no column {' and no column '.join(missing)}: pass the labels, groups=labels")
+    missing = [
+        column
+        for column in ("time", "exit_at")
+        if not isinstance(labels, pd.DataFrame) or column not in labels
+    ]
+    if missing:
+        raise SplitError(
+            f"{name} has no column {' and no column '.join(missing)}: pass the labels, groups=labels"
+        )
     count = len(labels) if X is None else X.shape[0] if hasattr(X, "shape") else len(X)
-    if count != len(labels): raise SplitError(f"X has {count} rows but groups has {len(labels)}: give one label for each row")
-    if isinstance(X, pd.DataFrame) and not X.index.equals(labels.index): raise SplitError("the index of X is not that of groups: put both in the same order, with the same index")
-    if not len(labels): raise SplitError("there are no events to split: take a longer span, or let more patterns be traded (labels.kinds, labels.timeframes)")
+    if count != len(labels):
+        raise SplitError(f"X has {count} rows but groups has {len(labels)}: give one label for each row")
+    if isinstance(X, pd.DataFrame) and not X.index.equals(labels.index):
+        raise SplitError(
+            "the index of X is not that of groups: put both in the same order, with the same index"
+        )
+    if not len(labels):
+        raise SplitError(
+            "there are no events to split: take a longer span, or let more patterns be traded (labels.kinds, labels.timeframes)"
+        )
     for column in ("time", "exit_at"):
-        if not isinstance(labels[column].dtype, pd.DatetimeTZDtype): raise SplitError(f"column {column} holds {labels[column].dtype} instead of times with a time zone: convert it with pandas.to_datetime(..., utc=True)")
-        _refuse(labels, labels[column].isna(), f"have no {column}", "keep the filled events whose trade has ended")
-    _refuse(labels, labels["exit_at"] < labels["time"], "have an exit_at before their time", "label the events again")
+        if not isinstance(labels[column].dtype, pd.DatetimeTZDtype):
+            raise SplitError(
+                f"column {column} holds {labels[column].dtype} instead of times with a time zone: convert it with pandas.to_datetime(..., utc=True)"
+            )
+        _refuse(
+            labels, labels[column].isna(), f"have no {column}", "keep the filled events whose trade has ended"
+        )
+    _refuse(
+        labels,
+        labels["exit_at"] < labels["time"],
+        "have an exit_at before their time",
+        "label the events again",
+    )
     return labels
 
 # %% ../../nbs/labels/03_splits.ipynb #e356bd5b
 UNUSED, TRAIN, PURGED, EMBARGOED, TEST = range(5)
 
-def _span(begin: np.ndarray, # nanoseconds, as all below
-          end: np.ndarray, start: int, stop: int, embargo: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def _span(
+    begin: np.ndarray,  # nanoseconds, as all below
+    end: np.ndarray,
+    start: int,
+    stop: int,
+    embargo: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Who begins inside a test span, whose trade overlaps its trades, and who comes nearer to them than the embargo."
     inside = (begin >= start) & (begin < stop)
     last = end[inside].max(initial=start)
     return inside, (end >= start) & (begin <= last), (end + embargo >= start) & (begin <= last + embargo)
 
+
 def _fold_roles(spans: list[tuple[np.ndarray, ...]], usable: np.ndarray) -> np.ndarray:
     "The role of each event in a fold that tests these spans."
     inside, overlapping, near = (np.logical_or.reduce(masks) for masks in zip(*spans))
-    return np.select([inside, ~usable, overlapping, near], [TEST, UNUSED, PURGED, EMBARGOED], TRAIN).astype(np.int8)
+    return np.select([inside, ~usable, overlapping, near], [TEST, UNUSED, PURGED, EMBARGOED], TRAIN).astype(
+        np.int8
+    )
 
 # %% ../../nbs/labels/03_splits.ipynb #3bde4d8f
 def _class_codes(y: Any, count: int) -> tuple[np.ndarray, np.ndarray] | None:
     "The classes of `y` and which one each event has; None without `y`, or where it is a quantity."
-    if y is None: return None
-    if len(y) != count: raise SplitError(f"y has {len(y)} values for {count} events: give one for each")
-    return np.unique(np.asarray(y), return_inverse=True) if type_of_target(y) in ("binary", "multiclass") else None
+    if y is None:
+        return None
+    if len(y) != count:
+        raise SplitError(f"y has {len(y)} values for {count} events: give one for each")
+    return (
+        np.unique(np.asarray(y), return_inverse=True)
+        if type_of_target(y) in ("binary", "multiclass")
+        else None
+    )
 
-def _need_settings(**settings: tuple[Any, bool, str]) -> None:  # name=(value, whether it will do, what is wanted)
+
+def _need_settings(
+    **settings: tuple[Any, bool, str],
+) -> None:  # name=(value, whether it will do, what is wanted)
     "Raise for the first setting that will not do."
     for name, (value, good, wanted) in settings.items():
-        if not good: raise SplitError(f"{name} is {value!r}: {wanted}")
+        if not good:
+            raise SplitError(f"{name} is {value!r}: {wanted}")
 
-def _whole(value: Any, least: int) -> bool: return isinstance(value, Integral) and value >= least
-def _duration(value: Any, least: pd.Timedelta = pd.Timedelta(0)) -> bool: return isinstance(value, pd.Timedelta) and value >= least
-def _nanoseconds(times: pd.Series | pd.DatetimeIndex) -> np.ndarray: return pd.DatetimeIndex(times).as_unit("ns").asi8
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and value >= least
+
+
+def _duration(value: Any, least: pd.Timedelta = pd.Timedelta(0)) -> bool:
+    return isinstance(value, pd.Timedelta) and value >= least
+
+
+def _nanoseconds(times: pd.Series | pd.DatetimeIndex) -> np.ndarray:
+    return pd.DatetimeIndex(times).as_unit("ns").asi8
 
 # %% ../../nbs/labels/03_splits.ipynb #5f60a74b
 class PurgedSplitter:
     "Slices of equal time, some of them tested in each fold; a subclass has an `embargo`, and says the rest by `_slices`, `_tested` and `_usable`."
+
     _remedy = "use fewer folds, a shorter embargo or more history"
 
-    def _slices(self) -> tuple[float, int]: raise NotImplementedError         # share of the time before the first slice, number of slices
-    def _tested(self) -> list[tuple[int, ...]]: raise NotImplementedError     # slices which each fold tests
-    def _usable(self, begin: np.ndarray, start: int) -> np.ndarray: return np.ones(len(begin), bool)
+    def _slices(self) -> tuple[float, int]:
+        raise NotImplementedError  # share of the time before the first slice, number of slices
 
-    def get_n_splits(self, X=None, y=None, groups=None) -> int: return len(self._tested())
+    def _tested(self) -> list[tuple[int, ...]]:
+        raise NotImplementedError  # slices which each fold tests
+
+    def _usable(self, begin: np.ndarray, start: int) -> np.ndarray:
+        return np.ones(len(begin), bool)
+
+    def get_n_splits(self, X=None, y=None, groups=None) -> int:
+        return len(self._tested())
 
     def edges(self, labels: pd.DataFrame) -> pd.DatetimeIndex:
         "Starts of the slices (to the second), and the end of the last one (exclusive)."
         (share, count), moments = self._slices(), label_times(labels)["time"]
-        if moments.nunique() < count: raise SplitError(f"{len(moments)} events at {moments.nunique()} moments cannot fill {count} slices of time: {self._remedy}")
+        if moments.nunique() < count:
+            raise SplitError(
+                f"{len(moments)} events at {moments.nunique()} moments cannot fill {count} slices of time: {self._remedy}"
+            )
         first, last = moments.min(), moments.max() + pd.Timedelta(1, "s")
-        return pd.DatetimeIndex([*((first + (last - first) * part).floor("s") for part in np.linspace(share, 1.0, count + 1)[:-1]), last.floor("s")])
+        return pd.DatetimeIndex(
+            [
+                *(
+                    (first + (last - first) * part).floor("s")
+                    for part in np.linspace(share, 1.0, count + 1)[:-1]
+                ),
+                last.floor("s"),
+            ]
+        )
 
     def roles(self, X, groups: pd.DataFrame | None = None) -> Iterator[np.ndarray]:
         "The role of each event, fold by fold."
@@ -109,8 +184,12 @@ class PurgedSplitter:
         spans = [_span(begin, end, start, stop, embargo) for start, stop in zip(starts[:-1], starts[1:])]
         for fold, tested in enumerate(self._tested()):
             roles = _fold_roles([spans[number] for number in tested], self._usable(begin, starts[tested[0]]))
-            for side, number in [("training", tested[0])] * (TRAIN not in roles) + [("test", number) for number in tested if not spans[number][0].any()]:
-                raise SplitError(f"fold {fold} (test from {edges[number]} to {edges[number + 1]}) has no {side} events: {self._remedy}")
+            for side, number in [("training", tested[0])] * (TRAIN not in roles) + [
+                ("test", number) for number in tested if not spans[number][0].any()
+            ]:
+                raise SplitError(
+                    f"fold {fold} (test from {edges[number]} to {edges[number + 1]}) has no {side} events: {self._remedy}"
+                )
             yield roles
 
     def split(self, X, y=None, groups: pd.DataFrame | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -120,95 +199,155 @@ class PurgedSplitter:
             sides = {"training": np.flatnonzero(roles == TRAIN), "test": np.flatnonzero(roles == TEST)}
             for side, positions in sides.items() if coded else ():
                 missing = np.flatnonzero(np.bincount(coded[1][positions], minlength=len(coded[0])) == 0)
-                if len(missing): raise SplitError(f"fold {fold} has no {side} event of class {coded[0][missing[0]]}: {self._remedy}, or fewer classes")
+                if len(missing):
+                    raise SplitError(
+                        f"fold {fold} has no {side} event of class {coded[0][missing[0]]}: {self._remedy}, or fewer classes"
+                    )
             yield sides["training"], sides["test"]
 
 # %% ../../nbs/labels/03_splits.ipynb #d0feceb1
 @dataclass(frozen=True)
 class PurgedWalkForward(PurgedSplitter):
     "Each slice of time is tested by what had ended before it."
-    n_folds: int                           # slices, each tested once
-    first_train_share: float               # share of the whole time before the first slice, between 0 and 1
-    embargo: pd.Timedelta                  # between the end of a training trade and the slice
-    train_span: pd.Timedelta | None = None # training begins that long before the slice; None: with the first event
+
+    n_folds: int  # slices, each tested once
+    first_train_share: float  # share of the whole time before the first slice, between 0 and 1
+    embargo: pd.Timedelta  # between the end of a training trade and the slice
+    train_span: pd.Timedelta | None = (
+        None  # training begins that long before the slice; None: with the first event
+    )
 
     _remedy = "use fewer folds, a larger first_train_share or more history"
 
     def __post_init__(self) -> None:
         if not _whole(self.n_folds, 1) or not 0 < self.first_train_share < 1:
-            raise SplitError(f"{self.n_folds} folds after a share of {self.first_train_share}: at least 1 fold, and a share between 0 and 1")
-        _need_settings(embargo=(self.embargo, _duration(self.embargo), "a pandas.Timedelta that is not negative"),
-                       train_span=(self.train_span, self.train_span is None or _duration(self.train_span, pd.Timedelta(1)), "a positive pandas.Timedelta, or None"))
+            raise SplitError(
+                f"{self.n_folds} folds after a share of {self.first_train_share}: at least 1 fold, and a share between 0 and 1"
+            )
+        _need_settings(
+            embargo=(self.embargo, _duration(self.embargo), "a pandas.Timedelta that is not negative"),
+            train_span=(
+                self.train_span,
+                self.train_span is None or _duration(self.train_span, pd.Timedelta(1)),
+                "a positive pandas.Timedelta, or None",
+            ),
+        )
 
-    def _slices(self) -> tuple[float, int]: return self.first_train_share, self.n_folds
-    def _tested(self) -> list[tuple[int, ...]]: return [(number,) for number in range(self.n_folds)]
+    def _slices(self) -> tuple[float, int]:
+        return self.first_train_share, self.n_folds
+
+    def _tested(self) -> list[tuple[int, ...]]:
+        return [(number,) for number in range(self.n_folds)]
+
     def _usable(self, begin: np.ndarray, start: int) -> np.ndarray:
-        return (begin < start) & (self.train_span is None or begin >= start - self.train_span.as_unit("ns").value)
+        return (begin < start) & (
+            self.train_span is None or begin >= start - self.train_span.as_unit("ns").value
+        )
 
 # %% ../../nbs/labels/03_splits.ipynb #e7682a1e
 @dataclass(frozen=True)
 class PurgedKFold(PurgedSplitter):
     "Each slice of time is tested by what ended before it and what began after it."
-    n_folds: int          # slices, at least 2, each tested once
-    embargo: pd.Timedelta # between training trades and test trades, on both sides
+
+    n_folds: int  # slices, at least 2, each tested once
+    embargo: pd.Timedelta  # between training trades and test trades, on both sides
 
     def __post_init__(self) -> None:
-        _need_settings(n_folds=(self.n_folds, _whole(self.n_folds, 2), "a whole number of at least 2"),
-                       embargo=(self.embargo, _duration(self.embargo), "a pandas.Timedelta that is not negative"))
+        _need_settings(
+            n_folds=(self.n_folds, _whole(self.n_folds, 2), "a whole number of at least 2"),
+            embargo=(self.embargo, _duration(self.embargo), "a pandas.Timedelta that is not negative"),
+        )
 
-    def _slices(self) -> tuple[float, int]: return 0.0, self.n_folds
-    def _tested(self) -> list[tuple[int, ...]]: return [(number,) for number in range(self.n_folds)]
+    def _slices(self) -> tuple[float, int]:
+        return 0.0, self.n_folds
+
+    def _tested(self) -> list[tuple[int, ...]]:
+        return [(number,) for number in range(self.n_folds)]
 
 # %% ../../nbs/labels/03_splits.ipynb #8dae31c3
 @dataclass(frozen=True)
 class CombinatorialPurged(PurgedSplitter):
     "Every choice of `n_test` out of `n_groups` slices of time is tested by the rest."
-    n_groups: int         # slices of time
-    n_test: int           # slices tested at once, fewer than n_groups
-    embargo: pd.Timedelta # between training trades and test trades, on both sides of each slice
+
+    n_groups: int  # slices of time
+    n_test: int  # slices tested at once, fewer than n_groups
+    embargo: pd.Timedelta  # between training trades and test trades, on both sides of each slice
 
     _remedy = "use fewer groups, fewer of them tested, a shorter embargo or more history"
 
     def __post_init__(self) -> None:
-        _need_settings(n_groups=(self.n_groups, _whole(self.n_groups, 2), "a whole number of at least 2"),
-                       n_test=(self.n_test, _whole(self.n_test, 1) and self.n_test < self.n_groups, f"a whole number from 1 to {self.n_groups} - 1"),
-                       embargo=(self.embargo, _duration(self.embargo), "a pandas.Timedelta that is not negative"))
+        _need_settings(
+            n_groups=(self.n_groups, _whole(self.n_groups, 2), "a whole number of at least 2"),
+            n_test=(
+                self.n_test,
+                _whole(self.n_test, 1) and self.n_test < self.n_groups,
+                f"a whole number from 1 to {self.n_groups} - 1",
+            ),
+            embargo=(self.embargo, _duration(self.embargo), "a pandas.Timedelta that is not negative"),
+        )
 
-    def _slices(self) -> tuple[float, int]: return 0.0, self.n_groups
-    def _tested(self) -> list[tuple[int, ...]]: return list(combinations(range(self.n_groups), self.n_test))
+    def _slices(self) -> tuple[float, int]:
+        return 0.0, self.n_groups
+
+    def _tested(self) -> list[tuple[int, ...]]:
+        return list(combinations(range(self.n_groups), self.n_test))
 
     def paths(self) -> np.ndarray:
         "Which fold judges each group in each path: one row a path, one column a group."
         tested = np.array(self._tested())
-        return np.stack([np.flatnonzero((tested == group).any(axis=1)) for group in range(self.n_groups)], axis=1)
+        return np.stack(
+            [np.flatnonzero((tested == group).any(axis=1)) for group in range(self.n_groups)], axis=1
+        )
 
-    def assemble(self, predictions: Sequence[np.ndarray], X, groups: pd.DataFrame | None = None) -> np.ndarray:
+    def assemble(
+        self, predictions: Sequence[np.ndarray], X, groups: pd.DataFrame | None = None
+    ) -> np.ndarray:
         "One row a path, one column an event, from the predictions of each fold for its test events."
         labels, paths, predictions = label_times(X, groups), self.paths(), list(predictions)
-        if len(predictions) != self.get_n_splits(): raise SplitError(f"predictions of {len(predictions)} folds: all {self.get_n_splits()} are needed")
-        group = np.searchsorted(_nanoseconds(self.edges(labels)), _nanoseconds(labels["time"]), side="right") - 1
+        if len(predictions) != self.get_n_splits():
+            raise SplitError(f"predictions of {len(predictions)} folds: all {self.get_n_splits()} are needed")
+        group = (
+            np.searchsorted(_nanoseconds(self.edges(labels)), _nanoseconds(labels["time"]), side="right") - 1
+        )
         histories = np.full((len(paths), len(labels)), np.nan)
         for fold, (roles, values) in enumerate(zip(self.roles(labels), predictions)):
             test = np.flatnonzero(roles == TEST)
-            if len(values) != len(test): raise SplitError(f"fold {fold} has {len(test)} test events but {len(values)} predictions: give one for each, in the order of split")
+            if len(values) != len(test):
+                raise SplitError(
+                    f"fold {fold} has {len(test)} test events but {len(values)} predictions: give one for each, in the order of split"
+                )
             histories[(paths[:, group[test]] == fold).argmax(axis=0), test] = values
         return histories
 
 # %% ../../nbs/labels/03_splits.ipynb #0bdd8614
 class SplitsConfig(Section):
     "How the time is cut for training and judging."
+
     model_config = {"title": "splits"}
     n_folds: int = Field(4, ge=1, description="test spans of equal time")
-    first_train_share: float = Field(0.4, gt=0, lt=1, description="share of the time before the first test span")
-    embargo_minutes: int = Field(60, ge=0, description="between the end of a training trade and what it is judged on, minutes")
-    train_days: int | None = Field(None, ge=1, description="length of a rolling training window, days; null: from the first event on")
+    first_train_share: float = Field(
+        0.4, gt=0, lt=1, description="share of the time before the first test span"
+    )
+    embargo_minutes: int = Field(
+        60, ge=0, description="between the end of a training trade and what it is judged on, minutes"
+    )
+    train_days: int | None = Field(
+        None, ge=1, description="length of a rolling training window, days; null: from the first event on"
+    )
 
     @property
-    def embargo(self) -> pd.Timedelta: return pd.Timedelta(self.embargo_minutes, "min")
+    def embargo(self) -> pd.Timedelta:
+        return pd.Timedelta(self.embargo_minutes, "min")
+
 
 def walk_forward(config: SplitsConfig = SplitsConfig()) -> PurgedWalkForward:
     "The splitter of these settings."
-    return PurgedWalkForward(config.n_folds, config.first_train_share, config.embargo, None if config.train_days is None else pd.Timedelta(config.train_days, "D"))
+    return PurgedWalkForward(
+        config.n_folds,
+        config.first_train_share,
+        config.embargo,
+        None if config.train_days is None else pd.Timedelta(config.train_days, "D"),
+    )
 
 # %% ../../nbs/labels/03_splits.ipynb #914f30c4
 def split_counts(splitter: PurgedSplitter, labels: pd.DataFrame) -> pd.DataFrame:
@@ -216,6 +355,10 @@ def split_counts(splitter: PurgedSplitter, labels: pd.DataFrame) -> pd.DataFrame
     rows = []
     for fold, roles in enumerate(splitter.roles(labels)):
         tested = labels.loc[roles == TEST]
-        counts = dict(zip(("unused", "train", "purged", "embargoed", "test"), np.bincount(roles, minlength=5).tolist()))
-        rows.append({"fold": fold, "test_start": tested["time"].min(), "test_end": tested["exit_at"].max()} | counts)
+        counts = dict(
+            zip(("unused", "train", "purged", "embargoed", "test"), np.bincount(roles, minlength=5).tolist())
+        )
+        rows.append(
+            {"fold": fold, "test_start": tested["time"].min(), "test_end": tested["exit_at"].max()} | counts
+        )
     return pd.DataFrame(rows)

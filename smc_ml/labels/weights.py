@@ -9,59 +9,95 @@ __all__ = ['WeightError', 'WeightConfig', 'concurrency', 'average_uniqueness', '
 # %% ../../nbs/labels/02_weights.ipynb #0043288f
 from collections.abc import Mapping
 from typing import Literal
+
 import numpy as np
 import pandas as pd
 from pydantic import Field
+
 from ..config import Section, UserError
 
 # %% ../../nbs/labels/02_weights.ipynb #6296b566
 class WeightError(UserError):
     "Labels that cannot be weighed; names the event."
 
+
 class WeightConfig(Section):
     "How training events are weighed."
+
     model_config = {"title": "weights"}
-    by: Literal["none", "uniqueness", "return"] = Field("uniqueness", description="what a weight is proportional to: nothing, the uniqueness, or the absolute return attributed to the event")
-    together: bool = Field(False, description="count trades of all symbols as overlapping; otherwise those of the same symbol only")
-    oldest: float = Field(1.0, gt=-1, le=1, description="decay: weight of the oldest event, share of the newest one's; 1: none; negative: that share of the oldest uniqueness gets no weight")
+    by: Literal["none", "uniqueness", "return"] = Field(
+        "uniqueness",
+        description="what a weight is proportional to: nothing, the uniqueness, or the absolute return attributed to the event",
+    )
+    together: bool = Field(
+        False,
+        description="count trades of all symbols as overlapping; otherwise those of the same symbol only",
+    )
+    oldest: float = Field(
+        1.0,
+        gt=-1,
+        le=1,
+        description="decay: weight of the oldest event, share of the newest one's; 1: none; negative: that share of the oldest uniqueness gets no weight",
+    )
 
 # %% ../../nbs/labels/02_weights.ipynb #d8907052
 def _lives(labels: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     "Entry and exit of each trade, UTC in ns."
     for name in ("entry_at", "exit_at"):
-        if name not in labels: raise WeightError(f"labels have no column {name}: without it nobody knows which of them overlap")
+        if name not in labels:
+            raise WeightError(f"labels have no column {name}: without it nobody knows which of them overlap")
         missing = labels[name].isna().to_numpy()
-        if missing.any(): raise WeightError(f"{name} is missing at row {missing.argmax()} (decided at {labels['time'].iloc[missing.argmax()] if 'time' in labels else 'an unknown time'}): weigh filled trades alone")
-    start, end = (labels[name].dt.as_unit("ns").astype("int64").to_numpy() for name in ("entry_at", "exit_at"))
-    if (end <= start).any(): raise WeightError(f"the trade in row {(end <= start).argmax()} ends at {labels['exit_at'].iloc[(end <= start).argmax()]}, not after it was entered")
+        if missing.any():
+            raise WeightError(
+                f"{name} is missing at row {missing.argmax()} (decided at {labels['time'].iloc[missing.argmax()] if 'time' in labels else 'an unknown time'}): weigh filled trades alone"
+            )
+    start, end = (
+        labels[name].dt.as_unit("ns").astype("int64").to_numpy() for name in ("entry_at", "exit_at")
+    )
+    if (end <= start).any():
+        raise WeightError(
+            f"the trade in row {(end <= start).argmax()} ends at {labels['exit_at'].iloc[(end <= start).argmax()]}, not after it was entered"
+        )
     return start, end
+
 
 def concurrency(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Times at which the number of open trades may change, ascending; and the number from each on."
     times = np.unique(np.concatenate([start, end]))
-    change = np.bincount(times.searchsorted(start), minlength=len(times)) - np.bincount(times.searchsorted(end), minlength=len(times))
+    change = np.bincount(times.searchsorted(start), minlength=len(times)) - np.bincount(
+        times.searchsorted(end), minlength=len(times)
+    )
     return times, change.cumsum()
 
 # %% ../../nbs/labels/02_weights.ipynb #89e2415f
 def _groups(labels: pd.DataFrame, together: bool) -> list[np.ndarray]:
     "Positions of the trades that overlap each other: all, or those of each symbol."
-    if together or "symbol" not in labels: return [np.arange(len(labels))]
+    if together or "symbol" not in labels:
+        return [np.arange(len(labels))]
     return list(labels.groupby("symbol", observed=True).indices.values())
 
-def average_uniqueness(labels: pd.DataFrame,    # with `entry_at` and `exit_at`
-                       together: bool = False,  # trades of all symbols overlap
-                      ) -> pd.Series:
+
+def average_uniqueness(
+    labels: pd.DataFrame,  # with `entry_at` and `exit_at`
+    together: bool = False,  # trades of all symbols overlap
+) -> pd.Series:
     "Mean over each trade's life of one over the number of open trades, in (0, 1]."
     start, end = _lives(labels)
     out = np.ones(len(labels))
     for rows in _groups(labels, together):
         times, count = concurrency(start[rows], end[rows])
-        shares = np.append(0, np.cumsum(np.diff(times) / np.maximum(count[:-1], 1)))     # time owned by one open trade until each time
-        out[rows] = (shares[times.searchsorted(end[rows])] - shares[times.searchsorted(start[rows])]) / (end[rows] - start[rows])
+        shares = np.append(
+            0, np.cumsum(np.diff(times) / np.maximum(count[:-1], 1))
+        )  # time owned by one open trade until each time
+        out[rows] = (shares[times.searchsorted(end[rows])] - shares[times.searchsorted(start[rows])]) / (
+            end[rows] - start[rows]
+        )
     return pd.Series(out, labels.index, name="uniqueness")
 
 # %% ../../nbs/labels/02_weights.ipynb #f791e774
-def _attributed(candles: pd.DataFrame, start: np.ndarray, end: np.ndarray, times: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _attributed(
+    candles: pd.DataFrame, start: np.ndarray, end: np.ndarray, times: np.ndarray, count: np.ndarray
+) -> np.ndarray:
     "Absolute log return of the candles within each life, each divided by the trades open in it."
     opens = candles.index.as_unit("ns").asi8
     returns = np.diff(np.log(candles["close"].to_numpy()), prepend=np.log(candles["open"].iloc[0]))
@@ -70,25 +106,39 @@ def _attributed(candles: pd.DataFrame, start: np.ndarray, end: np.ndarray, times
     return np.abs(total[opens.searchsorted(end)] - total[opens.searchsorted(start)])
 
 # %% ../../nbs/labels/02_weights.ipynb #fc551b83
-def return_attribution(labels: pd.DataFrame, candles: Mapping[str, pd.DataFrame], together: bool = False) -> pd.Series:
+def return_attribution(
+    labels: pd.DataFrame, candles: Mapping[str, pd.DataFrame], together: bool = False
+) -> pd.Series:
     "Weights by the absolute return that each trade can call its own; mean 1."
     start, end = _lives(labels)
     out = np.zeros(len(labels))
     for rows in _groups(labels, together):
         times, count = concurrency(start[rows], end[rows])
         for symbol, places in labels.iloc[rows].groupby("symbol", observed=True).indices.items():
-            if symbol not in candles: raise WeightError(f"{symbol}: there are no candles of this symbol: its returns cannot be attributed")
+            if symbol not in candles:
+                raise WeightError(
+                    f"{symbol}: there are no candles of this symbol: its returns cannot be attributed"
+                )
             known, these = candles[symbol].index, rows[places]
-            outside = (labels["entry_at"].iloc[these] < known[0]) | (labels["exit_at"].iloc[these] > known[-1] + (known[1:] - known[:-1]).min())
-            if outside.any(): raise WeightError(f"{symbol}: the trade entered at {labels['entry_at'].iloc[these][outside].iloc[0]} is not within its candles, which are from {known[0]} to {known[-1]}")
+            outside = (labels["entry_at"].iloc[these] < known[0]) | (
+                labels["exit_at"].iloc[these] > known[-1] + (known[1:] - known[:-1]).min()
+            )
+            if outside.any():
+                raise WeightError(
+                    f"{symbol}: the trade entered at {labels['entry_at'].iloc[these][outside].iloc[0]} is not within its candles, which are from {known[0]} to {known[-1]}"
+                )
             out[these] = _attributed(candles[symbol], start[these], end[these], times, count)
-    if not out.sum() > 0: raise WeightError(f"the prices never moved while any of {len(labels)} trades was open: weigh by uniqueness")
+    if not out.sum() > 0:
+        raise WeightError(
+            f"the prices never moved while any of {len(labels)} trades was open: weigh by uniqueness"
+        )
     return pd.Series(out / out.mean(), labels.index, name="return_weight")
 
 # %% ../../nbs/labels/02_weights.ipynb #a159e93a
 def time_decay(labels: pd.DataFrame, uniqueness: pd.Series, oldest: float) -> pd.Series:
     "Weights on a straight line over the cumulated uniqueness, 1 for the newest trade."
-    if not -1 < oldest <= 1: raise WeightError(f"weights.oldest is {oldest}: take more than -1, at most 1")
+    if not -1 < oldest <= 1:
+        raise WeightError(f"weights.oldest is {oldest}: take more than -1, at most 1")
     order = labels["entry_at"].argsort(kind="stable").to_numpy()
     total = np.empty(len(labels))
     total[order] = uniqueness.to_numpy()[order].cumsum()
@@ -97,14 +147,21 @@ def time_decay(labels: pd.DataFrame, uniqueness: pd.Series, oldest: float) -> pd
     return pd.Series(np.maximum(1 - slope * (whole - total), 0), labels.index, name="decay")
 
 # %% ../../nbs/labels/02_weights.ipynb #48b8b656
-def sample_weights(labels: pd.DataFrame,                                # training events alone
-                   config: WeightConfig = WeightConfig(),
-                   candles: Mapping[str, pd.DataFrame] | None = None,   # by symbol; needed for weights by return
-                  ) -> np.ndarray:
+def sample_weights(
+    labels: pd.DataFrame,  # training events alone
+    config: WeightConfig = WeightConfig(),
+    candles: Mapping[str, pd.DataFrame] | None = None,  # by symbol; needed for weights by return
+) -> np.ndarray:
     "A weight for each event, with mean 1: uniqueness or attributed return, times decay."
-    if not len(labels): raise WeightError("there are no events to weigh: check the training span")
+    if not len(labels):
+        raise WeightError("there are no events to weigh: check the training span")
     unique = average_uniqueness(labels, config.together)
-    if config.by == "return" and candles is None: raise WeightError("weights.by is return, which needs candles: pass them, or weigh by uniqueness")
-    base = {"none": lambda: unique * 0 + 1, "uniqueness": lambda: unique, "return": lambda: return_attribution(labels, candles, config.together)}[config.by]()
+    if config.by == "return" and candles is None:
+        raise WeightError("weights.by is return, which needs candles: pass them, or weigh by uniqueness")
+    base = {
+        "none": lambda: unique * 0 + 1,
+        "uniqueness": lambda: unique,
+        "return": lambda: return_attribution(labels, candles, config.together),
+    }[config.by]()
     weights = (base * time_decay(labels, unique, config.oldest)).to_numpy()
     return weights / weights.mean()

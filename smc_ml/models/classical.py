@@ -14,12 +14,14 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 from xgboost import XGBClassifier
+
 from ..config import Section
 from .windows import EventWindows, check_features
 
 # %% ../../nbs/models/03_classical.ipynb #47e803c6
 class LastRow(TransformerMixin, BaseEstimator):
     "Windows -> the oriented feature row of the decision candle; refuses other features than it was fitted on."
+
     def fit(self, X: EventWindows, y: np.ndarray | None = None) -> "LastRow":
         "Remember the names of the features and their order."
         self.feature_names_in_ = np.array(X.feature_names, dtype=object)
@@ -34,27 +36,48 @@ class LastRow(TransformerMixin, BaseEstimator):
 # %% ../../nbs/models/03_classical.ipynb #36c6bf11
 class LogisticConfig(Section):
     "Settings of the logistic regression."
-    inverse_penalty: float = Field(0.1, gt=0, description="inverse strength of the squared penalty; smaller means weights closer to 0")
+
+    inverse_penalty: float = Field(
+        0.1, gt=0, description="inverse strength of the squared penalty; smaller means weights closer to 0"
+    )
     iterations: int = Field(500, ge=1, description="steps of the solver at most")
+
 
 def logistic(config: LogisticConfig = LogisticConfig()) -> Pipeline:
     "Last row, scaled by the training events, logistic regression."
-    return make_pipeline(LastRow(), StandardScaler(), LogisticRegression(C=config.inverse_penalty, max_iter=config.iterations))
+    return make_pipeline(
+        LastRow(), StandardScaler(), LogisticRegression(C=config.inverse_penalty, max_iter=config.iterations)
+    )
 
 # %% ../../nbs/models/03_classical.ipynb #05fde6f6
 class XGBoostConfig(Section):
     "Settings of the boosted trees."
+
     trees: int = Field(150, ge=1, description="boosting rounds")
     depth: int = Field(3, ge=1, description="splits from root to leaf at most")
     learning_rate: float = Field(0.03, gt=0, description="share of each tree's correction that is applied")
-    leaf_weight: float = Field(20.0, ge=0, description="smallest sum of hessians in a leaf; a quarter of its events at even odds")
+    leaf_weight: float = Field(
+        20.0, ge=0, description="smallest sum of hessians in a leaf; a quarter of its events at even odds"
+    )
     event_share: float = Field(0.7, gt=0, le=1, description="share of the events a tree sees")
     feature_share: float = Field(0.5, gt=0, le=1, description="share of the features a tree sees")
     penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
 
+
 def xgboost(config: XGBoostConfig = XGBoostConfig(), seed: int = 0, threads: int = 1) -> Pipeline:
     "Last row, boosted trees."
-    return make_pipeline(LastRow(), XGBClassifier(
-        n_estimators=config.trees, max_depth=config.depth, learning_rate=config.learning_rate, min_child_weight=config.leaf_weight,
-        subsample=config.event_share, colsample_bytree=config.feature_share, reg_lambda=config.penalty,
-        tree_method="hist", n_jobs=threads, random_state=seed))
+    return make_pipeline(
+        LastRow(),
+        XGBClassifier(
+            n_estimators=config.trees,
+            max_depth=config.depth,
+            learning_rate=config.learning_rate,
+            min_child_weight=config.leaf_weight,
+            subsample=config.event_share,
+            colsample_bytree=config.feature_share,
+            reg_lambda=config.penalty,
+            tree_method="hist",
+            n_jobs=threads,
+            random_state=seed,
+        ),
+    )

@@ -12,18 +12,22 @@ from pydantic import Field
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
+
 from .training import LoopConfig, TrainingError, fit_network, local_torch, predict_logits
 from .windows import EventWindows, check_features, window_moments
 
 # %% ../../nbs/models/02_lstm.ipynb #441d169d
 class LSTMNetwork(nn.Module):
     "Scaler, LSTM layers, and one logit from the last state."
+
     def __init__(self, features: int, layers: int, hidden: int, dropout: float, rows_per_step: int = 1):
         super().__init__()
         self.rows_per_step = rows_per_step
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("deviation", torch.ones(features))
-        self.lstm = nn.LSTM(features * rows_per_step, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+        self.lstm = nn.LSTM(
+            features * rows_per_step, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
+        )
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, 1))
 
     def scale_by(self, mean: np.ndarray, deviation: np.ndarray) -> None:
@@ -41,46 +45,100 @@ class LSTMNetwork(nn.Module):
 # %% ../../nbs/models/02_lstm.ipynb #ac03cad7
 class LSTMConfig(LoopConfig):
     "Settings of the LSTM and of its training."
+
     layers: int = Field(3, ge=1, description="stacked LSTM layers")
     hidden: int = Field(128, ge=1, description="units of a layer")
-    rows_per_step: int = Field(1, ge=1, description="rows of the window that one step of the recurrence takes together")
-    dropout: float = Field(0.3, ge=0, lt=1, description="share of the units left out between layers while training")
+    rows_per_step: int = Field(
+        1, ge=1, description="rows of the window that one step of the recurrence takes together"
+    )
+    dropout: float = Field(
+        0.3, ge=0, lt=1, description="share of the units left out between layers while training"
+    )
 
 # %% ../../nbs/models/02_lstm.ipynb #2d84368a
 class LSTMClassifier(ClassifierMixin, BaseEstimator):
     "Probability of the second class from the window before an event."
-    def __init__(self, layers: int = 3, hidden: int = 128, rows_per_step: int = 1, dropout: float = 0.3, learning_rate: float = 0.001, weight_decay: float = 0.01,
-                 batch_size: int = 64, epochs: int = 6, patience: int = 2, gradient_clip: float = 1.0, threads: int = 1,
-                 random_state: int = 0, progress: bool = False):
-        self.layers, self.hidden, self.rows_per_step, self.dropout, self.learning_rate, self.weight_decay = layers, hidden, rows_per_step, dropout, learning_rate, weight_decay
-        self.batch_size, self.epochs, self.patience, self.gradient_clip, self.threads = batch_size, epochs, patience, gradient_clip, threads
+
+    def __init__(
+        self,
+        layers: int = 3,
+        hidden: int = 128,
+        rows_per_step: int = 1,
+        dropout: float = 0.3,
+        learning_rate: float = 0.001,
+        weight_decay: float = 0.01,
+        batch_size: int = 64,
+        epochs: int = 6,
+        patience: int = 2,
+        gradient_clip: float = 1.0,
+        threads: int = 1,
+        random_state: int = 0,
+        progress: bool = False,
+    ):
+        self.layers, self.hidden, self.rows_per_step, self.dropout, self.learning_rate, self.weight_decay = (
+            layers,
+            hidden,
+            rows_per_step,
+            dropout,
+            learning_rate,
+            weight_decay,
+        )
+        self.batch_size, self.epochs, self.patience, self.gradient_clip, self.threads = (
+            batch_size,
+            epochs,
+            patience,
+            gradient_clip,
+            threads,
+        )
         self.random_state, self.progress = random_state, progress
 
-    def fit(self, X: EventWindows, y: np.ndarray,
-            sample_weight: np.ndarray | None = None,
-            validation: tuple[EventWindows, np.ndarray] | None = None) -> "LSTMClassifier":
+    def fit(
+        self,
+        X: EventWindows,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        validation: tuple[EventWindows, np.ndarray] | None = None,
+    ) -> "LSTMClassifier":
         "Train on events with two classes; `history_` tells how it went."
         self.classes_ = np.unique(y)
-        if len(self.classes_) != 2: raise TrainingError(f"the outcomes hold {len(self.classes_)} classes, two are needed: use a longer training span")
-        if X.length < self.rows_per_step: raise TrainingError(f"windows of {X.length} rows, but {self.rows_per_step} rows a step: use longer windows")
+        if len(self.classes_) != 2:
+            raise TrainingError(
+                f"the outcomes hold {len(self.classes_)} classes, two are needed: use a longer training span"
+            )
+        if X.length < self.rows_per_step:
+            raise TrainingError(
+                f"windows of {X.length} rows, but {self.rows_per_step} rows a step: use longer windows"
+            )
         config = LSTMConfig(**{name: getattr(self, name) for name in LSTMConfig.model_fields})
         self.network_ = self.new_network(X.shape[2])
         self.feature_names_in_ = np.array(X.feature_names, dtype=object)
         self.network_.scale_by(*window_moments(X))
-        self.history_ = fit_network(self.network_, X, self._encoded(y), sample_weight, validation and (validation[0], self._encoded(validation[1])), config, self.random_state, self.progress)
+        self.history_ = fit_network(
+            self.network_,
+            X,
+            self._encoded(y),
+            sample_weight,
+            validation and (validation[0], self._encoded(validation[1])),
+            config,
+            self.random_state,
+            self.progress,
+        )
         return self
 
     def new_network(self, features: int) -> LSTMNetwork:
         "Untrained weights, drawn from `random_state`."
-        with local_torch(self.random_state, self.threads): return LSTMNetwork(features, self.layers, self.hidden, self.dropout, self.rows_per_step)
+        with local_torch(self.random_state, self.threads):
+            return LSTMNetwork(features, self.layers, self.hidden, self.dropout, self.rows_per_step)
 
-    def _encoded(self, y: np.ndarray) -> np.ndarray: return (np.asarray(y) == self.classes_[1]).astype(int)
+    def _encoded(self, y: np.ndarray) -> np.ndarray:
+        return (np.asarray(y) == self.classes_[1]).astype(int)
 
     def predict_proba(self, X: EventWindows) -> np.ndarray:
         "(events, 2): probabilities of the two classes."
         check_is_fitted(self, "network_")
         check_features(X, self.feature_names_in_)
-        with local_torch(self.random_state, self.threads): probability = 1 / (1 + np.exp(-predict_logits(self.network_, X)))
+        with local_torch(self.random_state, self.threads):
+            probability = 1 / (1 + np.exp(-predict_logits(self.network_, X)))
         return np.column_stack([1 - probability, probability])
 
     def predict(self, X: EventWindows) -> np.ndarray:

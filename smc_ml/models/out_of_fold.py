@@ -8,6 +8,7 @@ __all__ = ['MODELS', 'FoldError', 'TrainingConfig', 'make_model', 'inner_split',
 # %% ../../nbs/models/05_out_of_fold.ipynb #c53109a1
 from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
 import pandas as pd
 from pydantic import Field
@@ -15,23 +16,28 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 from tqdm import tqdm
+
 from ..config import Section, UserError
+from ..labels.splits import EMBARGOED, PURGED, TEST, TRAIN, SplitsConfig, purged_before, walk_forward
 from ..labels.weights import WeightConfig, sample_weights
 from .classical import LogisticConfig, XGBoostConfig, logistic, xgboost
 from .lstm import LSTMClassifier, LSTMConfig
 from .saving import describe_training
 from .training import HISTORY
 from .windows import EventWindows
-from ..labels.splits import EMBARGOED, PURGED, SplitsConfig, TEST, TRAIN, purged_before, walk_forward
 
 # %% ../../nbs/models/05_out_of_fold.ipynb #b095fe0f
 class FoldError(UserError):
     "A fold from which a model cannot learn; names the fold and the remedy."
 
+
 class TrainingConfig(Section):
     "The `train` section: windows, weights and the settings of each model."
+
     steps: int = Field(60, ge=1, description="rows of a window, base candles")
-    validation_share: float = Field(0.15, gt=0, lt=1, description="last share of the training time, used for early stopping")
+    validation_share: float = Field(
+        0.15, gt=0, lt=1, description="last share of the training time, used for early stopping"
+    )
     seed: int = Field(0, ge=0, description="of weights, dropout, order of the events and subsamples")
     threads: int = Field(1, ge=1, description="processor threads; more than one pays on idle cores only")
     weights: WeightConfig = WeightConfig(by="none")
@@ -42,14 +48,23 @@ class TrainingConfig(Section):
 # %% ../../nbs/models/05_out_of_fold.ipynb #fd300103
 MODELS = ("logistic", "xgboost", "lstm")
 
-def make_model(name: str,             # one of `MODELS`
-               config: TrainingConfig,
-               progress: bool = False, # a bar over the training steps, where there are such
-              ) -> BaseEstimator:
+
+def make_model(
+    name: str,  # one of `MODELS`
+    config: TrainingConfig,
+    progress: bool = False,  # a bar over the training steps, where there are such
+) -> BaseEstimator:
     "An untrained model whose `fit` takes `EventWindows`."
-    if name == "logistic": return logistic(config.logistic)
-    if name == "xgboost": return xgboost(config.xgboost, config.seed, config.threads)
-    if name == "lstm": return LSTMClassifier(**config.lstm.model_dump() | {"threads": min(config.threads, config.lstm.threads)}, random_state=config.seed, progress=progress)
+    if name == "logistic":
+        return logistic(config.logistic)
+    if name == "xgboost":
+        return xgboost(config.xgboost, config.seed, config.threads)
+    if name == "lstm":
+        return LSTMClassifier(
+            **config.lstm.model_dump() | {"threads": min(config.threads, config.lstm.threads)},
+            random_state=config.seed,
+            progress=progress,
+        )
     raise FoldError(f"no model is called {name!r}: known are {', '.join(MODELS)}")
 
 # %% ../../nbs/models/05_out_of_fold.ipynb #bfd40845
@@ -63,14 +78,30 @@ def inner_split(labels: pd.DataFrame, share: float, embargo: pd.Timedelta) -> tu
 def _need_both(won: np.ndarray, what: str) -> None:
     "Raise unless there are wins and losses."
     if len(np.unique(won)) < 2:
-        raise FoldError(f"{what} {len(won)} events of one class only: use fewer folds, a larger first_train_share, more kinds of patterns or more history")
+        raise FoldError(
+            f"{what} {len(won)} events of one class only: use fewer folds, a larger first_train_share, more kinds of patterns or more history"
+        )
+
 
 def _weights(model: BaseEstimator, labels: pd.DataFrame, config: WeightConfig) -> dict[str, np.ndarray]:
     "The weights of the training events as `fit` takes them; nothing where all weigh the same."
-    if config.by == "none" and config.oldest == 1: return {}
-    return {f"{model.steps[-1][0]}__sample_weight" if isinstance(model, Pipeline) else "sample_weight": sample_weights(labels, config)}
+    if config.by == "none" and config.oldest == 1:
+        return {}
+    return {
+        f"{model.steps[-1][0]}__sample_weight"
+        if isinstance(model, Pipeline)
+        else "sample_weight": sample_weights(labels, config)
+    }
 
-def _fit(model: BaseEstimator, windows: EventWindows, labels: pd.DataFrame, config: TrainingConfig, embargo: pd.Timedelta, fold: int) -> pd.DataFrame:
+
+def _fit(
+    model: BaseEstimator,
+    windows: EventWindows,
+    labels: pd.DataFrame,
+    config: TrainingConfig,
+    embargo: pd.Timedelta,
+    fold: int,
+) -> pd.DataFrame:
     "Fit on the training events of a fold; the history, empty where a model has none."
     won = labels["won"].to_numpy().astype(int)
     _need_both(won, f"fold {fold} trains on")
@@ -79,44 +110,92 @@ def _fit(model: BaseEstimator, windows: EventWindows, labels: pd.DataFrame, conf
         return pd.DataFrame(columns=[*HISTORY, "fold"], dtype=float).astype({"epoch": int, "fold": int})
     learnt, held = inner_split(labels, config.validation_share, embargo)
     _need_both(won[learnt], f"fold {fold} without its validation events trains on")
-    model.fit(windows.take(learnt), won[learnt], validation=(windows.take(held), won[held]), **_weights(model, labels.iloc[learnt], config.weights))
+    model.fit(
+        windows.take(learnt),
+        won[learnt],
+        validation=(windows.take(held), won[held]),
+        **_weights(model, labels.iloc[learnt], config.weights),
+    )
     return model.history_.assign(fold=fold)
 
 # %% ../../nbs/models/05_out_of_fold.ipynb #261b76d4
 @dataclass(frozen=True)
 class OutOfFold:
     "What walk-forward training gives."
-    predictions: pd.DataFrame   # symbol, time, event_id, model, fold, probability, expected_r
-    folds: pd.DataFrame         # spans and counts, one row a fold
-    history: pd.DataFrame       # losses by fold and epoch; empty for models without epochs
-    model: BaseEstimator        # of the last fold
-    description: dict[str, Any] # of the last fold's training, for `save_model`
 
-def _predictions(name: str, fold: int, probability: np.ndarray, test: pd.DataFrame, won_r: float, lost_r: float) -> pd.DataFrame:
+    predictions: pd.DataFrame  # symbol, time, event_id, model, fold, probability, expected_r
+    folds: pd.DataFrame  # spans and counts, one row a fold
+    history: pd.DataFrame  # losses by fold and epoch; empty for models without epochs
+    model: BaseEstimator  # of the last fold
+    description: dict[str, Any]  # of the last fold's training, for `save_model`
+
+
+def _predictions(
+    name: str, fold: int, probability: np.ndarray, test: pd.DataFrame, won_r: float, lost_r: float
+) -> pd.DataFrame:
     "The prediction table of one fold."
-    return test[["symbol", "time", "event_id"]].assign(model=name, fold=fold, probability=probability, expected_r=probability * won_r + (1 - probability) * lost_r)
+    return test[["symbol", "time", "event_id"]].assign(
+        model=name,
+        fold=fold,
+        probability=probability,
+        expected_r=probability * won_r + (1 - probability) * lost_r,
+    )
 
 # %% ../../nbs/models/05_out_of_fold.ipynb #91815a77
-def out_of_fold(name: str,               # one of `MODELS`
-                windows: EventWindows,
-                labels: pd.DataFrame,    # one row a window, in the same order
-                config: TrainingConfig,
-                splits: SplitsConfig = SplitsConfig(),
-                progress: bool = True,   # bars with the time that is left
-               ) -> OutOfFold:
+def out_of_fold(
+    name: str,  # one of `MODELS`
+    windows: EventWindows,
+    labels: pd.DataFrame,  # one row a window, in the same order
+    config: TrainingConfig,
+    splits: SplitsConfig = SplitsConfig(),
+    progress: bool = True,  # bars with the time that is left
+) -> OutOfFold:
     "Train and predict fold by fold."
-    if len(windows) != len(labels): raise FoldError(f"{len(windows)} windows but {len(labels)} labels: keep the labels that `event_windows` kept")
+    if len(windows) != len(labels):
+        raise FoldError(
+            f"{len(windows)} windows but {len(labels)} labels: keep the labels that `event_windows` kept"
+        )
     splitter = walk_forward(splits)
     edges, blank = splitter.edges(labels), make_model(name, config, progress)
     tables, folds, histories = [], [], []
-    for fold, roles in enumerate(tqdm(list(splitter.roles(labels)), desc=f"{name} folds", disable=not progress)):
+    for fold, roles in enumerate(
+        tqdm(list(splitter.roles(labels)), desc=f"{name} folds", disable=not progress)
+    ):
         train, test = (np.flatnonzero(roles == role) for role in (TRAIN, TEST))
         known, judged, model = labels.iloc[train], labels.iloc[test], clone(blank)
         histories.append(_fit(model, windows.take(train), known, config, splits.embargo, fold))
         means = known.groupby(known["won"].astype(bool))["realised_r"].mean()
-        tables.append(_predictions(name, fold, model.predict_proba(windows.take(test))[:, 1].astype(float), judged, means[True], means[False]))
-        folds.append({"model": name, "fold": fold, "train_first": known["time"].min(), "train_last_exit": known["exit_at"].max(), "test_start": edges[fold], "test_end": edges[fold + 1],
-                      "train_events": len(train), "purged_events": int(np.isin(roles, (PURGED, EMBARGOED)).sum()), "test_events": len(test),
-                      "train_won_share": float(known["won"].mean()), "mean_r_won": means[True], "mean_r_lost": means[False]})
+        tables.append(
+            _predictions(
+                name,
+                fold,
+                model.predict_proba(windows.take(test))[:, 1].astype(float),
+                judged,
+                means[True],
+                means[False],
+            )
+        )
+        folds.append(
+            {
+                "model": name,
+                "fold": fold,
+                "train_first": known["time"].min(),
+                "train_last_exit": known["exit_at"].max(),
+                "test_start": edges[fold],
+                "test_end": edges[fold + 1],
+                "train_events": len(train),
+                "purged_events": int(np.isin(roles, (PURGED, EMBARGOED)).sum()),
+                "test_events": len(test),
+                "train_won_share": float(known["won"].mean()),
+                "mean_r_won": means[True],
+                "mean_r_lost": means[False],
+            }
+        )
     description = describe_training(name, config, windows.take(train), known)
-    return OutOfFold(pd.concat(tables, ignore_index=True), pd.DataFrame(folds), pd.concat(histories, ignore_index=True), model, description)
+    return OutOfFold(
+        pd.concat(tables, ignore_index=True),
+        pd.DataFrame(folds),
+        pd.concat(histories, ignore_index=True),
+        model,
+        description,
+    )

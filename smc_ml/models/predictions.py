@@ -7,22 +7,35 @@ __all__ = ['EVENT', 'PredictionError', 'join_outcomes']
 
 # %% ../../nbs/models/06_predictions.ipynb #fd55808b
 import pandas as pd
+
 from ..config import UserError
 
 # %% ../../nbs/models/06_predictions.ipynb #cf60d6a0
 EVENT = ["symbol", "time", "event_id"]
 
+
 class PredictionError(UserError):
     "Predictions that do not fit together or do not fit the labels."
 
-def join_outcomes(predictions: pd.DataFrame, # one row an event and model
-                  labels: pd.DataFrame,      # one row an event
-                 ) -> pd.DataFrame:
+
+def join_outcomes(
+    predictions: pd.DataFrame,  # one row an event and model
+    labels: pd.DataFrame,  # one row an event
+) -> pd.DataFrame:
     "Predictions in their order, with `exit_at`, `won` and `realised_r` of their events."
-    if not len(predictions): raise PredictionError("there are no predictions: train a model first")
-    joined = predictions.merge(labels[[*EVENT, "exit_at", "won", "realised_r"]], on=EVENT, how="left", validate="many_to_one", indicator=True)
+    if not len(predictions):
+        raise PredictionError("there are no predictions: train a model first")
+    joined = predictions.merge(
+        labels[[*EVENT, "exit_at", "won", "realised_r"]],
+        on=EVENT,
+        how="left",
+        validate="many_to_one",
+        indicator=True,
+    )
     lost = (joined.pop("_merge") == "left_only").to_numpy()
     if lost.any():
         event = joined.iloc[lost.argmax()]
-        raise PredictionError(f"{event['symbol']}: event {event['event_id']} at {event['time']} is predicted but not labelled: labels and predictions come from different runs, train again")
+        raise PredictionError(
+            f"{event['symbol']}: event {event['event_id']} at {event['time']} is predicted but not labelled: labels and predictions come from different runs, train again"
+        )
     return joined.assign(won=joined["won"].astype(bool))

@@ -6,9 +6,13 @@
 __all__ = ['ModelError', 'data_hash', 'describe_training', 'save_model', 'read_description', 'load_model']
 
 # %% ../../nbs/models/04_saving.ipynb #a5c6a647
-import hashlib, json, os, shutil
+import hashlib
+import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -16,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
+
 from ..config import Section, UserError
 from .classical import LastRow, LogisticConfig, XGBoostConfig, logistic, xgboost
 from .lstm import LSTMClassifier
@@ -25,41 +30,74 @@ from .windows import EventWindows
 class ModelError(UserError):
     "A saved model that is missing, incomplete or changed."
 
+
 def data_hash(windows: EventWindows, y: np.ndarray) -> str:
     "SHA-256 over the rows, the events, their orientation and their outcomes."
     digest = hashlib.sha256(json.dumps([windows.feature_names, windows.length]).encode())
-    for part in (windows.values, windows.positions.astype(np.int64), windows.directions.astype(np.int8), windows.signed, np.asarray(y).astype(np.int8)):
+    for part in (
+        windows.values,
+        windows.positions.astype(np.int64),
+        windows.directions.astype(np.int8),
+        windows.signed,
+        np.asarray(y).astype(np.int8),
+    ):
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 
-def describe_training(name: str, config: Section, windows: EventWindows, labels: pd.DataFrame) -> dict[str, Any]:
+
+def describe_training(
+    name: str, config: Section, windows: EventWindows, labels: pd.DataFrame
+) -> dict[str, Any]:
     "Facts for `description.json` about the events a model was trained on."
-    return {"name": name, "config": config.model_dump(mode="json"), "signed": [n for n, s in zip(windows.feature_names, windows.signed) if s], "steps": windows.length,
-            "train_first": str(labels["time"].min()), "train_last": str(labels["exit_at"].max()), "train_events": len(labels), "data_hash": data_hash(windows, labels["won"].to_numpy())}
+    return {
+        "name": name,
+        "config": config.model_dump(mode="json"),
+        "signed": [n for n, s in zip(windows.feature_names, windows.signed) if s],
+        "steps": windows.length,
+        "train_first": str(labels["time"].min()),
+        "train_last": str(labels["exit_at"].max()),
+        "train_events": len(labels),
+        "data_hash": data_hash(windows, labels["won"].to_numpy()),
+    }
 
 # %% ../../nbs/models/04_saving.ipynb #053f70eb
 _SCALER = ("mean_", "scale_", "var_")
 _LINEAR = ("coef_", "intercept_", "n_iter_")
 
+
 def _kind(model: BaseEstimator) -> str:
     "lstm, logistic or xgboost."
-    if isinstance(model, LSTMClassifier): return "lstm"
+    if isinstance(model, LSTMClassifier):
+        return "lstm"
     if isinstance(model, Pipeline):
         steps = tuple(model.named_steps)
-        if steps == tuple(logistic().named_steps): return "logistic"
-        if steps == tuple(xgboost().named_steps): return "xgboost"
-    raise ModelError(f"a {type(model).__name__} cannot be saved: known are the models logistic, xgboost and lstm")
+        if steps == tuple(logistic().named_steps):
+            return "logistic"
+        if steps == tuple(xgboost().named_steps):
+            return "xgboost"
+    raise ModelError(
+        f"a {type(model).__name__} cannot be saved: known are the models logistic, xgboost and lstm"
+    )
+
 
 def _tensors(model: BaseEstimator, kind: str) -> dict[str, np.ndarray]:
     "The numbers of an LSTM or of a logistic regression."
-    if kind == "lstm": return {name: tensor.numpy() for name, tensor in model.network_.state_dict().items()}
+    if kind == "lstm":
+        return {name: tensor.numpy() for name, tensor in model.network_.state_dict().items()}
     scaler, linear = model["standardscaler"], model["logisticregression"]
-    return {name: np.ascontiguousarray(getattr(scaler, name)) for name in _SCALER} | {name: np.ascontiguousarray(getattr(linear, name)) for name in _LINEAR}
+    return {name: np.ascontiguousarray(getattr(scaler, name)) for name in _SCALER} | {
+        name: np.ascontiguousarray(getattr(linear, name)) for name in _LINEAR
+    }
+
 
 def _settings(estimator: BaseEstimator) -> dict[str, Any]:
     "Constructor arguments that differ from their defaults."
     defaults = type(estimator)().get_params()
-    return {name: value for name, value in estimator.get_params(deep=False).items() if value != defaults[name] and value == value}
+    return {
+        name: value
+        for name, value in estimator.get_params(deep=False).items()
+        if value != defaults[name] and value == value
+    }
 
 # %% ../../nbs/models/04_saving.ipynb #3be554c7
 def _rebuilt(facts: dict[str, Any], folder: Path) -> BaseEstimator:
@@ -67,65 +105,103 @@ def _rebuilt(facts: dict[str, Any], folder: Path) -> BaseEstimator:
     names, classes = np.array(facts["features"], dtype=object), np.array(facts["classes"])
     if facts["kind"] == "lstm":
         model = LSTMClassifier(**facts["settings"])
-        model.network_, model.classes_, model.feature_names_in_ = model.new_network(len(names)), classes, names
-        model.network_.load_state_dict({name: torch.from_numpy(part) for name, part in load_file(folder/"weights.safetensors").items()})
+        model.network_, model.classes_, model.feature_names_in_ = (
+            model.new_network(len(names)),
+            classes,
+            names,
+        )
+        model.network_.load_state_dict(
+            {name: torch.from_numpy(part) for name, part in load_file(folder / "weights.safetensors").items()}
+        )
         model.network_.eval()
         return model
     model = logistic() if facts["kind"] == "logistic" else xgboost()
     model["lastrow"].feature_names_in_ = names
     model[-1].set_params(**facts["settings"])
     if facts["kind"] == "xgboost":
-        model[-1].load_model(folder/"weights.json")
-        for name in ("base_score", "booster"): setattr(model[-1], name, facts["settings"].get(name)) # loading writes the file's own into the settings
+        model[-1].load_model(folder / "weights.json")
+        for name in ("base_score", "booster"):
+            setattr(
+                model[-1], name, facts["settings"].get(name)
+            )  # loading writes the file's own into the settings
     else:
-        tensors = load_file(folder/"weights.safetensors")
+        tensors = load_file(folder / "weights.safetensors")
         for step, parts in (("standardscaler", _SCALER), ("logisticregression", _LINEAR)):
             model[step].n_features_in_ = len(names)
-            for name in parts: setattr(model[step], name, tensors[name])
+            for name in parts:
+                setattr(model[step], name, tensors[name])
         model[-1].classes_ = classes
     return model
 
 # %% ../../nbs/models/04_saving.ipynb #6c7f431a
-def _write_json(path: Path, facts: dict[str, Any]) -> None: path.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def _write_json(path: Path, facts: dict[str, Any]) -> None:
+    path.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
-def _file_hash(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
 
-def save_model(model: BaseEstimator,            # fitted
-               folder: str | os.PathLike,       # replaced as a whole where it exists
-               description: dict[str, Any],     # e.g. from `describe_training`
-              ) -> None:
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def save_model(
+    model: BaseEstimator,  # fitted
+    folder: str | os.PathLike,  # replaced as a whole where it exists
+    description: dict[str, Any],  # e.g. from `describe_training`
+) -> None:
     "Weights and description into a folder, all or nothing."
     folder, kind = Path(folder), _kind(model)
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    for left_over in (partial, old): shutil.rmtree(left_over, ignore_errors=True)
+    for left_over in (partial, old):
+        shutil.rmtree(left_over, ignore_errors=True)
     partial.mkdir(parents=True)
-    weights = partial/("weights.json" if kind == "xgboost" else "weights.safetensors")
-    if kind == "xgboost": model[-1].save_model(weights)
-    else: save_file(_tensors(model, kind), weights)
+    weights = partial / ("weights.json" if kind == "xgboost" else "weights.safetensors")
+    if kind == "xgboost":
+        model[-1].save_model(weights)
+    else:
+        save_file(_tensors(model, kind), weights)
     estimator = model if kind == "lstm" else model[-1]
     first = model if kind == "lstm" else model["lastrow"]
-    own = {"kind": kind, "settings": _settings(estimator), "features": list(first.feature_names_in_), "classes": np.asarray(estimator.classes_).tolist(), "weights": _file_hash(weights)}
-    _write_json(partial/"description.json", description | own)
-    if folder.exists(): os.replace(folder, old)
+    own = {
+        "kind": kind,
+        "settings": _settings(estimator),
+        "features": list(first.feature_names_in_),
+        "classes": np.asarray(estimator.classes_).tolist(),
+        "weights": _file_hash(weights),
+    }
+    _write_json(partial / "description.json", description | own)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/models/04_saving.ipynb #245ed5bf
 def read_description(folder: str | os.PathLike) -> dict[str, Any]:
     "What `save_model` noted; a `ModelError` where it is missing or unreadable."
-    path = Path(folder)/"description.json"
-    try: return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError: raise ModelError(f"{path}: no such file: train the model first") from None
-    except ValueError as error: raise ModelError(f"{path}: not readable ({error}): train the model again") from None
+    path = Path(folder) / "description.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file: train the model first") from None
+    except ValueError as error:
+        raise ModelError(f"{path}: not readable ({error}): train the model again") from None
+
 
 def load_model(folder: str | os.PathLike) -> BaseEstimator:
     "A model that gives the probabilities it gave when it was saved."
     folder, facts = Path(folder), read_description(folder)
     if missing := [key for key in ("kind", "settings", "features", "classes", "weights") if key not in facts]:
         raise ModelError(f"{folder}: the description lacks {', '.join(missing)}: train the model again")
-    if facts["kind"] not in ("lstm", "logistic", "xgboost"): raise ModelError(f"{folder}: unknown kind of model {facts['kind']!r}: known are logistic, xgboost and lstm")
-    path = folder/("weights.json" if facts["kind"] == "xgboost" else "weights.safetensors")
-    if not path.exists(): raise ModelError(f"{path}: no such file: train the model again")
-    if _file_hash(path) != facts["weights"]: raise ModelError(f"{path}: the weights differ from those that were described: train the model again")
-    try: return _rebuilt(facts, folder)
-    except (SafetensorError, KeyError, RuntimeError, TypeError) as error: raise ModelError(f"{folder}: description and weights do not fit together ({error}): train the model again") from None
+    if facts["kind"] not in ("lstm", "logistic", "xgboost"):
+        raise ModelError(
+            f"{folder}: unknown kind of model {facts['kind']!r}: known are logistic, xgboost and lstm"
+        )
+    path = folder / ("weights.json" if facts["kind"] == "xgboost" else "weights.safetensors")
+    if not path.exists():
+        raise ModelError(f"{path}: no such file: train the model again")
+    if _file_hash(path) != facts["weights"]:
+        raise ModelError(f"{path}: the weights differ from those that were described: train the model again")
+    try:
+        return _rebuilt(facts, folder)
+    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"{folder}: description and weights do not fit together ({error}): train the model again"
+        ) from None

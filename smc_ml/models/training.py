@@ -9,6 +9,7 @@ __all__ = ['HISTORY', 'TrainingError', 'LoopConfig', 'local_torch', 'predict_log
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+
 import numpy as np
 import pandas as pd
 import torch
@@ -16,6 +17,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
+
 from ..config import Section, UserError
 from .windows import EventWindows
 
@@ -23,15 +25,24 @@ from .windows import EventWindows
 class TrainingError(UserError):
     "Events or settings from which a network cannot learn."
 
+
 HISTORY = ("epoch", "train_loss", "validation_loss", "learning_rate")
+
 
 class LoopConfig(Section):
     "Settings of the training loop."
-    learning_rate: float = Field(0.001, gt=0, description="highest learning rate of the one-cycle schedule, per step")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (AdamW), per unit of learning rate")
+
+    learning_rate: float = Field(
+        0.001, gt=0, description="highest learning rate of the one-cycle schedule, per step"
+    )
+    weight_decay: float = Field(
+        0.01, ge=0, description="decoupled weight decay (AdamW), per unit of learning rate"
+    )
     batch_size: int = Field(64, ge=1, description="events in a step")
     epochs: int = Field(6, ge=1, description="passes over the training events at most")
-    patience: int = Field(2, ge=1, description="epochs without a lower validation loss after which training stops")
+    patience: int = Field(
+        2, ge=1, description="epochs without a lower validation loss after which training stops"
+    )
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the gradient, before the step")
     threads: int = Field(1, ge=1, description="processor threads used by torch")
 
@@ -45,28 +56,44 @@ def local_torch(seed: int, threads: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             yield
-    finally: torch.set_num_threads(threads_before)
+    finally:
+        torch.set_num_threads(threads_before)
 
 # %% ../../nbs/models/01_training.ipynb #7d756e84
 def predict_logits(network: nn.Module, X: EventWindows, block: int = 512) -> np.ndarray:
     "One logit an event, dropout off."
     network.eval()
     with torch.inference_mode():
-        logits = [network(torch.from_numpy(X.batch(slice(start, start + block)))) for start in range(0, len(X), block)]
+        logits = [
+            network(torch.from_numpy(X.batch(slice(start, start + block))))
+            for start in range(0, len(X), block)
+        ]
     return torch.cat(logits).numpy().astype(np.float64) if logits else np.empty(0)
+
 
 def log_loss_of_logits(logits: np.ndarray, y: np.ndarray) -> float:
     "Mean negative log-likelihood, nats an event."
     return float(np.mean(np.logaddexp(0, logits) - y * logits))
 
 # %% ../../nbs/models/01_training.ipynb #757d00b2
-def _epoch(network: nn.Module, X: EventWindows, y: torch.Tensor, weight: torch.Tensor, order: np.ndarray,
-           optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, config: LoopConfig, bar: tqdm) -> float:
+def _epoch(
+    network: nn.Module,
+    X: EventWindows,
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    order: np.ndarray,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    config: LoopConfig,
+    bar: tqdm,
+) -> float:
     "One pass over the events in the given order; the weighted mean loss."
     network.train()
     total = 0.0
     for chosen in np.split(order, range(config.batch_size, len(order), config.batch_size)):
-        loss = binary_cross_entropy_with_logits(network(torch.from_numpy(X.batch(chosen))), y[chosen], weight[chosen], reduction="sum")
+        loss = binary_cross_entropy_with_logits(
+            network(torch.from_numpy(X.batch(chosen))), y[chosen], weight[chosen], reduction="sum"
+        )
         optimizer.zero_grad()
         (loss / weight[chosen].sum()).backward()
         nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
@@ -77,40 +104,69 @@ def _epoch(network: nn.Module, X: EventWindows, y: torch.Tensor, weight: torch.T
     return total / weight.sum().item()
 
 # %% ../../nbs/models/01_training.ipynb #ee8a37cd
-def _checked(X: EventWindows, y: np.ndarray, sample_weight: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _checked(
+    X: EventWindows, y: np.ndarray, sample_weight: np.ndarray | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     "Targets and weights as tensors; a `TrainingError` where they do not belong to the windows."
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, float)
-    if not len(X) == len(y) == len(weight): raise TrainingError(f"{len(X)} windows, {len(y)} outcomes and {len(weight)} weights: one of each is needed for every event")
-    if not len(y): raise TrainingError("there are no events to train on")
-    if not ((weight > 0) & np.isfinite(weight)).all(): raise TrainingError(f"sample weight {weight[~(weight > 0)][:1]} is not positive: leave such events out")
+    if not len(X) == len(y) == len(weight):
+        raise TrainingError(
+            f"{len(X)} windows, {len(y)} outcomes and {len(weight)} weights: one of each is needed for every event"
+        )
+    if not len(y):
+        raise TrainingError("there are no events to train on")
+    if not ((weight > 0) & np.isfinite(weight)).all():
+        raise TrainingError(
+            f"sample weight {weight[~(weight > 0)][:1]} is not positive: leave such events out"
+        )
     return torch.tensor(np.asarray(y), dtype=torch.float32), torch.tensor(weight, dtype=torch.float32)
 
 # %% ../../nbs/models/01_training.ipynb #52f51c8d
-def fit_network(network: nn.Module,        # windows -> one logit an event; trained in place
-                X: EventWindows,
-                y: np.ndarray,             # 0 or 1
-                sample_weight: np.ndarray | None = None,
-                validation: tuple[EventWindows, np.ndarray] | None = None, # for early stopping
-                config: LoopConfig = LoopConfig(),
-                seed: int = 0,             # of dropout and of the order of the events
-                progress: bool = True,     # show a bar with the time that is left
-               ) -> pd.DataFrame:
+def fit_network(
+    network: nn.Module,  # windows -> one logit an event; trained in place
+    X: EventWindows,
+    y: np.ndarray,  # 0 or 1
+    sample_weight: np.ndarray | None = None,
+    validation: tuple[EventWindows, np.ndarray] | None = None,  # for early stopping
+    config: LoopConfig = LoopConfig(),
+    seed: int = 0,  # of dropout and of the order of the events
+    progress: bool = True,  # show a bar with the time that is left
+) -> pd.DataFrame:
     "Train and keep the best epoch; returns epoch, train_loss, validation_loss, learning_rate."
     target, weight = _checked(X, y, sample_weight)
     steps = -(-len(y) // config.batch_size)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * steps)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.epochs * steps
+    )
     history, best, best_loss, best_epoch, order = [], None, np.inf, 0, np.random.default_rng(seed)
-    with local_torch(seed, config.threads), tqdm(total=config.epochs * steps, desc="steps", leave=False, disable=not progress) as bar:
+    with (
+        local_torch(seed, config.threads),
+        tqdm(total=config.epochs * steps, desc="steps", leave=False, disable=not progress) as bar,
+    ):
         for epoch in range(config.epochs):
             rate = schedule.get_last_lr()[0]
-            train_loss = _epoch(network, X, target, weight, order.permutation(len(y)), optimizer, schedule, config, bar)
-            if not np.isfinite(train_loss): raise TrainingError(f"the loss is {train_loss} in epoch {epoch}: lower the learning rate or check the features")
-            loss = log_loss_of_logits(predict_logits(network, validation[0]), validation[1]) if validation else np.nan
+            train_loss = _epoch(
+                network, X, target, weight, order.permutation(len(y)), optimizer, schedule, config, bar
+            )
+            if not np.isfinite(train_loss):
+                raise TrainingError(
+                    f"the loss is {train_loss} in epoch {epoch}: lower the learning rate or check the features"
+                )
+            loss = (
+                log_loss_of_logits(predict_logits(network, validation[0]), validation[1])
+                if validation
+                else np.nan
+            )
             history.append((epoch, train_loss, loss, rate))
             bar.set_postfix(epoch=epoch, train=f"{train_loss:.3f}", validation=f"{loss:.3f}")
-            if loss < best_loss: best, best_loss, best_epoch = copy.deepcopy(network.state_dict()), loss, epoch
-            if validation and epoch - best_epoch >= config.patience: break
-    if best is not None: network.load_state_dict(best)
+            if loss < best_loss:
+                best, best_loss, best_epoch = copy.deepcopy(network.state_dict()), loss, epoch
+            if validation and epoch - best_epoch >= config.patience:
+                break
+    if best is not None:
+        network.load_state_dict(best)
     network.eval()
     return pd.DataFrame(history, columns=list(HISTORY))

@@ -8,25 +8,30 @@ __all__ = ['WindowError', 'EventWindows', 'check_features', 'window_moments', 'e
 # %% ../../nbs/models/00_windows.ipynb #97c19c49
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
 import numpy as np
 import pandas as pd
+
 from ..config import UserError
 
 # %% ../../nbs/models/00_windows.ipynb #c97f5f74
 class WindowError(UserError):
     "Features and labels that do not fit together; names symbol, column and time."
 
+
 @dataclass(frozen=True, eq=False)
 class EventWindows:
     "The feature rows before each event, oriented by its direction."
-    values: np.ndarray             # (rows, features) float32, the symbols one after the other
-    positions: np.ndarray          # (events,) row of each decision candle, the last row of its window
-    directions: np.ndarray         # (events,) +1 long, -1 short
-    signed: np.ndarray             # (features,) True where the sign follows the direction
-    feature_names: tuple[str, ...] # names of the columns, in order
-    length: int                    # rows in a window
 
-    def __len__(self) -> int: return len(self.positions)
+    values: np.ndarray  # (rows, features) float32, the symbols one after the other
+    positions: np.ndarray  # (events,) row of each decision candle, the last row of its window
+    directions: np.ndarray  # (events,) +1 long, -1 short
+    signed: np.ndarray  # (features,) True where the sign follows the direction
+    feature_names: tuple[str, ...]  # names of the columns, in order
+    length: int  # rows in a window
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -47,67 +52,101 @@ class EventWindows:
 
     def batch(self, indices: np.ndarray | slice) -> np.ndarray:
         "(chosen, length, features): the windows of some events, oldest row first."
-        windows = np.moveaxis(np.lib.stride_tricks.sliding_window_view(self.values, self.length, axis=0), -1, 1)
+        windows = np.moveaxis(
+            np.lib.stride_tricks.sliding_window_view(self.values, self.length, axis=0), -1, 1
+        )
         return windows[self.positions[indices] - self.length + 1] * self.signs(indices)[:, None, :]
 
 # %% ../../nbs/models/00_windows.ipynb #192d4e70
 def check_features(windows: EventWindows, names: Sequence[str]) -> None:
     "Raise unless the features are those a model was trained on, in their order."
     if tuple(windows.feature_names) != tuple(names):
-        raise WindowError(f"trained on the features {', '.join(names)}, found {', '.join(windows.feature_names)}: give the same ones in the same order")
+        raise WindowError(
+            f"trained on the features {', '.join(names)}, found {', '.join(windows.feature_names)}: give the same ones in the same order"
+        )
 
 # %% ../../nbs/models/00_windows.ipynb #da426f42
 def window_moments(windows: EventWindows, block: int = 512) -> tuple[np.ndarray, np.ndarray]:
     "Mean and standard deviation of each feature over all rows of all windows; a constant feature has deviation 1."
     total, squares, rows = 0.0, 0.0, len(windows) * windows.length
     blocks = [slice(start, start + block) for start in range(0, len(windows), block)]
-    for chosen in blocks: total = total + windows.batch(chosen).sum(axis=(0, 1), dtype=np.float64)
+    for chosen in blocks:
+        total = total + windows.batch(chosen).sum(axis=(0, 1), dtype=np.float64)
     mean = total / rows
-    for chosen in blocks: squares = squares + np.square(windows.batch(chosen) - mean).sum(axis=(0, 1))
+    for chosen in blocks:
+        squares = squares + np.square(windows.batch(chosen) - mean).sum(axis=(0, 1))
     deviation = np.sqrt(squares / rows)
     return mean, np.where(deviation > 1e-12, deviation, 1.0)
 
 # %% ../../nbs/models/00_windows.ipynb #c5684b7d
-def _stack(features: Mapping[str, pd.DataFrame], names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+def _stack(
+    features: Mapping[str, pd.DataFrame], names: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     "Rows of all symbols, a running count of the incomplete ones, and the first row of each symbol."
     parts, offsets, start = [], {}, 0
     for symbol, table in features.items():
-        if tuple(table.columns) != names: raise WindowError(f"{symbol}: features {', '.join(table.columns)} differ from {', '.join(names)}: compute them all with one version")
+        if tuple(table.columns) != names:
+            raise WindowError(
+                f"{symbol}: features {', '.join(table.columns)} differ from {', '.join(names)}: compute them all with one version"
+            )
         part = table.to_numpy(np.float32)
         if (bad := np.argwhere(np.isinf(part))).size:
-            raise WindowError(f"{symbol}: feature {names[bad[0, 1]]} is infinite at {table.index[bad[0, 0]]}: mend the candle or the feature")
+            raise WindowError(
+                f"{symbol}: feature {names[bad[0, 1]]} is infinite at {table.index[bad[0, 0]]}: mend the candle or the feature"
+            )
         parts, offsets[symbol], start = [*parts, part], start, start + len(part)
     values = np.concatenate(parts)
     return values, np.concatenate([[0], np.isnan(values).any(axis=1).cumsum()]), offsets
 
+
 def _check_rows(features: Mapping[str, pd.DataFrame], labels: pd.DataFrame) -> None:
     "Raise unless the row of each label is the last candle that opened before its decision time."
     for symbol, events in labels.groupby("symbol"):
-        if symbol not in features: raise WindowError(f"{symbol}: there are labels but no features: compute the features of every labelled symbol")
-        wrong = features[symbol].index.searchsorted(events["time"], side="left") - 1 != events["row"].to_numpy()
+        if symbol not in features:
+            raise WindowError(
+                f"{symbol}: there are labels but no features: compute the features of every labelled symbol"
+            )
+        wrong = (
+            features[symbol].index.searchsorted(events["time"], side="left") - 1 != events["row"].to_numpy()
+        )
         if wrong.any():
             event = events.iloc[wrong.argmax()]
-            raise WindowError(f"{symbol}: row {event['row']} is not the candle that closed at {event['time']}: labels and features come from different candles, run both stages again")
+            raise WindowError(
+                f"{symbol}: row {event['row']} is not the candle that closed at {event['time']}: labels and features come from different candles, run both stages again"
+            )
 
 # %% ../../nbs/models/00_windows.ipynb #68de513d
 def _too_short(labels: pd.DataFrame, length: int, complete: int, rows: int) -> WindowError:
     "What to say where the features' memory leaves no event; it begins anew after every long hole."
-    return WindowError(f"none of the {len(labels)} events has {length} complete rows of features before it ({complete} of {rows} rows are complete): "
-                       "take a longer span, fill its holes, set patterns.weekends_closed where the market closes at weekends, or shorten the memory (patterns.structure_age, patterns.zone_age, features.daily_bars, train.steps)")
+    return WindowError(
+        f"none of the {len(labels)} events has {length} complete rows of features before it ({complete} of {rows} rows are complete): "
+        "take a longer span, fill its holes, set patterns.weekends_closed where the market closes at weekends, or shorten the memory (patterns.structure_age, patterns.zone_age, features.daily_bars, train.steps)"
+    )
 
-def event_windows(features: Mapping[str, pd.DataFrame], # one table a symbol, indexed by open_time
-                  labels: pd.DataFrame,                 # with symbol, time, row and direction
-                  length: int,                          # rows in a window, the decision candle included
-                  signed: frozenset[str],               # features whose sign follows the direction
-                 ) -> tuple[EventWindows, np.ndarray]:
+
+def event_windows(
+    features: Mapping[str, pd.DataFrame],  # one table a symbol, indexed by open_time
+    labels: pd.DataFrame,  # with symbol, time, row and direction
+    length: int,  # rows in a window, the decision candle included
+    signed: frozenset[str],  # features whose sign follows the direction
+) -> tuple[EventWindows, np.ndarray]:
     "Windows of the events whose rows are complete, and their positions in `labels`."
     names = tuple(next(iter(features.values())).columns) if features else ()
-    if unknown := sorted(signed - set(names)): raise WindowError(f"{', '.join(unknown)} cannot be signed: the features are {', '.join(names)}")
+    if unknown := sorted(signed - set(names)):
+        raise WindowError(f"{', '.join(unknown)} cannot be signed: the features are {', '.join(names)}")
     _check_rows(features, labels)
     values, missing, offsets = _stack(features, names)
     rows = labels["row"].to_numpy()
     positions = rows + labels["symbol"].map(offsets).to_numpy(np.int64)
     begins = np.maximum(positions - length + 1, 0)
     kept = np.flatnonzero((rows >= length - 1) & (missing[positions + 1] == missing[begins]))
-    if len(labels) and not len(kept): raise _too_short(labels, length, len(values) - missing[-1], len(values))
-    return EventWindows(values, positions[kept], labels["direction"].to_numpy(np.int8)[kept], np.isin(names, sorted(signed)), names, length), kept
+    if len(labels) and not len(kept):
+        raise _too_short(labels, length, len(values) - missing[-1], len(values))
+    return EventWindows(
+        values,
+        positions[kept],
+        labels["direction"].to_numpy(np.int8)[kept],
+        np.isin(names, sorted(signed)),
+        names,
+        length,
+    ), kept

@@ -7,74 +7,130 @@ __all__ = ['BREAKS', 'ZONES', 'WEIGHTS', 'trend_at', 'zone_at', 'confluence_at',
 
 # %% ../../nbs/patterns/12_confluence.ipynb #79876e2c
 from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from numba import njit
+
 from ..candles import TIMEFRAMES, closes_at
 from .detection import PatternConfig
 
 # %% ../../nbs/patterns/12_confluence.ipynb #a427277c
-BREAKS, ZONES = ("break_of_structure", "change_of_character"), ("order_block", "breaker_block", "fair_value_gap", "inverse_fair_value_gap")
+BREAKS, ZONES = (
+    ("break_of_structure", "change_of_character"),
+    ("order_block", "breaker_block", "fair_value_gap", "inverse_fair_value_gap"),
+)
 
-def trend_at(times: pd.DatetimeIndex, patterns: pd.DataFrame,
-             timeframe: str,    # whose trend
-             maximum_age: int,  # candles of that timeframe until a break is forgotten
-             scale: str = "internal") -> np.ndarray:
+
+def trend_at(
+    times: pd.DatetimeIndex,
+    patterns: pd.DataFrame,
+    timeframe: str,  # whose trend
+    maximum_age: int,  # candles of that timeframe until a break is forgotten
+    scale: str = "internal",
+) -> np.ndarray:
     "Direction of the last break known at each time; 0.0 where there is none or it is too old."
-    breaks = patterns[patterns["kind"].isin(BREAKS) & (patterns["timeframe"] == timeframe) & (patterns["scale"] == scale)]
-    if not len(breaks): return np.zeros(len(times))
+    breaks = patterns[
+        patterns["kind"].isin(BREAKS) & (patterns["timeframe"] == timeframe) & (patterns["scale"] == scale)
+    ]
+    if not len(breaks):
+        return np.zeros(len(times))
     last = breaks["known_at"].searchsorted(times, side="right") - 1
     age = times - pd.DatetimeIndex(breaks["known_at"])[last]
-    return np.where((last >= 0) & (age <= maximum_age * TIMEFRAMES[timeframe]), breaks["direction"].to_numpy()[last], 0).astype(float)
+    return np.where(
+        (last >= 0) & (age <= maximum_age * TIMEFRAMES[timeframe]), breaks["direction"].to_numpy()[last], 0
+    ).astype(float)
 
 # %% ../../nbs/patterns/12_confluence.ipynb #25e9c983
 @njit(cache=True)
-def _add_zones(prices: np.ndarray, start: np.ndarray, end: np.ndarray, direction: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+def _add_zones(
+    prices: np.ndarray,
+    start: np.ndarray,
+    end: np.ndarray,
+    direction: np.ndarray,
+    top: np.ndarray,
+    bottom: np.ndarray,
+) -> np.ndarray:
     out = np.zeros(len(prices))
     for zone in range(len(start)):
         for index in range(start[zone], end[zone]):
-            if bottom[zone] <= prices[index] <= top[zone]: out[index] += direction[zone]
+            if bottom[zone] <= prices[index] <= top[zone]:
+                out[index] += direction[zone]
     return np.sign(out)
 
-def zone_at(times: pd.DatetimeIndex, # ascending
-            prices: np.ndarray, patterns: pd.DataFrame, timeframe: str) -> np.ndarray:
+
+def zone_at(
+    times: pd.DatetimeIndex,  # ascending
+    prices: np.ndarray,
+    patterns: pd.DataFrame,
+    timeframe: str,
+) -> np.ndarray:
     "Side of the living zones of a timeframe in which each price lies; 0.0 for none, or as many of either side."
     zones = patterns[patterns["kind"].isin(ZONES) & (patterns["timeframe"] == timeframe)]
-    start, end = times.searchsorted(zones["known_at"]), np.where(zones["ended_at"].isna(), len(times), times.searchsorted(zones["ended_at"]))
-    return _add_zones(np.asarray(prices, float), start, end, *(zones[name].to_numpy(float) for name in ("direction", "top", "bottom")))
+    start, end = (
+        times.searchsorted(zones["known_at"]),
+        np.where(zones["ended_at"].isna(), len(times), times.searchsorted(zones["ended_at"])),
+    )
+    return _add_zones(
+        np.asarray(prices, float),
+        start,
+        end,
+        *(zones[name].to_numpy(float) for name in ("direction", "top", "bottom")),
+    )
 
 # %% ../../nbs/patterns/12_confluence.ipynb #01138a35
-WEIGHTS = {"5m": 1.0, "15m": 2.0, "1h": 3.0, "4h": 4.0, "1d": 5.0}   # higher timeframes weigh more
+WEIGHTS = {"5m": 1.0, "15m": 2.0, "1h": 3.0, "4h": 4.0, "1d": 5.0}  # higher timeframes weigh more
 
-def confluence_at(times: pd.DatetimeIndex, # ascending, with their time zone
-                  prices: np.ndarray,
-                  patterns: pd.DataFrame,  # of all timeframes
-                  config: PatternConfig = PatternConfig(),
-                  weights: Mapping[str, float] = WEIGHTS) -> pd.DataFrame:
+
+def confluence_at(
+    times: pd.DatetimeIndex,  # ascending, with their time zone
+    prices: np.ndarray,
+    patterns: pd.DataFrame,  # of all timeframes
+    config: PatternConfig = PatternConfig(),
+    weights: Mapping[str, float] = WEIGHTS,
+) -> pd.DataFrame:
     "Columns `trend_<timeframe>` and `zone_<timeframe>` for each timeframe, and their weighted mean `score`."
     columns = {}
     for timeframe in weights:
         columns[f"trend_{timeframe}"] = trend_at(times, patterns, timeframe, config.structure_age)
         columns[f"zone_{timeframe}"] = zone_at(times, prices, patterns, timeframe)
-    score = sum(weight * (columns[f"trend_{timeframe}"] + columns[f"zone_{timeframe}"]) / 2 for timeframe, weight in weights.items()) / sum(weights.values())
+    score = sum(
+        weight * (columns[f"trend_{timeframe}"] + columns[f"zone_{timeframe}"]) / 2
+        for timeframe, weight in weights.items()
+    ) / sum(weights.values())
     return pd.DataFrame(columns | {"score": score}, index=times)
 
-def confluence(candles: pd.DataFrame, patterns: pd.DataFrame,
-               timeframe: str = "5m", # of `candles`
-               config: PatternConfig = PatternConfig(), weights: Mapping[str, float] = WEIGHTS) -> pd.DataFrame:
+
+def confluence(
+    candles: pd.DataFrame,
+    patterns: pd.DataFrame,
+    timeframe: str = "5m",  # of `candles`
+    config: PatternConfig = PatternConfig(),
+    weights: Mapping[str, float] = WEIGHTS,
+) -> pd.DataFrame:
     "`confluence_at` the closes of candles; one row a candle, indexed like them."
-    return confluence_at(closes_at(candles, timeframe), candles["close"].to_numpy(), patterns, config, weights).set_axis(candles.index)
+    return confluence_at(
+        closes_at(candles, timeframe), candles["close"].to_numpy(), patterns, config, weights
+    ).set_axis(candles.index)
 
 # %% ../../nbs/patterns/12_confluence.ipynb #ab22c007
-def pattern_confluence(patterns: pd.DataFrame, # of all timeframes, sorted by `known_at`
-                       config: PatternConfig = PatternConfig(), weights: Mapping[str, float] = WEIGHTS) -> pd.Series:
+def pattern_confluence(
+    patterns: pd.DataFrame,  # of all timeframes, sorted by `known_at`
+    config: PatternConfig = PatternConfig(),
+    weights: Mapping[str, float] = WEIGHTS,
+) -> pd.Series:
     "Agreement of the higher timeframes with each pattern when it became known, from -1 to +1; NaN where there are none."
     out, order = np.full(len(patterns), np.nan), list(TIMEFRAMES)
     for timeframe in weights:
-        higher = {name: weight for name, weight in weights.items() if order.index(name) > order.index(timeframe)}
+        higher = {
+            name: weight for name, weight in weights.items() if order.index(name) > order.index(timeframe)
+        }
         rows = np.flatnonzero(patterns["timeframe"] == timeframe)
-        if not higher or not len(rows): continue
+        if not higher or not len(rows):
+            continue
         these = patterns.iloc[rows]
-        score = confluence_at(pd.DatetimeIndex(these["known_at"]), these["level"].to_numpy(), patterns, config, higher)["score"]
+        score = confluence_at(
+            pd.DatetimeIndex(these["known_at"]), these["level"].to_numpy(), patterns, config, higher
+        )["score"]
         out[rows] = score.to_numpy() * these["direction"].to_numpy()
     return pd.Series(out, patterns.index, name="confluence")

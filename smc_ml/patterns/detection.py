@@ -9,18 +9,58 @@ __all__ = ['PRICES', 'LASTING_KINDS', 'PatternConfig', 'detect_events', 'event_t
 # %% ../../nbs/patterns/10_detection.ipynb #072ed95b
 from collections.abc import Mapping
 from typing import Any, Literal
+
 import numpy as np
 import pandas as pd
 from numba import njit
 from pydantic import Field, field_validator
+
 from ..candles import TIMEFRAMES, validate_candles
 from ..config import Section
-from .events import (ENDED, ENDED_HOW, EVENT, KINDS, LABELS, MITIGATED, SCALES, TOUCHED, by_close, candle_records, closing_order, join, prepare, run)
+from smc_ml.patterns.events import (
+    ENDED,
+    ENDED_HOW,
+    EVENT,
+    KINDS,
+    LABELS,
+    MITIGATED,
+    SCALES,
+    TOUCHED,
+    by_close,
+    candle_records,
+    closing_order,
+    join,
+    prepare,
+    run,
+)
 from .fair_value_gaps import fair_value_gaps, gap_state
-from .levels import DEALING_ROOM, DEALING_STATE, LEVEL_STATE, dealing_ranges, level_room, support_resistance
-from .liquidity import CANDIDATE, DECIDED, TARGET, equal_levels, liquidity_events, memory, run_with_lives, target_room
+from smc_ml.patterns.levels import (
+    DEALING_ROOM,
+    DEALING_STATE,
+    LEVEL_STATE,
+    dealing_ranges,
+    level_room,
+    support_resistance,
+)
+from smc_ml.patterns.liquidity import (
+    CANDIDATE,
+    DECIDED,
+    TARGET,
+    equal_levels,
+    liquidity_events,
+    memory,
+    run_with_lives,
+    target_room,
+)
 from .order_blocks import block_state, order_blocks
-from .sessions import PERIODS, period_extremes, period_names, period_state, schedule, time_of_day
+from smc_ml.patterns.sessions import (
+    PERIODS,
+    period_extremes,
+    period_names,
+    period_state,
+    schedule,
+    time_of_day,
+)
 from .structure import structure_breaks, structure_state
 from .swings import fractal_swings, swing_state, zigzag_state, zigzag_swings
 from .volume_profile import PROFILE_STATE, volume_profiles
@@ -29,32 +69,59 @@ from .zones import ZONE_KINDS, live_zones, zone_traits
 # %% ../../nbs/patterns/10_detection.ipynb #51e7d251
 class PatternConfig(Section):
     "What counts as a pattern; the same on every timeframe."
+
     model_config = {"title": "patterns"}
-    timeframes: tuple[str, ...] = Field(("5m", "15m", "1h", "4h", "1d"), strict=False, description="candles on which patterns are sought")
+    timeframes: tuple[str, ...] = Field(
+        ("5m", "15m", "1h", "4h", "1d"), strict=False, description="candles on which patterns are sought"
+    )
     kinds: tuple[str, ...] = Field(KINDS, strict=False, description="kinds of patterns that are reported")
     maximum_hole: int = Field(3, ge=0, description="missing candles in a row that do not end a segment")
-    weekends_closed: bool = Field(False, description="a hole that holds a whole Saturday, UTC, ends no segment")
+    weekends_closed: bool = Field(
+        False, description="a hole that holds a whole Saturday, UTC, ends no segment"
+    )
     average_range_window: int = Field(14, ge=2, description="candles in the average true range")
     wing: int = Field(3, ge=1, description="candles on each side that confirm an internal swing")
     structure_age: int = Field(60, ge=2, description="candles until an internal swing or trend is forgotten")
-    reversal: float = Field(3.0, gt=0, description="way back that ends a leg of the zigzag, average true ranges")
-    swing_age: int = Field(240, ge=2, description="candles until a leg, swing or trend of the zigzag is forgotten")
+    reversal: float = Field(
+        3.0, gt=0, description="way back that ends a leg of the zigzag, average true ranges"
+    )
+    swing_age: int = Field(
+        240, ge=2, description="candles until a leg, swing or trend of the zigzag is forgotten"
+    )
     break_by: Literal["close", "wick"] = Field("close", description="what has to pass a swing to break it")
-    minimum_shift: float = Field(1.0, ge=0, description="body of the candle of a market structure shift, average true ranges")
-    minimum_displacement: float = Field(1.5, ge=0, description="move behind an order block, average true ranges")
-    order_block_candle: Literal["opposite", "extreme"] = Field("opposite", description="last opposite candle before the move, or the candle at its extreme")
+    minimum_shift: float = Field(
+        1.0, ge=0, description="body of the candle of a market structure shift, average true ranges"
+    )
+    minimum_displacement: float = Field(
+        1.5, ge=0, description="move behind an order block, average true ranges"
+    )
+    order_block_candle: Literal["opposite", "extreme"] = Field(
+        "opposite", description="last opposite candle before the move, or the candle at its extreme"
+    )
     minimum_gap: float = Field(0.3, ge=0, description="size of a fair value gap, average true ranges")
-    minimum_gap_percent: float = Field(0.0, ge=0, description="size of a fair value gap, percent of the price")
+    minimum_gap_percent: float = Field(
+        0.0, ge=0, description="size of a fair value gap, percent of the price"
+    )
     join_gaps: bool = Field(False, description="gaps of one direction on consecutive candles become one")
     zone_age: int = Field(200, ge=2, description="candles until a zone or a pool of liquidity expires")
-    equal_tolerance: float = Field(0.1, ge=0, description="difference of equal highs or lows, average true ranges")
+    equal_tolerance: float = Field(
+        0.1, ge=0, description="difference of equal highs or lows, average true ranges"
+    )
     sweep_within: int = Field(1, ge=1, description="closes that decide between a sweep and a run")
-    periods: tuple[str, ...] = Field(("asia", "london", "new_york", "day", "week"), strict=False, description=f"whose extremes are levels: {', '.join(PERIODS)}")
+    periods: tuple[str, ...] = Field(
+        ("asia", "london", "new_york", "day", "week"),
+        strict=False,
+        description=f"whose extremes are levels: {', '.join(PERIODS)}",
+    )
     day_time_zone: str = Field("UTC", description="time zone in which the trading day begins")
     day_start: str = Field("00:00", description="local time at which it begins")
-    level_tolerance: float = Field(0.5, ge=0, description="distance of a swing from its cluster, average true ranges")
+    level_tolerance: float = Field(
+        0.5, ge=0, description="distance of a swing from its cluster, average true ranges"
+    )
     level_touches: int = Field(3, ge=2, description="swings that make a support or resistance")
-    entry_from: float = Field(0.62, gt=0, lt=1, description="retracement at which the entry band begins, share of the leg")
+    entry_from: float = Field(
+        0.62, gt=0, lt=1, description="retracement at which the entry band begins, share of the leg"
+    )
     entry_to: float = Field(0.79, gt=0, lt=1, description="retracement at which it ends, share of the leg")
     profile_window: int = Field(288, ge=2, description="candles in a volume profile")
     profile_every: int = Field(48, ge=1, description="candles from one volume profile to the next")
@@ -66,7 +133,8 @@ class PatternConfig(Section):
     def _known_names(cls, names: tuple[str, ...], info: Any) -> tuple[str, ...]:
         known = {"kinds": KINDS, "periods": PERIODS, "timeframes": tuple(TIMEFRAMES)}[info.field_name]
         unknown = [name for name in names if name not in known]
-        if unknown: raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)}")
         return names
 
     @field_validator("day_start")
@@ -78,8 +146,10 @@ class PatternConfig(Section):
     @field_validator("day_time_zone")
     @classmethod
     def _known_zone(cls, zone: str) -> str:
-        try: pd.Timestamp(0, tz=zone)
-        except Exception: raise ValueError(f"{zone!r} is no time zone such as UTC or America/New_York") from None
+        try:
+            pd.Timestamp(0, tz=zone)
+        except Exception:
+            raise ValueError(f"{zone!r} is no time zone such as UTC or America/New_York") from None
         return zone
 
     def wants(self, *kinds: str) -> bool:
@@ -101,147 +171,339 @@ def _numbered(events: np.ndarray, first: int) -> np.ndarray:
     events["number"] = np.arange(first, first + len(events))
     return events
 
-def _consume(detector: Any, candles: np.ndarray, inputs: np.ndarray, *arguments: Any, room: int = 1) -> np.ndarray:
+
+def _consume(
+    detector: Any, candles: np.ndarray, inputs: np.ndarray, *arguments: Any, room: int = 1
+) -> np.ndarray:
     "What a detector of events makes of events."
     out = np.zeros(room * len(inputs), EVENT)
-    return out[:detector(candles, -1, inputs, *arguments, out)]
+    return out[: detector(candles, -1, inputs, *arguments, out)]
 
 # %% ../../nbs/patterns/10_detection.ipynb #c24ef779
 def _structure(candles: np.ndarray, config: PatternConfig) -> list[np.ndarray]:
     "Swings, breaks and order blocks of both scales."
-    swings = [run(fractal_swings, candles, config.wing, config.structure_age, swing_state()),
-              run(zigzag_swings, candles, config.reversal, config.swing_age, zigzag_state())]
-    breaks = [run(structure_breaks, candles, found, config.break_by == "wick", config.minimum_shift, age, structure_state())
-              for found, age in zip(swings, (config.structure_age, config.swing_age))]
-    blocks = [_consume(order_blocks, candles, found, config.minimum_displacement, config.order_block_candle == "extreme", block_state()) for found in breaks]
+    swings = [
+        run(fractal_swings, candles, config.wing, config.structure_age, swing_state()),
+        run(zigzag_swings, candles, config.reversal, config.swing_age, zigzag_state()),
+    ]
+    breaks = [
+        run(
+            structure_breaks,
+            candles,
+            found,
+            config.break_by == "wick",
+            config.minimum_shift,
+            age,
+            structure_state(),
+        )
+        for found, age in zip(swings, (config.structure_age, config.swing_age))
+    ]
+    blocks = [
+        _consume(
+            order_blocks,
+            candles,
+            found,
+            config.minimum_displacement,
+            config.order_block_candle == "extreme",
+            block_state(),
+        )
+        for found in breaks
+    ]
     return [*swings, *breaks, *blocks]
+
 
 def _periods(candles: np.ndarray, config: PatternConfig, step: int) -> np.ndarray:
     "Extremes of past days, weeks and sessions."
     names = period_names(config.periods, step)
-    if not names or not len(candles): return np.zeros(0, EVENT)
-    periods = schedule(int(candles["time"][0]), int(candles["time"][-1]), names, config.day_time_zone, config.day_start)
+    if not names or not len(candles):
+        return np.zeros(0, EVENT)
+    periods = schedule(
+        int(candles["time"][0]), int(candles["time"][-1]), names, config.day_time_zone, config.day_start
+    )
     return run(period_extremes, candles, periods, step, period_state())
 
-def _liquidity(candles: np.ndarray, targets: np.ndarray, config: PatternConfig) -> tuple[np.ndarray, np.ndarray]:
+
+def _liquidity(
+    candles: np.ndarray, targets: np.ndarray, config: PatternConfig
+) -> tuple[np.ndarray, np.ndarray]:
     "Sweeps and runs, and the lives of the targets."
     held = np.zeros(target_room(config.structure_age, config.zone_age), TARGET)
-    return run_with_lives(liquidity_events, candles, targets, config.sweep_within, config.structure_age, config.zone_age, held, np.zeros(8, DECIDED), memory())
+    return run_with_lives(
+        liquidity_events,
+        candles,
+        targets,
+        config.sweep_within,
+        config.structure_age,
+        config.zone_age,
+        held,
+        np.zeros(8, DECIDED),
+        memory(),
+    )
 
-def _levels(candles: np.ndarray, fractals: np.ndarray, zigzag: np.ndarray, config: PatternConfig, step: int) -> list[np.ndarray]:
+
+def _levels(
+    candles: np.ndarray, fractals: np.ndarray, zigzag: np.ndarray, config: PatternConfig, step: int
+) -> list[np.ndarray]:
     "Support and resistance, dealing ranges with their entry bands, volume profiles."
-    clusters, profiles = np.zeros(level_room(config.zone_age), LEVEL_STATE), np.zeros(config.profile_bins, PROFILE_STATE)
+    clusters, profiles = (
+        np.zeros(level_room(config.zone_age), LEVEL_STATE),
+        np.zeros(config.profile_bins, PROFILE_STATE),
+    )
     nothing = np.zeros(0, EVENT)
-    return [_consume(support_resistance, candles, fractals, config.level_tolerance, config.level_touches, config.zone_age, clusters) if config.wants("support_resistance") else nothing,
-            _consume(dealing_ranges, candles, zigzag, config.entry_from, config.entry_to, config.swing_age, np.zeros(DEALING_ROOM, DEALING_STATE), room=2) if config.wants("dealing_range", "optimal_trade_entry") else nothing,
-            run(volume_profiles, candles, config.profile_window, config.profile_every, step, config.value_area_share, profiles)
-            if config.wants("value_area", "high_volume_node", "low_volume_node") else nothing]
+    return [
+        _consume(
+            support_resistance,
+            candles,
+            fractals,
+            config.level_tolerance,
+            config.level_touches,
+            config.zone_age,
+            clusters,
+        )
+        if config.wants("support_resistance")
+        else nothing,
+        _consume(
+            dealing_ranges,
+            candles,
+            zigzag,
+            config.entry_from,
+            config.entry_to,
+            config.swing_age,
+            np.zeros(DEALING_ROOM, DEALING_STATE),
+            room=2,
+        )
+        if config.wants("dealing_range", "optimal_trade_entry")
+        else nothing,
+        run(
+            volume_profiles,
+            candles,
+            config.profile_window,
+            config.profile_every,
+            step,
+            config.value_area_share,
+            profiles,
+        )
+        if config.wants("value_area", "high_volume_node", "low_volume_node")
+        else nothing,
+    ]
 
 # %% ../../nbs/patterns/10_detection.ipynb #dd0e02ae
-def detect_events(candles: np.ndarray,   # prepared records
-                  config: PatternConfig,
-                  step: int,             # length of a candle, ns
-                 ) -> tuple[list[np.ndarray], np.ndarray]:
+def detect_events(
+    candles: np.ndarray,  # prepared records
+    config: PatternConfig,
+    step: int,  # length of a candle, ns
+) -> tuple[list[np.ndarray], np.ndarray]:
     "All events, a part each detector, numbered through; and what befell them."
     structure = _structure(candles, config)
     fractals, zigzag, blocks = structure[0], structure[1], structure[4:]
-    gaps = run(fair_value_gaps, candles, config.minimum_gap, config.minimum_gap_percent, config.join_gaps, gap_state())
+    gaps = run(
+        fair_value_gaps,
+        candles,
+        config.minimum_gap,
+        config.minimum_gap_percent,
+        config.join_gaps,
+        gap_state(),
+    )
     periods = _periods(candles, config, step)
-    pools = run(equal_levels, candles, fractals, config.equal_tolerance, config.structure_age, np.zeros(2 * (config.structure_age + 2), CANDIDATE), memory())
+    pools = run(
+        equal_levels,
+        candles,
+        fractals,
+        config.equal_tolerance,
+        config.structure_age,
+        np.zeros(2 * (config.structure_age + 2), CANDIDATE),
+        memory(),
+    )
     parts = [*structure, gaps, periods, pools]
-    for number, part in enumerate(parts): _numbered(part, sum(map(len, parts[:number])))
+    for number, part in enumerate(parts):
+        _numbered(part, sum(map(len, parts[:number])))
     taken, befell_levels = _liquidity(candles, by_close([fractals, periods, pools], len(candles)), config)
     late = [taken, *_levels(candles, fractals, zigzag, config, step)]
-    for part in late: parts.append(_numbered(part, sum(map(len, parts))))
+    for part in late:
+        parts.append(_numbered(part, sum(map(len, parts))))
     count = sum(map(len, parts))
-    turned, befell_zones = live_zones(candles, by_close([*blocks, gaps, *late[1:]], len(candles)), zone_traits(config.kinds), config.zone_age, count)
+    turned, befell_zones = live_zones(
+        candles,
+        by_close([*blocks, gaps, *late[1:]], len(candles)),
+        zone_traits(config.kinds),
+        config.zone_age,
+        count,
+    )
     return [*parts, _numbered(turned, count)], join([befell_levels, befell_zones])
 
 # %% ../../nbs/patterns/10_detection.ipynb #83e8b8e8
 PRICES = ("top", "bottom", "level", "strength", "volume")
 
+
 @njit(cache=True)
-def _fill(part: np.ndarray, known_at: np.ndarray, places: np.ndarray, prices: np.ndarray, times: np.ndarray, codes: np.ndarray) -> None:
+def _fill(
+    part: np.ndarray,
+    known_at: np.ndarray,
+    places: np.ndarray,
+    prices: np.ndarray,
+    times: np.ndarray,
+    codes: np.ndarray,
+) -> None:
     "Write events to rows `places` of the columns; -1: leave out."
     for index in range(len(part)):
         event, place = part[index], places[index]
-        if place < 0: continue
-        prices[0, place], prices[1, place], prices[2, place], prices[3, place], prices[4, place] = event.top, event.bottom, event.level, event.strength, event.volume
+        if place < 0:
+            continue
+        prices[0, place], prices[1, place], prices[2, place], prices[3, place], prices[4, place] = (
+            event.top,
+            event.bottom,
+            event.level,
+            event.strength,
+            event.volume,
+        )
         times[0, place], times[1, place] = event.formed_time, known_at[index]
-        codes[0, place], codes[1, place], codes[2, place], codes[3, place] = event.kind, event.direction, event.scale, event.label
+        codes[0, place], codes[1, place], codes[2, place], codes[3, place] = (
+            event.kind,
+            event.direction,
+            event.scale,
+            event.label,
+        )
+
 
 @njit(cache=True)
-def _date(lives: np.ndarray, happened_at: np.ndarray, places: np.ndarray, times: np.ndarray, how: np.ndarray, ended: int) -> None:
+def _date(
+    lives: np.ndarray,
+    happened_at: np.ndarray,
+    places: np.ndarray,
+    times: np.ndarray,
+    how: np.ndarray,
+    ended: int,
+) -> None:
     "Write what befell events to their rows of `times`, one row a fact."
     for index in range(len(lives)):
         life, place = lives[index], places[lives[index].number]
-        if place < 0: continue
+        if place < 0:
+            continue
         times[life.what, place] = happened_at[index]
-        if life.what == ended: how[place] = life.how
+        if life.what == ended:
+            how[place] = life.how
+
 
 def _reported(parts: list[np.ndarray], ranks: np.ndarray, kinds: tuple[str, ...]) -> tuple[np.ndarray, int]:
     "Row of each event in the table, -1 if its kind is not reported; and the number of rows."
     wanted = np.isin(np.arange(len(KINDS)), [KINDS.index(kind) for kind in kinds])
-    if wanted.all(): return ranks, len(ranks)
+    if wanted.all():
+        return ranks, len(ranks)
     reported = np.zeros(len(ranks), bool)
     reported[ranks] = np.concatenate([wanted[part["kind"]] for part in parts])
     return np.where(reported, reported.cumsum() - 1, -1)[ranks], int(reported.sum())
 
 # %% ../../nbs/patterns/10_detection.ipynb #0e20904f
-def _times(values: np.ndarray) -> pd.DatetimeIndex: return pd.DatetimeIndex(values, dtype="datetime64[ns, UTC]")
+def _times(values: np.ndarray) -> pd.DatetimeIndex:
+    return pd.DatetimeIndex(values, dtype="datetime64[ns, UTC]")
 
-def event_table(parts: list[np.ndarray],    # events
-                ranks: np.ndarray,          # place of each in the order of closes
-                known_at: list[np.ndarray], # closes at which they are known, ns
-                lives: np.ndarray,          # by the number of the event, counted through the parts
-                happened_at: np.ndarray,    # close of each life, ns
-                config: PatternConfig, timeframe: str) -> pd.DataFrame:
+
+def event_table(
+    parts: list[np.ndarray],  # events
+    ranks: np.ndarray,  # place of each in the order of closes
+    known_at: list[np.ndarray],  # closes at which they are known, ns
+    lives: np.ndarray,  # by the number of the event, counted through the parts
+    happened_at: np.ndarray,  # close of each life, ns
+    config: PatternConfig,
+    timeframe: str,
+) -> pd.DataFrame:
     "Records become a table: rows become times, codes become names."
     places, size = _reported(parts, ranks, config.kinds)
-    prices, times, codes = np.empty((len(PRICES), size)), np.empty((2, size), np.int64), np.empty((4, size), np.int8)
+    prices, times, codes = (
+        np.empty((len(PRICES), size)),
+        np.empty((2, size), np.int64),
+        np.empty((4, size), np.int8),
+    )
     dated, how, begin = np.full((3, size), np.iinfo(np.int64).min), np.zeros(size, np.int8), 0
     for part, closes in zip(parts, known_at):
-        _fill(part, closes, places[begin:begin + len(part)], prices, times, codes)
+        _fill(part, closes, places[begin : begin + len(part)], prices, times, codes)
         begin += len(part)
     _date(lives, happened_at, places, dated, how, ENDED)
     named = pd.Categorical.from_codes
-    return pd.DataFrame({
-        "kind": named(codes[0], KINDS), "direction": codes[1], "timeframe": named(np.full(size, list(TIMEFRAMES).index(timeframe), np.int8), list(TIMEFRAMES)),
-        "scale": named(codes[2], SCALES), "label": named(codes[3], LABELS), "formed_at": _times(times[0]), "known_at": _times(times[1]), **dict(zip(PRICES, prices)),
-        "touched_at": _times(dated[TOUCHED]), "mitigated_at": _times(dated[MITIGATED]), "ended_at": _times(dated[ENDED]), "ended_how": named(how, ENDED_HOW)}, copy=False)
+    return pd.DataFrame(
+        {
+            "kind": named(codes[0], KINDS),
+            "direction": codes[1],
+            "timeframe": named(np.full(size, list(TIMEFRAMES).index(timeframe), np.int8), list(TIMEFRAMES)),
+            "scale": named(codes[2], SCALES),
+            "label": named(codes[3], LABELS),
+            "formed_at": _times(times[0]),
+            "known_at": _times(times[1]),
+            **dict(zip(PRICES, prices)),
+            "touched_at": _times(dated[TOUCHED]),
+            "mitigated_at": _times(dated[MITIGATED]),
+            "ended_at": _times(dated[ENDED]),
+            "ended_how": named(how, ENDED_HOW),
+        },
+        copy=False,
+    )
 
 # %% ../../nbs/patterns/10_detection.ipynb #fca9d0b0
-def detect_patterns(candles: pd.DataFrame,
-                    config: PatternConfig = PatternConfig(),
-                    timeframe: str = "5m",  # of `candles`
-                    validate: bool = True,  # check the candles first; a `CandleError` names column and time
-                   ) -> pd.DataFrame:
+def detect_patterns(
+    candles: pd.DataFrame,
+    config: PatternConfig = PatternConfig(),
+    timeframe: str = "5m",  # of `candles`
+    validate: bool = True,  # check the candles first; a `CandleError` names column and time
+) -> pd.DataFrame:
     "Every pattern of one series, sorted by `known_at`; up to any close the table equals what the candles up to then yield."
-    if validate and len(candles): validate_candles(candles, timeframe, allow_gaps=True)
+    if validate and len(candles):
+        validate_candles(candles, timeframe, allow_gaps=True)
     step = TIMEFRAMES[timeframe].value
     records = candle_records(candles)
-    prepare(records, -1, 0, len(records), config.average_range_window, (config.maximum_hole + 1) * step, config.weekends_closed)
+    prepare(
+        records,
+        -1,
+        0,
+        len(records),
+        config.average_range_window,
+        (config.maximum_hole + 1) * step,
+        config.weekends_closed,
+    )
     parts, lives = detect_events(records, config, step)
     closes = records["time"] + step
     ranks = closing_order([part["known"] for part in parts], len(records))
-    return event_table(parts, ranks, [closes[part["known"]] for part in parts], lives, closes[lives["row"]], config, timeframe)
+    return event_table(
+        parts,
+        ranks,
+        [closes[part["known"]] for part in parts],
+        lives,
+        closes[lives["row"]],
+        config,
+        timeframe,
+    )
 
 # %% ../../nbs/patterns/10_detection.ipynb #8b21c9ee
 LASTING_KINDS = (*ZONE_KINDS, "equal_highs", "equal_lows", "previous_high", "previous_low")
 
-def active_zones(patterns: pd.DataFrame,
-                 at: pd.Timestamp, # with its time zone
-                ) -> pd.DataFrame:
+
+def active_zones(
+    patterns: pd.DataFrame,
+    at: pd.Timestamp,  # with its time zone
+) -> pd.DataFrame:
     "Zones and levels in force at a time, with what had befallen them by then; columns as `patterns`, and `state`."
-    known = patterns[patterns["kind"].isin(LASTING_KINDS) & (patterns["known_at"] <= at) & ~(patterns["ended_at"] <= at)]
-    seen = known.assign(touched_at=known["touched_at"].where(known["touched_at"] <= at), mitigated_at=known["mitigated_at"].where(known["mitigated_at"] <= at),
-                        ended_at=known["ended_at"].where(known["ended_at"] <= at), ended_how=known["ended_how"].where(known["ended_at"] <= at, ""))
-    state = np.select([seen["mitigated_at"].notna(), seen["touched_at"].notna()], ["mitigated", "touched"], "fresh")
+    known = patterns[
+        patterns["kind"].isin(LASTING_KINDS) & (patterns["known_at"] <= at) & ~(patterns["ended_at"] <= at)
+    ]
+    seen = known.assign(
+        touched_at=known["touched_at"].where(known["touched_at"] <= at),
+        mitigated_at=known["mitigated_at"].where(known["mitigated_at"] <= at),
+        ended_at=known["ended_at"].where(known["ended_at"] <= at),
+        ended_how=known["ended_how"].where(known["ended_at"] <= at, ""),
+    )
+    state = np.select(
+        [seen["mitigated_at"].notna(), seen["touched_at"].notna()], ["mitigated", "touched"], "fresh"
+    )
     return seen.assign(state=pd.Categorical(state, ("fresh", "touched", "mitigated"))).reset_index(drop=True)
 
 # %% ../../nbs/patterns/10_detection.ipynb #0074ab62
-def detect_timeframes(candles: Mapping[str, pd.DataFrame], # timeframe -> candles
-                      config: PatternConfig = PatternConfig()) -> pd.DataFrame:
+def detect_timeframes(
+    candles: Mapping[str, pd.DataFrame],  # timeframe -> candles
+    config: PatternConfig = PatternConfig(),
+) -> pd.DataFrame:
     "The patterns of all configured timeframes in one table, sorted by `known_at`, shorter timeframes first."
-    tables = [detect_patterns(candles[timeframe], config, timeframe) for timeframe in TIMEFRAMES if timeframe in config.timeframes]
+    tables = [
+        detect_patterns(candles[timeframe], config, timeframe)
+        for timeframe in TIMEFRAMES
+        if timeframe in config.timeframes
+    ]
     return pd.concat(tables, ignore_index=True).sort_values("known_at", kind="stable", ignore_index=True)

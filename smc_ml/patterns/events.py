@@ -14,47 +14,134 @@ __all__ = ['KINDS', 'SWING_HIGH', 'SWING_LOW', 'BREAK_OF_STRUCTURE', 'CHANGE_OF_
 
 # %% ../../nbs/patterns/00_events.ipynb #91d3c53a
 import hashlib
+
 import numpy as np
 import pandas as pd
 from numba import njit
+
 from ..candles import index_unit
 
 # %% ../../nbs/patterns/00_events.ipynb #dffaffeb
-KINDS = ("swing_high", "swing_low", "break_of_structure", "change_of_character", "market_structure_shift", "order_block", "breaker_block",
-         "fair_value_gap", "inverse_fair_value_gap", "equal_highs", "equal_lows", "previous_high", "previous_low", "liquidity_sweep", "liquidity_run",
-         "support_resistance", "dealing_range", "optimal_trade_entry", "value_area", "high_volume_node", "low_volume_node")
-(SWING_HIGH, SWING_LOW, BREAK_OF_STRUCTURE, CHANGE_OF_CHARACTER, MARKET_STRUCTURE_SHIFT, ORDER_BLOCK, BREAKER_BLOCK,
- FAIR_VALUE_GAP, INVERSE_FAIR_VALUE_GAP, EQUAL_HIGHS, EQUAL_LOWS, PREVIOUS_HIGH, PREVIOUS_LOW, LIQUIDITY_SWEEP, LIQUIDITY_RUN,
- SUPPORT_RESISTANCE, DEALING_RANGE, OPTIMAL_TRADE_ENTRY, VALUE_AREA, HIGH_VOLUME_NODE, LOW_VOLUME_NODE) = range(len(KINDS))
+KINDS = (
+    "swing_high",
+    "swing_low",
+    "break_of_structure",
+    "change_of_character",
+    "market_structure_shift",
+    "order_block",
+    "breaker_block",
+    "fair_value_gap",
+    "inverse_fair_value_gap",
+    "equal_highs",
+    "equal_lows",
+    "previous_high",
+    "previous_low",
+    "liquidity_sweep",
+    "liquidity_run",
+    "support_resistance",
+    "dealing_range",
+    "optimal_trade_entry",
+    "value_area",
+    "high_volume_node",
+    "low_volume_node",
+)
+(
+    SWING_HIGH,
+    SWING_LOW,
+    BREAK_OF_STRUCTURE,
+    CHANGE_OF_CHARACTER,
+    MARKET_STRUCTURE_SHIFT,
+    ORDER_BLOCK,
+    BREAKER_BLOCK,
+    FAIR_VALUE_GAP,
+    INVERSE_FAIR_VALUE_GAP,
+    EQUAL_HIGHS,
+    EQUAL_LOWS,
+    PREVIOUS_HIGH,
+    PREVIOUS_LOW,
+    LIQUIDITY_SWEEP,
+    LIQUIDITY_RUN,
+    SUPPORT_RESISTANCE,
+    DEALING_RANGE,
+    OPTIMAL_TRADE_ENTRY,
+    VALUE_AREA,
+    HIGH_VOLUME_NODE,
+    LOW_VOLUME_NODE,
+) = range(len(KINDS))
 
 SCALES = ("", "internal", "swing")
 INTERNAL, SWING = 1, 2
 
-LABELS = ("", "HH", "LH", "EQH", "LL", "HL", "EQL", "swing", "equal", "asia", "london", "new_york",
-          "asia_kill_zone", "london_kill_zone", "new_york_kill_zone", "london_close_kill_zone", "day", "week", "month")
-HIGHER_HIGH, LOWER_LOW, SWING_LIQUIDITY, EQUAL_LIQUIDITY = (LABELS.index(name) for name in ("HH", "LL", "swing", "equal"))
+LABELS = (
+    "",
+    "HH",
+    "LH",
+    "EQH",
+    "LL",
+    "HL",
+    "EQL",
+    "swing",
+    "equal",
+    "asia",
+    "london",
+    "new_york",
+    "asia_kill_zone",
+    "london_kill_zone",
+    "new_york_kill_zone",
+    "london_close_kill_zone",
+    "day",
+    "week",
+    "month",
+)
+HIGHER_HIGH, LOWER_LOW, SWING_LIQUIDITY, EQUAL_LIQUIDITY = (
+    LABELS.index(name) for name in ("HH", "LL", "swing", "equal")
+)
 
 # %% ../../nbs/patterns/00_events.ipynb #70a1507b
-ENDED_HOW = ("", "broken", "filled", "inverted", "swept", "run", "joined", "replaced", "expired", "interrupted")
+ENDED_HOW = (
+    "",
+    "broken",
+    "filled",
+    "inverted",
+    "swept",
+    "run",
+    "joined",
+    "replaced",
+    "expired",
+    "interrupted",
+)
 _, BROKEN, FILLED, INVERTED, SWEPT, RUN, JOINED, REPLACED, EXPIRED, INTERRUPTED = range(len(ENDED_HOW))
 TOUCHED, MITIGATED, ENDED = range(3)
 
 # %% ../../nbs/patterns/00_events.ipynb #bc10681d
 CODES = hashlib.sha256(repr((KINDS, SCALES, LABELS, ENDED_HOW)).encode()).hexdigest()[:8]
-CANDLE = np.dtype([(name, "f8") for name in ("open", "high", "low", "close", "volume", "range")]  # range: average true range
-                  + [("time", "i8"), ("first", "i8")])                                            # open time, ns; first row of the segment
-EVENT = np.dtype([("number", "i8"), ("formed", "i8"), ("formed_time", "i8"), ("known", "i8")]     # formed, known: rows
-                 + [(name, "f8") for name in ("top", "bottom", "level", "strength", "volume")]
-                 + [(name, "i1") for name in ("kind", "direction", "scale", "label")] + [(f"codes_{CODES}", "i4")])
-LIFE = np.dtype([("number", "i8"), ("row", "i8"), ("what", "i4"), ("how", "i4")])                 # what befell event `number`, at which close
+CANDLE = np.dtype(
+    [
+        (name, "f8") for name in ("open", "high", "low", "close", "volume", "range")
+    ]  # range: average true range
+    + [("time", "i8"), ("first", "i8")]
+)  # open time, ns; first row of the segment
+EVENT = np.dtype(
+    [("number", "i8"), ("formed", "i8"), ("formed_time", "i8"), ("known", "i8")]  # formed, known: rows
+    + [(name, "f8") for name in ("top", "bottom", "level", "strength", "volume")]
+    + [(name, "i1") for name in ("kind", "direction", "scale", "label")]
+    + [(f"codes_{CODES}", "i4")]
+)
+LIFE = np.dtype(
+    [("number", "i8"), ("row", "i8"), ("what", "i4"), ("how", "i4")]
+)  # what befell event `number`, at which close
 
 # %% ../../nbs/patterns/00_events.ipynb #9ffe3c51
 @njit(cache=True)
-def prepare(candles: np.ndarray, mask: int, start: int, stop: int,
-            window: int,           # candles in the average true range
-            longest_step: int,     # ns from one open to the next within a segment
-            weekends_closed: bool, # a hole that holds a whole Saturday, UTC, ends no segment
-           ) -> None:
+def prepare(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,
+    window: int,  # candles in the average true range
+    longest_step: int,  # ns from one open to the next within a segment
+    weekends_closed: bool,  # a hole that holds a whole Saturday, UTC, ends no segment
+) -> None:
     "Set `first` and `range` of the rows from `start` to `stop`."
     day = 86_400_000_000_000
     for row in range(start, stop):
@@ -62,7 +149,9 @@ def prepare(candles: np.ndarray, mask: int, start: int, stop: int,
         candle.first, candle.range = 0, np.nan
         if row > 0:
             before = candles[(row - 1) & mask]
-            saturday = before.time + (9 * day - before.time % (7 * day)) % (7 * day)  # the epoch began on a Thursday
+            saturday = before.time + (9 * day - before.time % (7 * day)) % (
+                7 * day
+            )  # the epoch began on a Thursday
             closed = weekends_closed and saturday + day <= candle.time < before.time + 5 * day
             candle.first = before.first if candle.time - before.time <= longest_step or closed else row
         if row - candle.first >= window:
@@ -76,7 +165,8 @@ def prepare(candles: np.ndarray, mask: int, start: int, stop: int,
 def candle_records(candles: pd.DataFrame) -> np.ndarray:
     "Candles as records; `range` and `first` are still to be set by `prepare`."
     records = np.zeros(len(candles), CANDLE)
-    for name in ("open", "high", "low", "close", "volume"): records[name] = candles[name].to_numpy()
+    for name in ("open", "high", "low", "close", "volume"):
+        records[name] = candles[name].to_numpy()
     records["time"] = candles.index.asi8 * index_unit(candles.index)
     return records
 
@@ -84,11 +174,19 @@ def candle_records(candles: pd.DataFrame) -> np.ndarray:
 def join(parts: list[np.ndarray]) -> np.ndarray:
     "Record arrays one after the other, copied as bytes: record by record takes ten times as long."
     parts = [part for part in parts if len(part)] or parts[:1]
-    return parts[0] if len(parts) == 1 else np.concatenate([part.view(np.uint8) for part in parts]).view(parts[0].dtype)
+    return (
+        parts[0]
+        if len(parts) == 1
+        else np.concatenate([part.view(np.uint8) for part in parts]).view(parts[0].dtype)
+    )
 
-def run(detector, candles: np.ndarray, *arguments,
-        room: int | None = None, # events to begin with
-       ) -> np.ndarray:
+
+def run(
+    detector,
+    candles: np.ndarray,
+    *arguments,
+    room: int | None = None,  # events to begin with
+) -> np.ndarray:
     "All events that `detector(candles, -1, start, stop, *arguments, out)` finds, in the order of their closes."
     parts, row, room = [np.zeros(0, EVENT)], 0, room or len(candles) // 8 + 256
     while row < len(candles):
@@ -105,44 +203,64 @@ def _rank(known: np.ndarray, following: np.ndarray, ranks: np.ndarray) -> None:
         row = known[index]
         ranks[index], following[row] = following[row], following[row] + 1
 
-def closing_order(known: list[np.ndarray], # rows from 0 to `rows` - 1
-                  rows: int) -> np.ndarray:
+
+def closing_order(
+    known: list[np.ndarray],  # rows from 0 to `rows` - 1
+    rows: int,
+) -> np.ndarray:
     "Place of each event of several parts when all are sorted by the row at which they are known."
     ends, following = np.cumsum([0, *map(len, known)]), np.zeros(rows + 1, np.int64)
-    for part in known: following[1:] += np.bincount(part, minlength=rows)
+    for part in known:
+        following[1:] += np.bincount(part, minlength=rows)
     ranks, following = np.empty(ends[-1], np.int64), following.cumsum()
-    for part, begin, end in zip(known, ends, ends[1:]): _rank(part, following, ranks[begin:end])
+    for part, begin, end in zip(known, ends, ends[1:]):
+        _rank(part, following, ranks[begin:end])
     return ranks
+
 
 @njit(cache=True)
 def _place(words: np.ndarray, ranks: np.ndarray, out: np.ndarray) -> None:
     for index in range(len(words)):
-        for word in range(words.shape[1]): out[ranks[index], word] = words[index, word]
+        for word in range(words.shape[1]):
+            out[ranks[index], word] = words[index, word]
+
 
 def by_close(parts: list[np.ndarray], rows: int) -> np.ndarray:
     "The events of several parts in the order of their closes."
     ranks, words, begin = closing_order([part["known"] for part in parts], rows), EVENT.itemsize // 8, 0
     out = np.empty(len(ranks), EVENT)
     for part in parts:
-        _place(part.view(np.int64).reshape(-1, words), ranks[begin:begin + len(part)], out.view(np.int64).reshape(-1, words))
+        _place(
+            part.view(np.int64).reshape(-1, words),
+            ranks[begin : begin + len(part)],
+            out.view(np.int64).reshape(-1, words),
+        )
         begin += len(part)
     return out
 
 # %% ../../nbs/patterns/00_events.ipynb #be7a7ca4
-def rough_candles(rows: int, seed: int,
-                  window: int = 5,                  # candles in the average true range
-                  step: int = 300_000_000_000,      # ns
-                 ) -> np.ndarray:
+def rough_candles(
+    rows: int,
+    seed: int,
+    window: int = 5,  # candles in the average true range
+    step: int = 300_000_000_000,  # ns
+) -> np.ndarray:
     "Candle records of a random walk with ties, doji, a flat stretch and, after 60 % of the rows, a hole of 144 candles."
     generator = np.random.default_rng(seed)
-    path = np.round(100 + generator.normal(0, .3, (rows, 6)).cumsum().reshape(rows, 6), 1)
-    path[rows // 7:rows // 7 + rows // 60] = path[rows // 7, 0]
+    path = np.round(100 + generator.normal(0, 0.3, (rows, 6)).cumsum().reshape(rows, 6), 1)
+    path[rows // 7 : rows // 7 + rows // 60] = path[rows // 7, 0]
     candles = np.zeros(rows, CANDLE)
-    candles["open"], candles["close"], candles["high"], candles["low"] = path[:, 0], path[:, -1], path.max(1), path.min(1)
+    candles["open"], candles["close"], candles["high"], candles["low"] = (
+        path[:, 0],
+        path[:, -1],
+        path.max(1),
+        path.min(1),
+    )
     candles["volume"], candles["time"] = generator.integers(0, 50, rows), np.arange(rows) * step
-    candles["time"][6 * rows // 10:] += 144 * step
+    candles["time"][6 * rows // 10 :] += 144 * step
     prepare(candles, -1, 0, rows, window, 4 * step, False)
     return candles
+
 
 def run_in_ring(detector, candles: np.ndarray, *arguments, size: int = 256, room: int = 64) -> np.ndarray:
     "What `run` finds, found candle by candle in a ring of `size` records."

@@ -8,10 +8,15 @@ __all__ = ['GAP_STATE', 'gap_state', 'fair_value_gaps']
 # %% ../../nbs/patterns/04_fair_value_gaps.ipynb #294b879e
 import numpy as np
 from numba import njit
+
 from .events import FAIR_VALUE_GAP
 
 # %% ../../nbs/patterns/04_fair_value_gaps.ipynb #71694f5e
-GAP_STATE = np.dtype([(name, "i8") for name in ("first", "row", "direction", "formed", "formed_time")] + [("top", "f8"), ("bottom", "f8")])   # the last gap
+GAP_STATE = np.dtype(
+    [(name, "i8") for name in ("first", "row", "direction", "formed", "formed_time")]
+    + [("top", "f8"), ("bottom", "f8")]
+)  # the last gap
+
 
 def gap_state() -> np.ndarray:
     "Fresh memory of `fair_value_gaps`."
@@ -19,27 +24,55 @@ def gap_state() -> np.ndarray:
     state["first"] = -1
     return state
 
+
 @njit(cache=True)
-def fair_value_gaps(candles: np.ndarray, mask: int, start: int, stop: int,
-                    minimum_size: float,    # average true ranges
-                    minimum_percent: float, # of the close
-                    join: bool,             # consecutive gaps grow into one
-                    state: np.ndarray, out: np.ndarray) -> tuple[int, int]:
+def fair_value_gaps(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,
+    minimum_size: float,  # average true ranges
+    minimum_percent: float,  # of the close
+    join: bool,  # consecutive gaps grow into one
+    state: np.ndarray,
+    out: np.ndarray,
+) -> tuple[int, int]:
     "Gaps, formed at the middle candle and known at the third."
     count, s = 0, state[0]
     for row in range(start, stop):
-        if count == len(out): return row, count
+        if count == len(out):
+            return row, count
         third = candles[row & mask]
-        if s.first != third.first: s.first, s.row = third.first, -1
-        if row - 2 < third.first or not third.range > 0: continue
+        if s.first != third.first:
+            s.first, s.row = third.first, -1
+        if row - 2 < third.first or not third.range > 0:
+            continue
         outer, middle = candles[(row - 2) & mask], candles[(row - 1) & mask]
         side = 1 if third.low > outer.high else -1 if third.high < outer.low else 0
         top, bottom = (third.low, outer.high) if side > 0 else (outer.low, third.high)
-        if side == 0 or top - bottom < minimum_size * third.range or top - bottom < minimum_percent / 100 * third.close: continue
+        if (
+            side == 0
+            or top - bottom < minimum_size * third.range
+            or top - bottom < minimum_percent / 100 * third.close
+        ):
+            continue
         formed, formed_time = row - 1, middle.time
-        if join and s.row == row - 1 and s.row >= 0 and s.direction == side and (third.low > s.bottom if side > 0 else third.high < s.top):
+        if (
+            join
+            and s.row == row - 1
+            and s.row >= 0
+            and s.direction == side
+            and (third.low > s.bottom if side > 0 else third.high < s.top)
+        ):
             top, bottom, formed, formed_time = max(top, s.top), min(bottom, s.bottom), s.formed, s.formed_time
-        s.row, s.direction, s.formed, s.formed_time, s.top, s.bottom = row, side, formed, formed_time, top, bottom
+        s.row, s.direction, s.formed, s.formed_time, s.top, s.bottom = (
+            row,
+            side,
+            formed,
+            formed_time,
+            top,
+            bottom,
+        )
         event = out[count]
         event.kind, event.direction, event.scale, event.label = FAIR_VALUE_GAP, side, 0, 0
         event.formed, event.formed_time, event.known = formed, formed_time, row

@@ -10,13 +10,33 @@ __all__ = ['LEVEL_STATE', 'DEALING_STATE', 'DEALING_ROOM', 'level_room', 'suppor
 import numpy as np
 import pandas as pd
 from numba import njit
+
 from ..candles import closes_at
-from .events import DEALING_RANGE, INTERNAL, OPTIMAL_TRADE_ENTRY, SUPPORT_RESISTANCE, SWING, SWING_HIGH, SWING_LOW
+from smc_ml.patterns.events import (
+    DEALING_RANGE,
+    INTERNAL,
+    OPTIMAL_TRADE_ENTRY,
+    SUPPORT_RESISTANCE,
+    SWING,
+    SWING_HIGH,
+    SWING_LOW,
+)
 
 # %% ../../nbs/patterns/07_levels.ipynb #ff593e48
-LEVEL_STATE = np.dtype([("first", "i8"), ("live", "i8"),                                      # of the first record: segment + 1, clusters alive
-                        ("formed", "i8"), ("formed_time", "i8"), ("known", "i8"),             # of the first member; of the last member
-                        ("members", "i8"), ("total", "f8"), ("top", "f8"), ("bottom", "f8")]) # total: sum of the members' prices
+LEVEL_STATE = np.dtype(
+    [
+        ("first", "i8"),
+        ("live", "i8"),  # of the first record: segment + 1, clusters alive
+        ("formed", "i8"),
+        ("formed_time", "i8"),
+        ("known", "i8"),  # of the first member; of the last member
+        ("members", "i8"),
+        ("total", "f8"),
+        ("top", "f8"),
+        ("bottom", "f8"),
+    ]
+)  # total: sum of the members' prices
+
 
 def level_room(maximum_age: int) -> int:
     "Clusters that can be alive at once: each close can make one high and one low known."
@@ -24,76 +44,118 @@ def level_room(maximum_age: int) -> int:
 
 # %% ../../nbs/patterns/07_levels.ipynb #57df46dd
 @njit(cache=True)
-def _nearest_cluster(state: np.ndarray, before: int, level: float, known: int, reach: float, maximum_age: int) -> tuple[int, int]:
+def _nearest_cluster(
+    state: np.ndarray, before: int, level: float, known: int, reach: float, maximum_age: int
+) -> tuple[int, int]:
     "Close the gaps that forgotten clusters leave; how many are alive, and the nearest within `reach` (-1: none)."
     live, nearest, distance = 0, -1, reach
     for slot in range(before):
-        if known - state[slot].known > maximum_age: continue
-        if live < slot: state[live] = state[slot]
+        if known - state[slot].known > maximum_age:
+            continue
+        if live < slot:
+            state[live] = state[slot]
         away = abs(state[live].total / state[live].members - level)
-        if away < distance or (away == distance and nearest < 0): nearest, distance = live, away
+        if away < distance or (away == distance and nearest < 0):
+            nearest, distance = live, away
         live += 1
     return live, nearest
 
 # %% ../../nbs/patterns/07_levels.ipynb #99e7b77e
 @njit(cache=True)
-def support_resistance(candles: np.ndarray, mask: int,
-                       swings: np.ndarray,   # swing highs and lows of the internal scale, sorted by `known`
-                       tolerance: float,     # from a swing to the mean of its cluster, average true ranges
-                       minimum_touches: int, # swings in a cluster that is reported
-                       maximum_age: int,     # candles until a cluster that no swing joins is forgotten
-                       state: np.ndarray,    # `level_room(maximum_age)` records of LEVEL_STATE
-                       out: np.ndarray) -> int:
+def support_resistance(
+    candles: np.ndarray,
+    mask: int,
+    swings: np.ndarray,  # swing highs and lows of the internal scale, sorted by `known`
+    tolerance: float,  # from a swing to the mean of its cluster, average true ranges
+    minimum_touches: int,  # swings in a cluster that is reported
+    maximum_age: int,  # candles until a cluster that no swing joins is forgotten
+    state: np.ndarray,  # `level_room(maximum_age)` records of LEVEL_STATE
+    out: np.ndarray,
+) -> int:
     "Clusters of swings, one event whenever a swing joins; at most one a swing."
     count = 0
     for number in range(len(swings)):
         swing = swings[number]
-        if swing.scale != INTERNAL or (swing.kind != SWING_HIGH and swing.kind != SWING_LOW): continue
+        if swing.scale != INTERNAL or (swing.kind != SWING_HIGH and swing.kind != SWING_LOW):
+            continue
         candle = candles[swing.known & mask]
-        if not candle.range > 0 or not np.isfinite(swing.level): continue
+        if not candle.range > 0 or not np.isfinite(swing.level):
+            continue
         before = state[0].live if state[0].first == candle.first + 1 else 0
-        live, nearest = _nearest_cluster(state, before, swing.level, swing.known, tolerance * candle.range, maximum_age)
+        live, nearest = _nearest_cluster(
+            state, before, swing.level, swing.known, tolerance * candle.range, maximum_age
+        )
         if nearest < 0 and live < len(state):
             nearest, live = live, live + 1
             state[nearest].formed, state[nearest].formed_time = swing.formed, swing.formed_time
-            state[nearest].members, state[nearest].total, state[nearest].top, state[nearest].bottom = 0, 0.0, swing.level, swing.level
+            state[nearest].members, state[nearest].total, state[nearest].top, state[nearest].bottom = (
+                0,
+                0.0,
+                swing.level,
+                swing.level,
+            )
         state[0].first, state[0].live = candle.first + 1, live
-        if nearest < 0: continue
+        if nearest < 0:
+            continue
         cluster = state[nearest]
-        cluster.known, cluster.members, cluster.total = swing.known, cluster.members + 1, cluster.total + swing.level
+        cluster.known, cluster.members, cluster.total = (
+            swing.known,
+            cluster.members + 1,
+            cluster.total + swing.level,
+        )
         cluster.top, cluster.bottom = max(cluster.top, swing.level), min(cluster.bottom, swing.level)
-        if cluster.members < minimum_touches: continue
+        if cluster.members < minimum_touches:
+            continue
         event, level = out[count], cluster.total / cluster.members
-        event.kind, event.direction, event.scale, event.label = SUPPORT_RESISTANCE, 1 if level <= candle.close else -1, 0, 0
+        event.kind, event.direction, event.scale, event.label = (
+            SUPPORT_RESISTANCE,
+            1 if level <= candle.close else -1,
+            0,
+            0,
+        )
         event.formed, event.formed_time, event.known = cluster.formed, cluster.formed_time, swing.known
-        event.top, event.bottom, event.level, event.strength, event.volume = cluster.top, cluster.bottom, level, cluster.members, 0.0
+        event.top, event.bottom, event.level, event.strength, event.volume = (
+            cluster.top,
+            cluster.bottom,
+            level,
+            cluster.members,
+            0.0,
+        )
         count += 1
     return count
 
 # %% ../../nbs/patterns/07_levels.ipynb #d5add22b
-DEALING_STATE = np.dtype([("first", "i8"), ("seen", "i8"), ("formed", "i8"), ("formed_time", "i8"), ("level", "f8")])  # last high, last low
+DEALING_STATE = np.dtype(
+    [("first", "i8"), ("seen", "i8"), ("formed", "i8"), ("formed_time", "i8"), ("level", "f8")]
+)  # last high, last low
 DEALING_ROOM = 2  # records of DEALING_STATE
 
 # %% ../../nbs/patterns/07_levels.ipynb #1aa1f74a
 @njit(cache=True)
-def dealing_ranges(candles: np.ndarray, mask: int,
-                   swings: np.ndarray, # swing highs and lows of the swing scale, sorted by `known`
-                   entry_from: float,  # where the band of entries begins, share of the leg that is retraced
-                   entry_to: float,    # where it ends
-                   maximum_age: int,   # candles until a swing is forgotten
-                   state: np.ndarray,  # `DEALING_ROOM` records of DEALING_STATE
-                   out: np.ndarray) -> int:
+def dealing_ranges(
+    candles: np.ndarray,
+    mask: int,
+    swings: np.ndarray,  # swing highs and lows of the swing scale, sorted by `known`
+    entry_from: float,  # where the band of entries begins, share of the leg that is retraced
+    entry_to: float,  # where it ends
+    maximum_age: int,  # candles until a swing is forgotten
+    state: np.ndarray,  # `DEALING_ROOM` records of DEALING_STATE
+    out: np.ndarray,
+) -> int:
     "The range between the last two opposite swings and the band of entries within it (Inner Circle Trader); at most two events a swing."
     count = 0
     for number in range(len(swings)):
         swing, high, low = swings[number], state[0], state[1]
-        if swing.scale != SWING or (swing.kind != SWING_HIGH and swing.kind != SWING_LOW): continue
+        if swing.scale != SWING or (swing.kind != SWING_HIGH and swing.kind != SWING_LOW):
+            continue
         candle = candles[swing.known & mask]
-        if high.first != candle.first + 1: high.first, high.seen, low.seen = candle.first + 1, 0, 0
+        if high.first != candle.first + 1:
+            high.first, high.seen, low.seen = candle.first + 1, 0, 0
         here = high if swing.kind == SWING_HIGH else low
         here.seen, here.formed, here.formed_time, here.level = 1, swing.formed, swing.formed_time, swing.level
         size, recent = high.level - low.level, swing.known - min(high.formed, low.formed) <= maximum_age
-        if not (high.seen and low.seen and recent and candle.range > 0 and 0 < size < np.inf): continue
+        if not (high.seen and low.seen and recent and candle.range > 0 and 0 < size < np.inf):
+            continue
         up = high.formed > low.formed or (high.formed == low.formed and swing.kind == SWING_HIGH)
         direction, begin, end = (1, low, high) if up else (-1, high, low)
         event = out[count]
@@ -103,7 +165,8 @@ def dealing_ranges(candles: np.ndarray, mask: int,
         event.strength, event.volume = size / candle.range, 0.0
         count += 1
         near, far = end.level - direction * entry_from * size, end.level - direction * entry_to * size
-        if not max(near, far) > min(near, far): continue
+        if not max(near, far) > min(near, far):
+            continue
         event = out[count]
         event.kind, event.direction, event.scale, event.label = OPTIMAL_TRADE_ENTRY, direction, SWING, 0
         event.formed, event.formed_time, event.known = end.formed, end.formed_time, swing.known
@@ -113,24 +176,33 @@ def dealing_ranges(candles: np.ndarray, mask: int,
     return count
 
 # %% ../../nbs/patterns/07_levels.ipynb #2c24fc79
-def premium_discount(price: np.ndarray | float, top: np.ndarray | float, bottom: np.ndarray | float) -> np.ndarray:
+def premium_discount(
+    price: np.ndarray | float, top: np.ndarray | float, bottom: np.ndarray | float
+) -> np.ndarray:
     "Position in the range: +1 its top (premium), 0 equilibrium, -1 its bottom (discount); not clipped, NaN where there is no range."
     price, top, bottom = (np.asarray(values, float) for values in (price, top, bottom))
     size = np.where(top > bottom, top - bottom, np.nan)
     return 2 * (price - bottom) / size - 1
 
 # %% ../../nbs/patterns/07_levels.ipynb #8850c5a1
-def range_position(candles: pd.DataFrame,
-                   patterns: pd.DataFrame,              # of one symbol; columns kind, timeframe, known_at, ended_at, top, bottom
-                   timeframe: str,                      # of `candles`
-                   range_timeframe: str | None = None,  # of the ranges; the candles' own unless given
-                  ) -> pd.Series:
+def range_position(
+    candles: pd.DataFrame,
+    patterns: pd.DataFrame,  # of one symbol; columns kind, timeframe, known_at, ended_at, top, bottom
+    timeframe: str,  # of `candles`
+    range_timeframe: str | None = None,  # of the ranges; the candles' own unless given
+) -> pd.Series:
     "`premium_discount` of each close in the dealing range in force at that close; NaN where there was none."
-    ranges = patterns[(patterns["kind"] == "dealing_range") & (patterns["timeframe"] == (range_timeframe or timeframe))]
+    ranges = patterns[
+        (patterns["kind"] == "dealing_range") & (patterns["timeframe"] == (range_timeframe or timeframe))
+    ]
     ranges, closes = ranges.sort_values("known_at", kind="stable"), closes_at(candles, timeframe)
     ended = pd.to_datetime(ranges["ended_at"], utc=True)
-    begin, end = closes.searchsorted(ranges["known_at"]), np.where(ended.isna(), len(closes), closes.searchsorted(ended))
+    begin, end = (
+        closes.searchsorted(ranges["known_at"]),
+        np.where(ended.isna(), len(closes), closes.searchsorted(ended)),
+    )
     chosen = np.full(len(closes), len(ranges))
-    for number, rows in enumerate(zip(begin, end)): chosen[slice(*rows)] = number
+    for number, rows in enumerate(zip(begin, end)):
+        chosen[slice(*rows)] = number
     top, bottom = (np.append(ranges[name].to_numpy(float), np.nan)[chosen] for name in ("top", "bottom"))
     return pd.Series(premium_discount(candles["close"], top, bottom), candles.index, name="range_position")

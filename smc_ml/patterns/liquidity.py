@@ -9,35 +9,72 @@ __all__ = ['CANDIDATE', 'MEMORY', 'TARGET', 'DECIDED', 'memory', 'equal_levels',
 # %% ../../nbs/patterns/06_liquidity.ipynb #0e1586eb
 import numpy as np
 from numba import njit
-from .events import (ENDED, EQUAL_HIGHS, EQUAL_LIQUIDITY, EQUAL_LOWS, EVENT, EXPIRED, INTERNAL, INTERRUPTED, JOINED, LIFE, LIQUIDITY_RUN, LIQUIDITY_SWEEP,
-                                    PREVIOUS_HIGH, PREVIOUS_LOW, REPLACED, RUN, SWEPT, SWING_HIGH, SWING_LIQUIDITY, SWING_LOW, TOUCHED, join)
+
+from smc_ml.patterns.events import (
+    ENDED,
+    EQUAL_HIGHS,
+    EQUAL_LIQUIDITY,
+    EQUAL_LOWS,
+    EVENT,
+    EXPIRED,
+    INTERNAL,
+    INTERRUPTED,
+    JOINED,
+    LIFE,
+    LIQUIDITY_RUN,
+    LIQUIDITY_SWEEP,
+    PREVIOUS_HIGH,
+    PREVIOUS_LOW,
+    REPLACED,
+    RUN,
+    SWEPT,
+    SWING_HIGH,
+    SWING_LIQUIDITY,
+    SWING_LOW,
+    TOUCHED,
+    join,
+)
 
 # %% ../../nbs/patterns/06_liquidity.ipynb #1a292694
-CANDIDATE = np.dtype([(name, "i8") for name in ("side", "formed", "formed_time")] + [("level", "f8"), ("limit", "f8")])   # a swing that may be equalled; limit: a wick beyond ends that
-MEMORY = np.dtype([("first", "i8"), ("size", "i8")])                                                                       # segment, and how many are held
+CANDIDATE = np.dtype(
+    [(name, "i8") for name in ("side", "formed", "formed_time")] + [("level", "f8"), ("limit", "f8")]
+)  # a swing that may be equalled; limit: a wick beyond ends that
+MEMORY = np.dtype([("first", "i8"), ("size", "i8")])  # segment, and how many are held
+
 
 def memory() -> np.ndarray:
     "Fresh memory of how many candidates or targets are held."
     return np.array([(-1, 0)], MEMORY)
 
+
 @njit(cache=True)
-def equal_levels(candles: np.ndarray, mask: int, start: int, stop: int,
-                 swings: np.ndarray,     # events, sorted by the row at which they are known
-                 tolerance: float,       # average true ranges
-                 maximum_age: int,       # candles until a swing is forgotten
-                 candidates: np.ndarray, # room for 2 * (maximum_age + 2)
-                 state: np.ndarray, out: np.ndarray) -> tuple[int, int]:
+def equal_levels(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,
+    swings: np.ndarray,  # events, sorted by the row at which they are known
+    tolerance: float,  # average true ranges
+    maximum_age: int,  # candles until a swing is forgotten
+    candidates: np.ndarray,  # room for 2 * (maximum_age + 2)
+    state: np.ndarray,
+    out: np.ndarray,
+) -> tuple[int, int]:
     "Pools of equal highs and lows, formed at their first swing and known with their last."
     count, following, s = 0, 0, state[0]
-    while following < len(swings) and swings[following].known < start: following += 1
+    while following < len(swings) and swings[following].known < start:
+        following += 1
     for row in range(start, stop):
-        if count + 2 > len(out): return row, count
+        if count + 2 > len(out):
+            return row, count
         candle, kept = candles[row & mask], 0
-        if s.first != candle.first: s.first, s.size = candle.first, 0
+        if s.first != candle.first:
+            s.first, s.size = candle.first, 0
         for index in range(s.size):
             held = candidates[index]
             passed = candle.high > held.limit if held.side > 0 else candle.low < held.limit
-            if passed or row - held.formed > maximum_age: continue
+            if passed or row - held.formed > maximum_age:
+                continue
             candidates[kept], kept = held, kept + 1
         s.size = kept
         while following < len(swings) and swings[following].known == row:
@@ -46,12 +83,19 @@ def equal_levels(candles: np.ndarray, mask: int, start: int, stop: int,
             formed, formed_time, top, bottom = swing.formed, swing.formed_time, swing.level, swing.level
             for index in range(s.size):
                 held = candidates[index]
-                if held.side != side or abs(held.level - swing.level) > width: continue
-                if members == 1: formed, formed_time = held.formed, held.formed_time
+                if held.side != side or abs(held.level - swing.level) > width:
+                    continue
+                if members == 1:
+                    formed, formed_time = held.formed, held.formed_time
                 members, top, bottom = members + 1, max(top, held.level), min(bottom, held.level)
             if members > 1:
                 event = out[count]
-                event.kind, event.direction, event.scale, event.label = EQUAL_HIGHS if side > 0 else EQUAL_LOWS, -side, 0, 0
+                event.kind, event.direction, event.scale, event.label = (
+                    EQUAL_HIGHS if side > 0 else EQUAL_LOWS,
+                    -side,
+                    0,
+                    0,
+                )
                 event.formed, event.formed_time, event.known = formed, formed_time, row
                 event.top, event.bottom, event.level = top, bottom, top if side > 0 else bottom
                 event.strength, event.volume = members, 0.0
@@ -62,28 +106,43 @@ def equal_levels(candles: np.ndarray, mask: int, start: int, stop: int,
     return stop, count
 
 # %% ../../nbs/patterns/06_liquidity.ipynb #5e87faeb
-TARGET = np.dtype([(name, "i8") for name in ("number", "side", "label", "formed", "formed_time", "known", "pierced")] + [("level", "f8"), ("extreme", "f8")])
-DECIDED = np.dtype([("label", "i8"), ("formed", "i8"), ("formed_time", "i8"), ("level", "f8"), ("extreme", "f8")])
+TARGET = np.dtype(
+    [(name, "i8") for name in ("number", "side", "label", "formed", "formed_time", "known", "pierced")]
+    + [("level", "f8"), ("extreme", "f8")]
+)
+DECIDED = np.dtype(
+    [("label", "i8"), ("formed", "i8"), ("formed_time", "i8"), ("level", "f8"), ("extreme", "f8")]
+)
+
 
 def target_room(swing_age: int, pool_age: int) -> int:
     "As many targets as can ever be held."
     return 2 * (swing_age + 2) + 2 * (pool_age + 2) + 64
 
+
 @njit(cache=True)
-def liquidity_events(candles: np.ndarray, mask: int, start: int, stop: int,
-                     targets: np.ndarray,                        # events, sorted by the row at which they are known; other kinds are passed over
-                     within: int,                                # closes that decide between sweep and run
-                     swing_age: int, pool_age: int,             # candles until a target is forgotten
-                     held: np.ndarray,                           # room for `target_room` targets
-                     decided: np.ndarray,                        # room for 8: sweeps and runs, of highs and lows, of swings and periods
-                     state: np.ndarray, out: np.ndarray,
-                     lives: np.ndarray,                          # what befell the targets; room for all that are held
-                    ) -> tuple[int, int, int]:
+def liquidity_events(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,
+    targets: np.ndarray,  # events, sorted by the row at which they are known; other kinds are passed over
+    within: int,  # closes that decide between sweep and run
+    swing_age: int,
+    pool_age: int,  # candles until a target is forgotten
+    held: np.ndarray,  # room for `target_room` targets
+    decided: np.ndarray,  # room for 8: sweeps and runs, of highs and lows, of swings and periods
+    state: np.ndarray,
+    out: np.ndarray,
+    lives: np.ndarray,  # what befell the targets; room for all that are held
+) -> tuple[int, int, int]:
     "Row reached, number of sweeps and runs, and number of life events."
     count, lived, following, s = 0, 0, 0, state[0]
-    while following < len(targets) and targets[following].known < start: following += 1
+    while following < len(targets) and targets[following].known < start:
+        following += 1
     for row in range(start, stop):
-        if count + 8 > len(out) or lived + 2 * s.size + 64 > len(lives): return row, count, lived
+        if count + 8 > len(out) or lived + 2 * s.size + 64 > len(lives):
+            return row, count, lived
         candle, kept, any_decided = candles[row & mask], 0, False
         if s.first != candle.first:
             for index in range(s.size):
@@ -98,54 +157,113 @@ def liquidity_events(candles: np.ndarray, mask: int, start: int, stop: int,
                 life, lived = lives[lived], lived + 1
                 life.number, life.row, life.what, life.how = target.number, row, TOUCHED, 0
             if target.pierced >= 0:
-                if side * (extreme - target.extreme) > 0: target.extreme = extreme
-                how = SWEPT if side * (candle.close - target.level) < 0 else RUN if row - target.pierced + 1 >= within else 0
-            elif (target.label == SWING_LIQUIDITY and row - target.formed >= swing_age) or (target.label == EQUAL_LIQUIDITY and row - target.known >= pool_age): how = EXPIRED
+                if side * (extreme - target.extreme) > 0:
+                    target.extreme = extreme
+                how = (
+                    SWEPT
+                    if side * (candle.close - target.level) < 0
+                    else RUN
+                    if row - target.pierced + 1 >= within
+                    else 0
+                )
+            elif (target.label == SWING_LIQUIDITY and row - target.formed >= swing_age) or (
+                target.label == EQUAL_LIQUIDITY and row - target.known >= pool_age
+            ):
+                how = EXPIRED
             if how == 0:
                 held[kept], kept = target, kept + 1
                 continue
             life, lived = lives[lived], lived + 1
             life.number, life.row, life.what, life.how = target.number, row, ENDED, how
-            if how == EXPIRED: continue
+            if how == EXPIRED:
+                continue
             if not any_decided:
-                for slot in range(8): decided[slot].label = 0
+                for slot in range(8):
+                    decided[slot].label = 0
                 any_decided = True
-            best = decided[(4 if target.label > EQUAL_LIQUIDITY else 0) + (0 if how == SWEPT else 2) + (0 if side > 0 else 1)]
-            if best.label == 0 or side * (target.level - best.level) > 0: best.level, best.formed, best.formed_time = target.level, target.formed, target.formed_time
-            best.extreme = target.extreme if best.label == 0 else max(best.extreme, target.extreme) if side > 0 else min(best.extreme, target.extreme)
+            best = decided[
+                (4 if target.label > EQUAL_LIQUIDITY else 0)
+                + (0 if how == SWEPT else 2)
+                + (0 if side > 0 else 1)
+            ]
+            if best.label == 0 or side * (target.level - best.level) > 0:
+                best.level, best.formed, best.formed_time = target.level, target.formed, target.formed_time
+            best.extreme = (
+                target.extreme
+                if best.label == 0
+                else max(best.extreme, target.extreme)
+                if side > 0
+                else min(best.extreme, target.extreme)
+            )
             best.label = max(best.label, target.label)
         s.size = kept
         if any_decided and candle.range > 0:
             for slot in range(8):
                 best = decided[slot]
-                if best.label == 0: continue
+                if best.label == 0:
+                    continue
                 event, side, swept = out[count], 1 if slot % 2 == 0 else -1, slot % 4 < 2
-                event.kind, event.direction = LIQUIDITY_SWEEP if swept else LIQUIDITY_RUN, -side if swept else side
-                event.scale, event.label, event.formed, event.formed_time, event.known = 0, best.label, best.formed, best.formed_time, row
-                event.top, event.bottom, event.level = max(best.level, best.extreme), min(best.level, best.extreme), best.level
+                event.kind, event.direction = (
+                    LIQUIDITY_SWEEP if swept else LIQUIDITY_RUN,
+                    -side if swept else side,
+                )
+                event.scale, event.label, event.formed, event.formed_time, event.known = (
+                    0,
+                    best.label,
+                    best.formed,
+                    best.formed_time,
+                    row,
+                )
+                event.top, event.bottom, event.level = (
+                    max(best.level, best.extreme),
+                    min(best.level, best.extreme),
+                    best.level,
+                )
                 event.strength, event.volume = abs(best.extreme - best.level) / candle.range, candle.volume
                 count += 1
         while following < len(targets) and targets[following].known == row:
             source, following, kept = targets[following], following + 1, 0
-            pool, period = source.kind == EQUAL_HIGHS or source.kind == EQUAL_LOWS, source.kind == PREVIOUS_HIGH or source.kind == PREVIOUS_LOW
-            if not (pool or period or (source.scale == INTERNAL and (source.kind == SWING_HIGH or source.kind == SWING_LOW))): continue
+            pool, period = (
+                source.kind == EQUAL_HIGHS or source.kind == EQUAL_LOWS,
+                source.kind == PREVIOUS_HIGH or source.kind == PREVIOUS_LOW,
+            )
+            if not (
+                pool
+                or period
+                or (source.scale == INTERNAL and (source.kind == SWING_HIGH or source.kind == SWING_LOW))
+            ):
+                continue
             label = EQUAL_LIQUIDITY if pool else source.label if period else SWING_LIQUIDITY
             for index in range(s.size if pool or period else 0):
                 target = held[index]
                 same = target.side == -source.direction and target.label == label and target.pierced < 0
                 if same and (period or source.bottom <= target.level <= source.top):
                     life, lived = lives[lived], lived + 1
-                    life.number, life.row, life.what, life.how = target.number, row, ENDED, JOINED if pool else REPLACED
-                else: held[kept], kept = target, kept + 1
-            if pool or period: s.size = kept
+                    life.number, life.row, life.what, life.how = (
+                        target.number,
+                        row,
+                        ENDED,
+                        JOINED if pool else REPLACED,
+                    )
+                else:
+                    held[kept], kept = target, kept + 1
+            if pool or period:
+                s.size = kept
             entering, s.size = held[s.size], s.size + 1
             entering.number, entering.side, entering.label = source.number, -source.direction, label
-            entering.formed, entering.formed_time, entering.known, entering.pierced = source.formed, source.formed_time, row, -1
+            entering.formed, entering.formed_time, entering.known, entering.pierced = (
+                source.formed,
+                source.formed_time,
+                row,
+                -1,
+            )
             entering.level, entering.extreme = source.level, source.level
     return stop, count, lived
 
 # %% ../../nbs/patterns/06_liquidity.ipynb #7e430a8c
-def run_with_lives(detector, candles: np.ndarray, *arguments, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def run_with_lives(
+    detector, candles: np.ndarray, *arguments, room: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     "Events and lives that `detector(candles, -1, start, stop, *arguments, out, lives)` finds."
     events, lives, row, room = [np.zeros(0, EVENT)], [np.zeros(0, LIFE)], 0, room or len(candles) // 8 + 1024
     while row < len(candles):

@@ -8,36 +8,47 @@ __all__ = ['BLOCK_STATE', 'block_state', 'order_blocks']
 # %% ../../nbs/patterns/03_order_blocks.ipynb #39f9ae7f
 import numpy as np
 from numba import njit
+
 from .events import MARKET_STRUCTURE_SHIFT, ORDER_BLOCK
 
 # %% ../../nbs/patterns/03_order_blocks.ipynb #038c0807
-BLOCK_STATE = np.dtype([("first", "i8"), ("block", "i8"), ("side", "i8")])   # the last candle that a break started from, and the break's direction
+BLOCK_STATE = np.dtype(
+    [("first", "i8"), ("block", "i8"), ("side", "i8")]
+)  # the last candle that a break started from, and the break's direction
+
 
 def block_state() -> np.ndarray:
     "Fresh memory of `order_blocks`."
     return np.array([(-1, -1, 0)], BLOCK_STATE)
 
+
 @njit(cache=True)
-def order_blocks(candles: np.ndarray, mask: int,
-                 breaks: np.ndarray,          # from `structure_breaks`, one scale
-                 minimum_displacement: float, # average true ranges
-                 extreme_candle: bool,        # the block is the extreme candle, not the last opposite one
-                 state: np.ndarray,
-                 out: np.ndarray,             # room for one event a break
-                ) -> int:
+def order_blocks(
+    candles: np.ndarray,
+    mask: int,
+    breaks: np.ndarray,  # from `structure_breaks`, one scale
+    minimum_displacement: float,  # average true ranges
+    extreme_candle: bool,  # the block is the extreme candle, not the last opposite one
+    state: np.ndarray,
+    out: np.ndarray,  # room for one event a break
+) -> int:
     "The blocks behind breaks; their number."
     count, s = 0, state[0]
     for cause in breaks:
         known = candles[cause.known & mask]
-        if s.first != known.first: s.first, s.block = known.first, -1
-        if cause.kind == MARKET_STRUCTURE_SHIFT: continue
+        if s.first != known.first:
+            s.first, s.block = known.first, -1
+        if cause.kind == MARKET_STRUCTURE_SHIFT:
+            continue
         side, start = cause.direction, cause.formed
         extreme, price = start, np.inf
         for row in range(min(start + 1, cause.known - 1), cause.known):
             value = candles[row & mask].low if side > 0 else -candles[row & mask].high
-            if value <= price: extreme, price = row, value
+            if value <= price:
+                extreme, price = row, value
         displacement = (side * known.close - price) / known.range
-        if not displacement >= minimum_displacement: continue
+        if not displacement >= minimum_displacement:
+            continue
         for row in range(extreme, start - 1, -1):
             block = candles[row & mask]
             if extreme_candle or side * (block.close - block.open) < 0:

@@ -10,77 +10,105 @@ __all__ = ['SESSIONS', 'PERIODS', 'PERIOD', 'PERIOD_STATE', 'EVENTS_A_ROW', 'Ses
 from collections.abc import Sequence
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
+
 import numpy as np
 import pandas as pd
 from numba import njit
-from ..config import UserError
+
 from ..candles import index_unit
+from ..config import UserError
 from .events import EVENT, LABELS, PREVIOUS_HIGH, PREVIOUS_LOW
 
 # %% ../../nbs/patterns/05_sessions.ipynb #9f1b0f6f
 class Session(NamedTuple):
     "A time of day in a place; an end at or before the start is on the next day."
-    time_zone: str # IANA name
-    start: str     # local "HH:MM"
-    end: str       # local "HH:MM", no longer part of it
 
-SESSIONS = {"asia": Session("Asia/Tokyo", "09:00", "18:00"),
-            "london": Session("Europe/London", "08:00", "17:00"),
-            "new_york": Session("America/New_York", "08:00", "17:00"),
-            "asia_kill_zone": Session("America/New_York", "20:00", "00:00"),
-            "london_kill_zone": Session("America/New_York", "02:00", "05:00"),
-            "new_york_kill_zone": Session("America/New_York", "07:00", "10:00"),
-            "london_close_kill_zone": Session("America/New_York", "10:00", "12:00")}
+    time_zone: str  # IANA name
+    start: str  # local "HH:MM"
+    end: str  # local "HH:MM", no longer part of it
+
+
+SESSIONS = {
+    "asia": Session("Asia/Tokyo", "09:00", "18:00"),
+    "london": Session("Europe/London", "08:00", "17:00"),
+    "new_york": Session("America/New_York", "08:00", "17:00"),
+    "asia_kill_zone": Session("America/New_York", "20:00", "00:00"),
+    "london_kill_zone": Session("America/New_York", "02:00", "05:00"),
+    "new_york_kill_zone": Session("America/New_York", "07:00", "10:00"),
+    "london_close_kill_zone": Session("America/New_York", "10:00", "12:00"),
+}
 PERIODS = (*SESSIONS, "day", "week", "month")
 
 # %% ../../nbs/patterns/05_sessions.ipynb #934d2265
 class SessionError(UserError):
     "A period, time zone or time of day that does not exist."
 
+
 def time_of_day(clock: str) -> pd.Timedelta:
-    "Time since midnight of a local \"HH:MM\"."
+    'Time since midnight of a local "HH:MM".'
     hour, _, minute = str(clock).partition(":")
-    if not (hour.isdecimal() and minute.isdecimal() and len(minute) == 2 and int(hour) < 24 and int(minute) < 60):
-        raise SessionError(f"{clock!r} is no time of day: write hours and minutes in quotes, as in \"17:00\"")
+    if not (
+        hour.isdecimal() and minute.isdecimal() and len(minute) == 2 and int(hour) < 24 and int(minute) < 60
+    ):
+        raise SessionError(f'{clock!r} is no time of day: write hours and minutes in quotes, as in "17:00"')
     return pd.Timedelta(hours=int(hour), minutes=int(minute))
 
-def utc_times(days: pd.DatetimeIndex, # local dates, without a time zone
-              clock: pd.Timedelta,    # local time since midnight
-              time_zone: str,         # IANA name
-             ) -> np.ndarray:
+
+def utc_times(
+    days: pd.DatetimeIndex,  # local dates, without a time zone
+    clock: pd.Timedelta,  # local time since midnight
+    time_zone: str,  # IANA name
+) -> np.ndarray:
     "UTC in ns of one local time on each of the days."
-    try: zone = ZoneInfo(time_zone)
+    try:
+        zone = ZoneInfo(time_zone)
     except (KeyError, ValueError, OSError):
-        raise SessionError(f"no time zone {time_zone!r}: write an IANA name, as in America/New_York") from None
+        raise SessionError(
+            f"no time zone {time_zone!r}: write an IANA name, as in America/New_York"
+        ) from None
     local = (days + clock).as_unit("ns")
     return local.tz_localize(zone, ambiguous=np.zeros(len(days), bool), nonexistent="shift_forward").asi8
 
 # %% ../../nbs/patterns/05_sessions.ipynb #a1b577f3
-PERIOD = np.dtype([("label", "i8"), ("begin", "i8"), ("end", "i8")]) # code in LABELS; UTC in ns, the end is no longer part of it
+PERIOD = np.dtype(
+    [("label", "i8"), ("begin", "i8"), ("end", "i8")]
+)  # code in LABELS; UTC in ns, the end is no longer part of it
 
-def _bounds(name: str,               # one of PERIODS
-            dates: pd.DatetimeIndex, # all local dates, without a time zone
-            day_time_zone: str, day_start: str,
-           ) -> tuple[np.ndarray, np.ndarray]:
+
+def _bounds(
+    name: str,  # one of PERIODS
+    dates: pd.DatetimeIndex,  # all local dates, without a time zone
+    day_time_zone: str,
+    day_start: str,
+) -> tuple[np.ndarray, np.ndarray]:
     "Begins and ends, UTC in ns, of the periods of one name."
     if name in SESSIONS:
-        zone, start, end = SESSIONS[name].time_zone, time_of_day(SESSIONS[name].start), time_of_day(SESSIONS[name].end)
-        return utc_times(dates, start, zone), utc_times(dates, end + pd.Timedelta(days=int(end <= start)), zone)
+        zone, start, end = (
+            SESSIONS[name].time_zone,
+            time_of_day(SESSIONS[name].start),
+            time_of_day(SESSIONS[name].end),
+        )
+        return utc_times(dates, start, zone), utc_times(
+            dates, end + pd.Timedelta(days=int(end <= start)), zone
+        )
     firsts = {"day": dates, "week": dates[dates.day_of_week == 0], "month": dates[dates.day == 1]}[name]
     start = time_of_day(day_start)
     begins = utc_times(firsts, start - pd.Timedelta(days=int(start >= pd.Timedelta(hours=12))), day_time_zone)
     return begins[:-1], begins[1:]
 
 # %% ../../nbs/patterns/05_sessions.ipynb #afa7920e
-def schedule(first: int, last: int,        # UTC in ns, both included
-             names: Sequence[str] = PERIODS,
-             day_time_zone: str = "UTC",   # where the trading day begins, IANA name
-             day_start: str = "00:00",     # when it begins there, local "HH:MM"
-            ) -> np.ndarray:
+def schedule(
+    first: int,
+    last: int,  # UTC in ns, both included
+    names: Sequence[str] = PERIODS,
+    day_time_zone: str = "UTC",  # where the trading day begins, IANA name
+    day_start: str = "00:00",  # when it begins there, local "HH:MM"
+) -> np.ndarray:
     "The periods that overlap `first` to `last` as `PERIOD` records, sorted by label and begin."
     unknown = [name for name in names if name not in PERIODS]
-    if unknown: raise SessionError(f"no period {unknown[0]!r} (known: {', '.join(PERIODS)})")
-    margin = pd.Timedelta(days=40) # longer than a month
+    if unknown:
+        raise SessionError(f"no period {unknown[0]!r} (known: {', '.join(PERIODS)})")
+    margin = pd.Timedelta(days=40)  # longer than a month
     dates = pd.date_range((pd.Timestamp(first) - margin).normalize(), pd.Timestamp(last) + margin)
     parts = [np.zeros(0, PERIOD)]
     for name in sorted(set(names), key=LABELS.index):
@@ -92,25 +120,44 @@ def schedule(first: int, last: int,        # UTC in ns, both included
     return np.concatenate(parts)
 
 # %% ../../nbs/patterns/05_sessions.ipynb #e60268e0
-def active_sessions(opens: pd.DatetimeIndex,        # UTC
-                    names: Sequence[str] = tuple(SESSIONS),
-                   ) -> pd.DataFrame:
+def active_sessions(
+    opens: pd.DatetimeIndex,  # UTC
+    names: Sequence[str] = tuple(SESSIONS),
+) -> pd.DataFrame:
     "Whether each candle opens within each session; a column a session."
-    if str(opens.tz) != "UTC": raise SessionError(f"open times must be UTC, found {opens.dtype}: convert them before")
+    if str(opens.tz) != "UTC":
+        raise SessionError(f"open times must be UTC, found {opens.dtype}: convert them before")
     times, active = opens.asi8 * index_unit(opens), {}
     periods = schedule(times.min(), times.max(), names) if len(times) else np.zeros(0, PERIOD)
     for name in names:
         these = periods[periods["label"] == LABELS.index(name)]
-        ends = np.append(-1, these["end"])                             # before the first one there is none
+        ends = np.append(-1, these["end"])  # before the first one there is none
         active[name] = times < ends[np.searchsorted(these["begin"], times, side="right")]
     return pd.DataFrame(active, index=opens, dtype=bool)
 
 # %% ../../nbs/patterns/05_sessions.ipynb #be38a3a2
-PERIOD_STATE = np.dtype([(name, "i8") for name in ("first", "since",                 # only in record 0: segment's first row + 1, its open time
-                                                   "asked", "begin", "end", "candles", # end 0: none is followed
-                                                   "high_row", "high_time", "low_row", "low_time")]
-                        + [(name, "f8") for name in ("highest", "lowest", "volume")])
-EVENTS_A_ROW = 4 * len(LABELS) # two periods a label, high and low: the least room that `period_extremes` moves with
+PERIOD_STATE = np.dtype(
+    [
+        (name, "i8")
+        for name in (
+            "first",
+            "since",  # only in record 0: segment's first row + 1, its open time
+            "asked",
+            "begin",
+            "end",
+            "candles",  # end 0: none is followed
+            "high_row",
+            "high_time",
+            "low_row",
+            "low_time",
+        )
+    ]
+    + [(name, "f8") for name in ("highest", "lowest", "volume")]
+)
+EVENTS_A_ROW = 4 * len(
+    LABELS
+)  # two periods a label, high and low: the least room that `period_extremes` moves with
+
 
 def period_state() -> np.ndarray:
     "Fresh memory for `period_extremes`, whatever its periods."
@@ -124,16 +171,21 @@ def _find(periods: np.ndarray, label: int, time: int) -> int:
     while low < high:
         middle = (low + high) // 2
         period = periods[middle]
-        if period.label < label or (period.label == label and period.end <= time): low = middle + 1
-        else: high = middle
+        if period.label < label or (period.label == label and period.end <= time):
+            low = middle + 1
+        else:
+            high = middle
     return low if low < len(periods) and periods[low].label == label else -1
+
 
 @njit(cache=True)
 def _follow(periods: np.ndarray, label: int, time: int, since: int, state: np.ndarray) -> None:
     "Follow the period at `time` or the next one, unless it began before `since`."
     at = _find(periods, label, time)
-    if at >= 0 and periods[at].begin < since: at = _find(periods, label, periods[at].end)
-    if at < 0: return
+    if at >= 0 and periods[at].begin < since:
+        at = _find(periods, label, periods[at].end)
+    if at < 0:
+        return
     state.begin, state.end, state.candles = periods[at].begin, periods[at].end, 0
     state.highest, state.lowest, state.volume = -np.inf, np.inf, 0.0
 
@@ -143,57 +195,82 @@ def _include(candle: np.ndarray, row: int, state: np.ndarray) -> None:
     "Add a candle to the period that is followed."
     state.candles += 1
     state.volume += candle.volume
-    if candle.high > state.highest: state.highest, state.high_row, state.high_time = candle.high, row, candle.time
-    if candle.low < state.lowest: state.lowest, state.low_row, state.low_time = candle.low, row, candle.time
+    if candle.high > state.highest:
+        state.highest, state.high_row, state.high_time = candle.high, row, candle.time
+    if candle.low < state.lowest:
+        state.lowest, state.low_row, state.low_time = candle.low, row, candle.time
+
 
 @njit(cache=True)
 def _report(candle: np.ndarray, row: int, label: int, state: np.ndarray, out: np.ndarray, count: int) -> int:
     "Write high and low of the period that is over and follow it no more; returns the number of events."
     state.end = 0
-    if not (candle.range > 0 and state.candles and state.highest >= state.lowest): return count
+    if not (candle.range > 0 and state.candles and state.highest >= state.lowest):
+        return count
     strength = (state.highest - state.lowest) / candle.range
-    for kind, direction, level, formed, time in ((PREVIOUS_HIGH, -1, state.highest, state.high_row, state.high_time),
-                                                 (PREVIOUS_LOW, 1, state.lowest, state.low_row, state.low_time)):
+    for kind, direction, level, formed, time in (
+        (PREVIOUS_HIGH, -1, state.highest, state.high_row, state.high_time),
+        (PREVIOUS_LOW, 1, state.lowest, state.low_row, state.low_time),
+    ):
         event = out[count]
         event.kind, event.direction, event.scale, event.label = kind, direction, 0, label
         event.formed, event.formed_time, event.known = formed, time, row
-        event.top, event.bottom, event.level, event.strength, event.volume = level, level, level, strength, state.volume
+        event.top, event.bottom, event.level, event.strength, event.volume = (
+            level,
+            level,
+            level,
+            strength,
+            state.volume,
+        )
         count += 1
     return count
 
 # %% ../../nbs/patterns/05_sessions.ipynb #b2920d16
 @njit(cache=True)
-def period_extremes(candles: np.ndarray, mask: int, start: int, stop: int,
-                    periods: np.ndarray, # of `schedule`; covers the open times of these rows
-                    step: int,           # length of a candle, ns
-                    state: np.ndarray,   # of `period_state`
-                    out: np.ndarray,
-                   ) -> tuple[int, int]:
+def period_extremes(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,
+    periods: np.ndarray,  # of `schedule`; covers the open times of these rows
+    step: int,  # length of a candle, ns
+    state: np.ndarray,  # of `period_state`
+    out: np.ndarray,
+) -> tuple[int, int]:
     "Highs and lows of the periods that are over; the row reached and the number of events."
     count = 0
-    for label in range(len(state)): state[label].asked = _find(periods, label, np.iinfo(np.int64).min) >= 0
+    for label in range(len(state)):
+        state[label].asked = _find(periods, label, np.iinfo(np.int64).min) >= 0
     for row in range(start, stop):
-        if len(out) - count < 4 * len(state): return row, count
+        if len(out) - count < 4 * len(state):
+            return row, count
         candle = candles[row & mask]
         if state[0].first != candle.first + 1:
-            for label in range(len(state)): state[label].end = 0
+            for label in range(len(state)):
+                state[label].end = 0
             state[0].first, state[0].since = candle.first + 1, candle.time
         for label in range(len(state)):
             period = state[label]
-            if period.end and candle.time >= period.end:           # its last candle is missing
+            if period.end and candle.time >= period.end:  # its last candle is missing
                 count = _report(candle, row, label, period, out, count)
-            if not period.end and period.asked: _follow(periods, label, candle.time, state[0].since, period)
-            if not period.end or candle.time < period.begin: continue
+            if not period.end and period.asked:
+                _follow(periods, label, candle.time, state[0].since, period)
+            if not period.end or candle.time < period.begin:
+                continue
             _include(candle, row, period)
-            if candle.time + step >= period.end: count = _report(candle, row, label, period, out, count)
+            if candle.time + step >= period.end:
+                count = _report(candle, row, label, period, out, count)
     return stop, count
 
 # %% ../../nbs/patterns/05_sessions.ipynb #32e5b836
-def period_names(names: Sequence[str], timeframe: int, # length of a candle, ns
-                ) -> tuple[str, ...]:
+def period_names(
+    names: Sequence[str],
+    timeframe: int,  # length of a candle, ns
+) -> tuple[str, ...]:
     "Those of the names whose periods hold at least two candles, sessions for candles of an hour at most."
     unknown = [name for name in names if name not in PERIODS]
-    if unknown: raise SessionError(f"no period {unknown[0]!r} (known: {', '.join(PERIODS)})")
+    if unknown:
+        raise SessionError(f"no period {unknown[0]!r} (known: {', '.join(PERIODS)})")
     hours = 3_600_000_000_000
     longest = {"day": 12 * hours, "week": 24 * hours, "month": 24 * hours}
     return tuple(name for name in names if timeframe <= longest.get(name, hours))

@@ -8,14 +8,31 @@ __all__ = ['Candle', 'candles_of', 'PatternUpdate', 'PatternStream', 'update_tab
 # %% ../../nbs/patterns/11_streaming.ipynb #dbb0ec4b
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
+
 from ..candles import TIMEFRAMES, CandleError, validate_candles
 from .detection import PatternConfig, event_table
 from .events import CANDLE, EVENT, LIFE, join, prepare
 from .fair_value_gaps import fair_value_gaps, gap_state
-from .levels import DEALING_ROOM, DEALING_STATE, LEVEL_STATE, dealing_ranges, level_room, support_resistance
-from .liquidity import CANDIDATE, DECIDED, TARGET, equal_levels, liquidity_events, memory, target_room
+from smc_ml.patterns.levels import (
+    DEALING_ROOM,
+    DEALING_STATE,
+    LEVEL_STATE,
+    dealing_ranges,
+    level_room,
+    support_resistance,
+)
+from smc_ml.patterns.liquidity import (
+    CANDIDATE,
+    DECIDED,
+    TARGET,
+    equal_levels,
+    liquidity_events,
+    memory,
+    target_room,
+)
 from .order_blocks import block_state, order_blocks
 from .sessions import EVENTS_A_ROW, period_extremes, period_names, period_state, schedule
 from .structure import structure_breaks, structure_state
@@ -26,92 +43,273 @@ from .zones import WATCH, ZONE, zone_lives, zone_state, zone_traits
 # %% ../../nbs/patterns/11_streaming.ipynb #b40e6f45
 class Candle(NamedTuple):
     "One closed candle."
-    open_time: pd.Timestamp # with its time zone
+
+    open_time: pd.Timestamp  # with its time zone
     open: float
     high: float
     low: float
     close: float
     volume: float
 
+
 def candles_of(table: pd.DataFrame) -> Iterator[Candle]:
     "The rows of a table of candles, one by one."
     return map(Candle, table.index, *(table[name].to_numpy().tolist() for name in Candle._fields[1:]))
 
+
 class PatternUpdate(NamedTuple):
     "What one close made known; records, since most candles have little to say and a stream must be quick."
-    closed_at: int      # ns
+
+    closed_at: int  # ns
     events: np.ndarray  # EVENT
-    lives: np.ndarray   # LIFE: touches, mitigations and ends of earlier events, by their number
+    lives: np.ndarray  # LIFE: touches, mitigations and ends of earlier events, by their number
 
 # %% ../../nbs/patterns/11_streaming.ipynb #13e435f6
 def _ring_size(config: PatternConfig) -> int:
     "A power of two above every window and age."
-    return 1 << int(max(2 * config.wing, config.average_range_window, config.structure_age, config.swing_age, config.profile_window) + 2).bit_length()
+    return (
+        1
+        << int(
+            max(
+                2 * config.wing,
+                config.average_range_window,
+                config.structure_age,
+                config.swing_age,
+                config.profile_window,
+            )
+            + 2
+        ).bit_length()
+    )
+
 
 class _Memory:
     "What a stream holds between two candles."
+
     def __init__(self, config: PatternConfig, timeframe: str):
         self.config, self.timeframe, self.step = config, timeframe, TIMEFRAMES[timeframe].value
-        self.rows, self.found, self.last_open = 0, 0, None   # candles seen, events found, ns
-        self._ring, self._names = np.zeros(_ring_size(config), CANDLE), period_names(config.periods, self.step)
-        self._swings, self._zigzag, self._breaks, self._blocks = swing_state(), zigzag_state(), (structure_state(), structure_state()), (block_state(), block_state())
-        self._gaps, self._period, self._periods, self._scheduled = gap_state(), period_state(), schedule(0, 0, ()), -1
+        self.rows, self.found, self.last_open = 0, 0, None  # candles seen, events found, ns
+        self._ring, self._names = (
+            np.zeros(_ring_size(config), CANDLE),
+            period_names(config.periods, self.step),
+        )
+        self._swings, self._zigzag, self._breaks, self._blocks = (
+            swing_state(),
+            zigzag_state(),
+            (structure_state(), structure_state()),
+            (block_state(), block_state()),
+        )
+        self._gaps, self._period, self._periods, self._scheduled = (
+            gap_state(),
+            period_state(),
+            schedule(0, 0, ()),
+            -1,
+        )
         self._candidates, self._pools = np.zeros(2 * (config.structure_age + 2), CANDIDATE), memory()
-        self._targets, self._decided, self._taken = np.zeros(target_room(config.structure_age, config.zone_age), TARGET), np.zeros(8, DECIDED), memory()
-        self._clusters, self._dealing = np.zeros(level_room(config.zone_age), LEVEL_STATE), np.zeros(DEALING_ROOM, DEALING_STATE)
-        self._profile, self._traits, self._zones = np.zeros(config.profile_bins, PROFILE_STATE), zone_traits(config.kinds), zone_state()
-        self._out, self._lives = np.zeros(EVENTS_A_ROW + profile_room(config.profile_bins) + 256, EVENT), np.zeros(3 * len(self._targets) + 1024, LIFE)
+        self._targets, self._decided, self._taken = (
+            np.zeros(target_room(config.structure_age, config.zone_age), TARGET),
+            np.zeros(8, DECIDED),
+            memory(),
+        )
+        self._clusters, self._dealing = (
+            np.zeros(level_room(config.zone_age), LEVEL_STATE),
+            np.zeros(DEALING_ROOM, DEALING_STATE),
+        )
+        self._profile, self._traits, self._zones = (
+            np.zeros(config.profile_bins, PROFILE_STATE),
+            zone_traits(config.kinds),
+            zone_state(),
+        )
+        self._out, self._lives = (
+            np.zeros(EVENTS_A_ROW + profile_room(config.profile_bins) + 256, EVENT),
+            np.zeros(3 * len(self._targets) + 1024, LIFE),
+        )
         self._held, self._watches = np.zeros(256, ZONE), np.zeros(256, WATCH)
         self._numbers, self._counting = self._out["number"], np.arange(len(self._out))
-        self._wants_levels, self._wants_ranges = config.wants("support_resistance"), config.wants("dealing_range", "optimal_trade_entry")
+        self._wants_levels, self._wants_ranges = (
+            config.wants("support_resistance"),
+            config.wants("dealing_range", "optimal_trade_entry"),
+        )
         self._wants_profiles = config.wants("value_area", "high_volume_node", "low_volume_node")
 
     def _schedule(self, opened: int) -> np.ndarray:
         "Periods of a while to come; looked up anew when they run out."
         if opened > self._scheduled:
             self._scheduled = opened + max(7 * 86_400_000_000_000, 500 * self.step)
-            self._periods = schedule(opened, self._scheduled, self._names, self.config.day_time_zone, self.config.day_start)
+            self._periods = schedule(
+                opened, self._scheduled, self._names, self.config.day_time_zone, self.config.day_start
+            )
         return self._periods
 
     def _make_room(self) -> None:
         "Twice the room for zones and for what happens to them."
-        self._held, self._watches, self._out, self._lives = (join([held, np.zeros_like(held)]) for held in (self._held, self._watches, self._out, self._lives))
+        self._held, self._watches, self._out, self._lives = (
+            join([held, np.zeros_like(held)]) for held in (self._held, self._watches, self._out, self._lives)
+        )
         self._numbers, self._counting = self._out["number"], np.arange(len(self._out))
 
 # %% ../../nbs/patterns/11_streaming.ipynb #1108f069
 class _Detectors(_Memory):
     "One row through all detectors; each method takes how many events there are so far and returns how many there are then."
+
     def _structure(self, row: int, mask: int) -> int:
         c, ring, out, end = self.config, self._ring, self._out, row + 1
         fractals = fractal_swings(ring, mask, row, end, c.wing, c.structure_age, self._swings, out)[1]
-        swings = fractals + zigzag_swings(ring, mask, row, end, c.reversal, c.swing_age, self._zigzag, out[fractals:])[1]
+        swings = (
+            fractals
+            + zigzag_swings(ring, mask, row, end, c.reversal, c.swing_age, self._zigzag, out[fractals:])[1]
+        )
         by_wick, extreme = c.break_by == "wick", c.order_block_candle == "extreme"
-        internal = swings + structure_breaks(ring, mask, row, end, out[:fractals], by_wick, c.minimum_shift, c.structure_age, self._breaks[0], out[swings:])[1]
-        count = breaks = internal + structure_breaks(ring, mask, row, end, out[fractals:swings], by_wick, c.minimum_shift, c.swing_age, self._breaks[1], out[internal:])[1]
-        if internal > swings: count += order_blocks(ring, mask, out[swings:internal], c.minimum_displacement, extreme, self._blocks[0], out[count:])
-        if breaks > internal: count += order_blocks(ring, mask, out[internal:breaks], c.minimum_displacement, extreme, self._blocks[1], out[count:])
-        count += fair_value_gaps(ring, mask, row, end, c.minimum_gap, c.minimum_gap_percent, c.join_gaps, self._gaps, out[count:])[1]
-        if self._names: count += period_extremes(ring, mask, row, end, self._schedule(int(ring[row & mask]["time"])), self.step, self._period, out[count:])[1]
-        return count + equal_levels(ring, mask, row, end, out[:fractals], c.equal_tolerance, c.structure_age, self._candidates, self._pools, out[count:])[1]
+        internal = (
+            swings
+            + structure_breaks(
+                ring,
+                mask,
+                row,
+                end,
+                out[:fractals],
+                by_wick,
+                c.minimum_shift,
+                c.structure_age,
+                self._breaks[0],
+                out[swings:],
+            )[1]
+        )
+        count = breaks = (
+            internal
+            + structure_breaks(
+                ring,
+                mask,
+                row,
+                end,
+                out[fractals:swings],
+                by_wick,
+                c.minimum_shift,
+                c.swing_age,
+                self._breaks[1],
+                out[internal:],
+            )[1]
+        )
+        if internal > swings:
+            count += order_blocks(
+                ring,
+                mask,
+                out[swings:internal],
+                c.minimum_displacement,
+                extreme,
+                self._blocks[0],
+                out[count:],
+            )
+        if breaks > internal:
+            count += order_blocks(
+                ring,
+                mask,
+                out[internal:breaks],
+                c.minimum_displacement,
+                extreme,
+                self._blocks[1],
+                out[count:],
+            )
+        count += fair_value_gaps(
+            ring, mask, row, end, c.minimum_gap, c.minimum_gap_percent, c.join_gaps, self._gaps, out[count:]
+        )[1]
+        if self._names:
+            count += period_extremes(
+                ring,
+                mask,
+                row,
+                end,
+                self._schedule(int(ring[row & mask]["time"])),
+                self.step,
+                self._period,
+                out[count:],
+            )[1]
+        return (
+            count
+            + equal_levels(
+                ring,
+                mask,
+                row,
+                end,
+                out[:fractals],
+                c.equal_tolerance,
+                c.structure_age,
+                self._candidates,
+                self._pools,
+                out[count:],
+            )[1]
+        )
 
     def _liquidity(self, row: int, mask: int, count: int) -> tuple[int, int]:
         c, out = self.config, self._out
-        _, found, lived = liquidity_events(self._ring, mask, row, row + 1, out[:count], c.sweep_within, c.structure_age, c.zone_age, self._targets, self._decided, self._taken, out[count:], self._lives)
+        _, found, lived = liquidity_events(
+            self._ring,
+            mask,
+            row,
+            row + 1,
+            out[:count],
+            c.sweep_within,
+            c.structure_age,
+            c.zone_age,
+            self._targets,
+            self._decided,
+            self._taken,
+            out[count:],
+            self._lives,
+        )
         return count + found, lived
 
     def _levels(self, row: int, mask: int, count: int) -> int:
         c, ring, out = self.config, self._ring, self._out
         swings = out[:count]
-        if self._wants_levels and count: count += support_resistance(ring, mask, swings, c.level_tolerance, c.level_touches, c.zone_age, self._clusters, out[count:])
-        if self._wants_ranges and len(swings): count += dealing_ranges(ring, mask, swings, c.entry_from, c.entry_to, c.swing_age, self._dealing, out[count:])
-        if self._wants_profiles: count += volume_profiles(ring, mask, row, row + 1, c.profile_window, c.profile_every, self.step, c.value_area_share, self._profile, out[count:])[1]
+        if self._wants_levels and count:
+            count += support_resistance(
+                ring,
+                mask,
+                swings,
+                c.level_tolerance,
+                c.level_touches,
+                c.zone_age,
+                self._clusters,
+                out[count:],
+            )
+        if self._wants_ranges and len(swings):
+            count += dealing_ranges(
+                ring, mask, swings, c.entry_from, c.entry_to, c.swing_age, self._dealing, out[count:]
+            )
+        if self._wants_profiles:
+            count += volume_profiles(
+                ring,
+                mask,
+                row,
+                row + 1,
+                c.profile_window,
+                c.profile_every,
+                self.step,
+                c.value_area_share,
+                self._profile,
+                out[count:],
+            )[1]
         return count
 
     def _live(self, row: int, mask: int, count: int, lived: int) -> tuple[int, int]:
         while True:
-            reached, found, more = zone_lives(self._ring, mask, row, row + 1, self._out[:count], self._traits, self.config.zone_age, self.found + count,
-                                              self._held, self._watches, self._zones, self._out[count:], self._lives[lived:])
-            if reached > row: return count + found, lived + more
+            reached, found, more = zone_lives(
+                self._ring,
+                mask,
+                row,
+                row + 1,
+                self._out[:count],
+                self._traits,
+                self.config.zone_age,
+                self.found + count,
+                self._held,
+                self._watches,
+                self._zones,
+                self._out[count:],
+                self._lives[lived:],
+            )
+            if reached > row:
+                return count + found, lived + more
             self._make_room()
 
     def _detect(self, row: int, mask: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,12 +319,16 @@ class _Detectors(_Memory):
         count, lived = self._live(row, mask, self._levels(row, mask, count), lived)
         return _copied(self._out, count), _copied(self._lives, lived)
 
-def _copied(records: np.ndarray, count: int) -> np.ndarray: return np.frombuffer(records[:count].tobytes(), records.dtype)
+
+def _copied(records: np.ndarray, count: int) -> np.ndarray:
+    return np.frombuffer(records[:count].tobytes(), records.dtype)
 
 # %% ../../nbs/patterns/11_streaming.ipynb #98823a3b
 class PatternStream(_Detectors):
     "Patterns of one series, candle by candle."
-    def __init__(self, config: PatternConfig = PatternConfig(), timeframe: str = "5m"): super().__init__(config, timeframe)
+
+    def __init__(self, config: PatternConfig = PatternConfig(), timeframe: str = "5m"):
+        super().__init__(config, timeframe)
 
     def update(self, candle: Candle) -> PatternUpdate:
         "Take the next closed candle; what became known at its close. A `CandleError` changes nothing."
@@ -134,7 +336,15 @@ class PatternStream(_Detectors):
         self._check(candle, opened)
         row, mask = self.rows, len(self._ring) - 1
         self._ring[row & mask] = (*candle[1:], 0.0, opened, 0)
-        prepare(self._ring, mask, row, row + 1, self.config.average_range_window, (self.config.maximum_hole + 1) * self.step, self.config.weekends_closed)
+        prepare(
+            self._ring,
+            mask,
+            row,
+            row + 1,
+            self.config.average_range_window,
+            (self.config.maximum_hole + 1) * self.step,
+            self.config.weekends_closed,
+        )
         events, lives = self._detect(row, mask)
         self.rows, self.found, self.last_open = row + 1, self.found + len(events), opened
         return PatternUpdate(opened + self.step, events, lives)
@@ -145,16 +355,36 @@ class PatternStream(_Detectors):
 
     def _check(self, candle: Candle, opened: int) -> None:
         if self.last_open is not None and opened <= self.last_open:
-            raise CandleError(f"stream: open_time {candle.open_time} is not after {pd.Timestamp(self.last_open, tz='UTC')}: pass each closed candle once, in order")
-        if opened % self.step or not (0 < candle.low <= min(candle.open, candle.close) <= max(candle.open, candle.close) <= candle.high < np.inf and 0 <= candle.volume < np.inf):
-            validate_candles(pd.DataFrame([candle]).set_index("open_time").astype(float), self.timeframe, "stream")
+            raise CandleError(
+                f"stream: open_time {candle.open_time} is not after {pd.Timestamp(self.last_open, tz='UTC')}: pass each closed candle once, in order"
+            )
+        if opened % self.step or not (
+            0
+            < candle.low
+            <= min(candle.open, candle.close)
+            <= max(candle.open, candle.close)
+            <= candle.high
+            < np.inf
+            and 0 <= candle.volume < np.inf
+        ):
+            validate_candles(
+                pd.DataFrame([candle]).set_index("open_time").astype(float), self.timeframe, "stream"
+            )
 
 # %% ../../nbs/patterns/11_streaming.ipynb #008ae92f
-def update_table(updates: Iterable[PatternUpdate], # from the first candle on
-                 config: PatternConfig, timeframe: str) -> pd.DataFrame:
+def update_table(
+    updates: Iterable[PatternUpdate],  # from the first candle on
+    config: PatternConfig,
+    timeframe: str,
+) -> pd.DataFrame:
     "All that a stream made known, in the form of `detect_patterns`."
     updates = [update for update in updates if len(update.events) or len(update.lives)]
-    events, lives = join([np.zeros(0, EVENT), *(u.events for u in updates)]), join([np.zeros(0, LIFE), *(u.lives for u in updates)])
+    events, lives = (
+        join([np.zeros(0, EVENT), *(u.events for u in updates)]),
+        join([np.zeros(0, LIFE), *(u.lives for u in updates)]),
+    )
     known_at = np.repeat(np.array([u.closed_at for u in updates], np.int64), [len(u.events) for u in updates])
-    happened_at = np.repeat(np.array([u.closed_at for u in updates], np.int64), [len(u.lives) for u in updates])
+    happened_at = np.repeat(
+        np.array([u.closed_at for u in updates], np.int64), [len(u.lives) for u in updates]
+    )
     return event_table([events], np.arange(len(events)), [known_at], lives, happened_at, config, timeframe)

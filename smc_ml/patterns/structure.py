@@ -8,11 +8,18 @@ __all__ = ['STRUCTURE_STATE', 'structure_state', 'structure_breaks', 'trend_stat
 # %% ../../nbs/patterns/02_structure.ipynb #e1b73ea6
 import numpy as np
 from numba import njit
+
 from .events import BREAK_OF_STRUCTURE, CHANGE_OF_CHARACTER, MARKET_STRUCTURE_SHIFT
 
 # %% ../../nbs/patterns/02_structure.ipynb #3ebdd88c
-STRUCTURE_STATE = np.dtype([(name, "i8") for name in ("first", "high_row", "high_time", "low_row", "low_time", "trend", "last_break", "scale")]
-                           + [("high", "f8"), ("low", "f8")])
+STRUCTURE_STATE = np.dtype(
+    [
+        (name, "i8")
+        for name in ("first", "high_row", "high_time", "low_row", "low_time", "trend", "last_break", "scale")
+    ]
+    + [("high", "f8"), ("low", "f8")]
+)
+
 
 def structure_state() -> np.ndarray:
     "Fresh memory of `structure_breaks`."
@@ -20,46 +27,75 @@ def structure_state() -> np.ndarray:
     state["first"] = -1
     return state
 
+
 @njit(cache=True)
-def structure_breaks(candles: np.ndarray, mask: int, start: int, stop: int,
-                     swings: np.ndarray,     # events of one scale, sorted by the row at which they are known
-                     by_wick: bool,          # the wick breaks, not the close
-                     minimum_shift: float,   # body of the candle of a market structure shift, average true ranges
-                     maximum_age: int,       # candles until a swing or a trend is forgotten
-                     state: np.ndarray, out: np.ndarray) -> tuple[int, int]:
+def structure_breaks(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,
+    swings: np.ndarray,  # events of one scale, sorted by the row at which they are known
+    by_wick: bool,  # the wick breaks, not the close
+    minimum_shift: float,  # body of the candle of a market structure shift, average true ranges
+    maximum_age: int,  # candles until a swing or a trend is forgotten
+    state: np.ndarray,
+    out: np.ndarray,
+) -> tuple[int, int]:
     "Breaks of the last confirmed swings; formed at the swing, known at the candle that breaks it."
     count, following, s = 0, 0, state[0]
-    while following < len(swings) and swings[following].known < start: following += 1
+    while following < len(swings) and swings[following].known < start:
+        following += 1
     for row in range(start, stop):
-        if count + 2 > len(out): return row, count
+        if count + 2 > len(out):
+            return row, count
         candle = candles[row & mask]
-        if s.first != candle.first: s.first, s.high_row, s.low_row, s.trend = candle.first, -1, -1, 0
+        if s.first != candle.first:
+            s.first, s.high_row, s.low_row, s.trend = candle.first, -1, -1, 0
         while following < len(swings) and swings[following].known == row:
             swing = swings[following]
             s.scale = swing.scale
-            if swing.direction < 0: s.high_row, s.high_time, s.high = swing.formed, swing.formed_time, swing.level
-            else: s.low_row, s.low_time, s.low = swing.formed, swing.formed_time, swing.level
+            if swing.direction < 0:
+                s.high_row, s.high_time, s.high = swing.formed, swing.formed_time, swing.level
+            else:
+                s.low_row, s.low_time, s.low = swing.formed, swing.formed_time, swing.level
             following += 1
-        if s.high_row >= 0 and row - s.high_row > maximum_age: s.high_row = -1
-        if s.low_row >= 0 and row - s.low_row > maximum_age: s.low_row = -1
-        if s.trend != 0 and row - s.last_break > maximum_age: s.trend = 0
+        if s.high_row >= 0 and row - s.high_row > maximum_age:
+            s.high_row = -1
+        if s.low_row >= 0 and row - s.low_row > maximum_age:
+            s.low_row = -1
+        if s.trend != 0 and row - s.last_break > maximum_age:
+            s.trend = 0
         up = s.high_row >= 0 and (candle.high if by_wick else candle.close) > s.high
         down = s.low_row >= 0 and (candle.low if by_wick else candle.close) < s.low
-        if not (up or down): continue
+        if not (up or down):
+            continue
         side = 1 if up and (not down or candle.close >= candle.open) else -1
-        formed, time, level = (s.high_row, s.high_time, s.high) if side > 0 else (s.low_row, s.low_time, s.low)
+        formed, time, level = (
+            (s.high_row, s.high_time, s.high) if side > 0 else (s.low_row, s.low_time, s.low)
+        )
         changed, body = s.trend == -side, side * (candle.close - candle.open)
         if candle.range > 0:
             for shift in range(2 if changed and body >= minimum_shift * candle.range else 1):
                 event = out[count]
-                event.kind = MARKET_STRUCTURE_SHIFT if shift else CHANGE_OF_CHARACTER if changed else BREAK_OF_STRUCTURE
+                event.kind = (
+                    MARKET_STRUCTURE_SHIFT
+                    if shift
+                    else CHANGE_OF_CHARACTER
+                    if changed
+                    else BREAK_OF_STRUCTURE
+                )
                 event.direction, event.scale, event.label = side, s.scale, 0
                 event.formed, event.formed_time, event.known = formed, time, row
                 event.top = event.bottom = event.level = level
-                event.strength, event.volume = (body if shift else abs(candle.close - level)) / candle.range, candle.volume
+                event.strength, event.volume = (
+                    (body if shift else abs(candle.close - level)) / candle.range,
+                    candle.volume,
+                )
                 count += 1
-        if side > 0: s.high_row = -1
-        else: s.low_row = -1
+        if side > 0:
+            s.high_row = -1
+        else:
+            s.low_row = -1
         s.trend, s.last_break = side, row
     return stop, count
 
@@ -68,13 +104,17 @@ def structure_breaks(candles: np.ndarray, mask: int, start: int, stop: int,
 def _trend(breaks: np.ndarray, directions: np.ndarray, first: np.ndarray, maximum_age: int) -> np.ndarray:
     out, following, last, direction = np.zeros(len(first), np.int8), 0, -1, 0
     for row in range(len(first)):
-        while following < len(breaks) and breaks[following] <= row: last, direction, following = breaks[following], directions[following], following + 1
-        if last >= first[row] and row - last <= maximum_age: out[row] = direction
+        while following < len(breaks) and breaks[following] <= row:
+            last, direction, following = breaks[following], directions[following], following + 1
+        if last >= first[row] and row - last <= maximum_age:
+            out[row] = direction
     return out
 
-def trend_state(candles: np.ndarray, # prepared records
-                breaks: np.ndarray,  # events of `structure_breaks`
-                maximum_age: int,    # candles until a trend is forgotten
-               ) -> np.ndarray:
+
+def trend_state(
+    candles: np.ndarray,  # prepared records
+    breaks: np.ndarray,  # events of `structure_breaks`
+    maximum_age: int,  # candles until a trend is forgotten
+) -> np.ndarray:
     "Trend after each close: +1 up, -1 down, 0 none; int8, one a candle."
     return _trend(breaks["known"], breaks["direction"], candles["first"], maximum_age)

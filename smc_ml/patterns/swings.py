@@ -8,40 +8,58 @@ __all__ = ['SWING_STATE', 'ZIGZAG_STATE', 'swing_state', 'fractal_swings', 'zigz
 # %% ../../nbs/patterns/01_swings.ipynb #f6ba28ac
 import numpy as np
 from numba import njit
+
 from .events import HIGHER_HIGH, INTERNAL, LOWER_LOW, SWING, SWING_HIGH, SWING_LOW
 
 # %% ../../nbs/patterns/01_swings.ipynb #0322a8cd
-SWING_STATE = np.dtype([("first", "i8"), ("row", "i8"), ("level", "f8")])   # of the last high and the last low; row -1: none
+SWING_STATE = np.dtype(
+    [("first", "i8"), ("row", "i8"), ("level", "f8")]
+)  # of the last high and the last low; row -1: none
+
 
 def swing_state() -> np.ndarray:
     "Fresh memory of `fractal_swings`."
     return np.array([(-1, -1, 0.0)] * 2, SWING_STATE)
 
+
 @njit(cache=True)
-def fractal_swings(candles: np.ndarray, mask: int, start: int, stop: int,
-                   wing: int,        # candles on each side
-                   maximum_age: int, # candles until the swing before is forgotten
-                   state: np.ndarray, out: np.ndarray) -> tuple[int, int]:
+def fractal_swings(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,
+    wing: int,  # candles on each side
+    maximum_age: int,  # candles until the swing before is forgotten
+    state: np.ndarray,
+    out: np.ndarray,
+) -> tuple[int, int]:
     "Swings of the internal scale, known `wing` candles after they formed."
     count = 0
     for row in range(start, stop):
-        if count + 2 > len(out): return row, count
+        if count + 2 > len(out):
+            return row, count
         known, formed = candles[row & mask], row - wing
-        if formed - wing < known.first or not known.range > 0: continue
+        if formed - wing < known.first or not known.range > 0:
+            continue
         middle = candles[formed & mask]
         for side in (1, -1):
             level, furthest, swing = middle.high if side > 0 else -middle.low, np.inf, True
             for off in range(1, wing + 1):
                 before, after = candles[(formed - off) & mask], candles[(formed + off) & mask]
-                if (before.high if side > 0 else -before.low) >= level or (after.high if side > 0 else -after.low) > level:
+                if (before.high if side > 0 else -before.low) >= level or (
+                    after.high if side > 0 else -after.low
+                ) > level:
                     swing = False
                     break
                 furthest = min(furthest, after.low if side > 0 else -after.high)
-            if not swing: continue
+            if not swing:
+                continue
             last, event = state[0 if side > 0 else 1], out[count]
             event.label = 0
             if last.row >= known.first and formed - last.row <= maximum_age:
-                event.label = (HIGHER_HIGH if side > 0 else LOWER_LOW) + (0 if level > last.level else 1 if level < last.level else 2)
+                event.label = (HIGHER_HIGH if side > 0 else LOWER_LOW) + (
+                    0 if level > last.level else 1 if level < last.level else 2
+                )
             last.row, last.level = formed, level
             event.kind, event.direction, event.scale = SWING_HIGH if side > 0 else SWING_LOW, -side, INTERNAL
             event.formed, event.formed_time, event.known = formed, middle.time, row
@@ -51,8 +69,14 @@ def fractal_swings(candles: np.ndarray, mask: int, start: int, stop: int,
     return stop, count
 
 # %% ../../nbs/patterns/01_swings.ipynb #fd5f9788
-ZIGZAG_STATE = np.dtype([(name, "i8") for name in ("first", "since", "leg", "high_row", "low_row", "last_high_row", "last_low_row")]
-                        + [(name, "f8") for name in ("high", "low", "last_high", "last_low")])
+ZIGZAG_STATE = np.dtype(
+    [
+        (name, "i8")
+        for name in ("first", "since", "leg", "high_row", "low_row", "last_high_row", "last_low_row")
+    ]
+    + [(name, "f8") for name in ("high", "low", "last_high", "last_low")]
+)
+
 
 def zigzag_state() -> np.ndarray:
     "Fresh memory of `zigzag_swings`."
@@ -60,44 +84,61 @@ def zigzag_state() -> np.ndarray:
     state["first"] = -1
     return state
 
+
 @njit(cache=True)
 def _next_low(candles: np.ndarray, mask: int, start: int, stop: int, side: int) -> tuple[int, float]:
     "Row and price of the first extreme against `side` (+1: lowest low) in [start, stop)."
     best, extreme = start, np.inf
     for row in range(start, stop):
         value = candles[row & mask].low if side > 0 else -candles[row & mask].high
-        if value < extreme: best, extreme = row, value
+        if value < extreme:
+            best, extreme = row, value
     return best, side * extreme
 
+
 @njit(cache=True)
-def zigzag_swings(candles: np.ndarray, mask: int, start: int, stop: int,
-                  reversal: float,  # from the extreme to the close that ends a leg, average true ranges
-                  maximum_age: int, # candles until a leg without a new extreme, or the swing before, is forgotten
-                  state: np.ndarray, out: np.ndarray) -> tuple[int, int]:
+def zigzag_swings(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,
+    reversal: float,  # from the extreme to the close that ends a leg, average true ranges
+    maximum_age: int,  # candles until a leg without a new extreme, or the swing before, is forgotten
+    state: np.ndarray,
+    out: np.ndarray,
+) -> tuple[int, int]:
     "Swings of the swing scale, alternately high and low, known at the close that ended their leg."
     count, s = 0, state[0]
     for row in range(start, stop):
-        if count == len(out): return row, count
+        if count == len(out):
+            return row, count
         candle = candles[row & mask]
         fresh = s.first != candle.first
-        if fresh: s.first, s.last_high_row, s.last_low_row = candle.first, -1, -1
+        if fresh:
+            s.first, s.last_high_row, s.last_low_row = candle.first, -1, -1
         age = row - (s.high_row if s.leg > 0 else s.low_row if s.leg < 0 else s.since)
         if fresh or age > maximum_age:
             s.leg, s.since, s.high_row, s.low_row, s.high, s.low = 0, row, row, row, candle.high, candle.low
             continue
-        if s.leg >= 0 and candle.high > s.high: s.high_row, s.high = row, candle.high
-        if s.leg <= 0 and candle.low < s.low: s.low_row, s.low = row, candle.low
-        if not candle.range > 0: continue
+        if s.leg >= 0 and candle.high > s.high:
+            s.high_row, s.high = row, candle.high
+        if s.leg <= 0 and candle.low < s.low:
+            s.low_row, s.low = row, candle.low
+        if not candle.range > 0:
+            continue
         fell = s.leg >= 0 and s.high_row < row and s.high - candle.close >= reversal * candle.range
         rose = s.leg <= 0 and s.low_row < row and candle.close - s.low >= reversal * candle.range
-        if not (fell or rose): continue
+        if not (fell or rose):
+            continue
         side = 1 if fell and (not rose or s.high_row > s.low_row) else -1
         formed, level = (s.high_row, s.high) if side > 0 else (s.low_row, s.low)
         last_row, last_level = (s.last_high_row, s.last_high) if side > 0 else (s.last_low_row, s.last_low)
         event, middle = out[count], candles[formed & mask]
         event.label = 0
         if last_row >= 0 and formed - last_row <= maximum_age:
-            event.label = (HIGHER_HIGH if side > 0 else LOWER_LOW) + (0 if side * (level - last_level) > 0 else 1 if level != last_level else 2)
+            event.label = (HIGHER_HIGH if side > 0 else LOWER_LOW) + (
+                0 if side * (level - last_level) > 0 else 1 if level != last_level else 2
+            )
         event.kind, event.direction, event.scale = SWING_HIGH if side > 0 else SWING_LOW, -side, SWING
         event.formed, event.formed_time, event.known = formed, middle.time, row
         event.top = event.bottom = event.level = level

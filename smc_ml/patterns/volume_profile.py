@@ -10,70 +10,103 @@ __all__ = ['PROFILE_STATE', 'SHARE', 'HIGH_VOLUME', 'LOW_VOLUME', 'profile', 'va
 import numpy as np
 import pandas as pd
 from numba import njit
+
 from ..config import UserError
 from .events import HIGH_VOLUME_NODE, LOW_VOLUME_NODE, VALUE_AREA, candle_records
 
 # %% ../../nbs/patterns/08_volume_profile.ipynb #750222db
-PROFILE_STATE = np.dtype([("share", "f8"), ("smoothed", "f8")])  # one record a bin: of the volume; mean of three neighbours
-SHARE = 2.0**-40                                                 # shares are multiples of this
+PROFILE_STATE = np.dtype(
+    [("share", "f8"), ("smoothed", "f8")]
+)  # one record a bin: of the volume; mean of three neighbours
+SHARE = 2.0**-40  # shares are multiples of this
+
 
 @njit(cache=True)
-def profile(candles: np.ndarray, mask: int,
-            start: int, stop: int, # rows counted: [start, stop)
-            bins: np.ndarray,      # PROFILE_STATE, overwritten
-           ) -> tuple[float, float, float]:
+def profile(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,  # rows counted: [start, stop)
+    bins: np.ndarray,  # PROFILE_STATE, overwritten
+) -> tuple[float, float, float]:
     "Fill the bins with their shares of the volume; lowest price, height of a bin, total volume (0: nothing to share)."
     lowest, highest, total = np.inf, -np.inf, 0.0
     for row in range(start, stop):
         candle = candles[row & mask]
-        if not 0 <= candle.high - candle.low < np.inf: continue  # a missing price
+        if not 0 <= candle.high - candle.low < np.inf:
+            continue  # a missing price
         lowest, highest = min(lowest, candle.low), max(highest, candle.high)
-        if 0 < candle.volume < np.inf: total += candle.volume
-    for number in range(len(bins)): bins[number].share = 0.0
-    if not 0 < total < np.inf: return lowest, 0.0, 0.0
+        if 0 < candle.volume < np.inf:
+            total += candle.volume
+    for number in range(len(bins)):
+        bins[number].share = 0.0
+    if not 0 < total < np.inf:
+        return lowest, 0.0, 0.0
     height, last = (highest - lowest) / len(bins), len(bins) - 1
     a_bin = 1 / height if height > 0 else 0.0
     for row in range(start, stop):
         candle = candles[row & mask]
         size = candle.high - candle.low
-        if not (0 <= size < np.inf and 0 < candle.volume < np.inf): continue
-        begin, end = min(int((candle.low - lowest) * a_bin), last), min(int((candle.high - lowest) * a_bin), last)
-        if begin == end: bins[begin].share += candle.volume
+        if not (0 <= size < np.inf and 0 < candle.volume < np.inf):
+            continue
+        begin, end = (
+            min(int((candle.low - lowest) * a_bin), last),
+            min(int((candle.high - lowest) * a_bin), last),
+        )
+        if begin == end:
+            bins[begin].share += candle.volume
         else:
             density = candle.volume / size
             bins[begin].share += density * max(0.0, lowest + (begin + 1) * height - candle.low)
-            for number in range(begin + 1, end): bins[number].share += density * height
+            for number in range(begin + 1, end):
+                bins[number].share += density * height
             bins[end].share += density * max(0.0, candle.high - (lowest + end * height))
-    for number in range(len(bins)): bins[number].share = np.rint(bins[number].share / total / SHARE) * SHARE
+    for number in range(len(bins)):
+        bins[number].share = np.rint(bins[number].share / total / SHARE) * SHARE
     return lowest, height, total
 
 # %% ../../nbs/patterns/08_volume_profile.ipynb #68acdcbe
 @njit(cache=True)
-def value_area(bins: np.ndarray, # filled by `profile`
-               share: float,     # of the volume that the area holds at least
-              ) -> tuple[int, int, int]:
+def value_area(
+    bins: np.ndarray,  # filled by `profile`
+    share: float,  # of the volume that the area holds at least
+) -> tuple[int, int, int]:
     "The fullest bin, and the lowest and highest bin of the value area (Steidlmayer's market profile)."
     control, last = 0, len(bins) - 1
     for number in range(1, len(bins)):
-        if bins[number].share > bins[control].share: control = number
+        if bins[number].share > bins[control].share:
+            control = number
     low, high, inside = control, control, bins[control].share
     while inside < share - len(bins) * SHARE and (low > 0 or high < last):  # as exact as the shares are
         above = bins[high + 1].share if high < last else -1.0
         below = bins[low - 1].share if low > 0 else -1.0
-        if above >= below: high, inside = high + 1, inside + above
-        else: low, inside = low - 1, inside + below
+        if above >= below:
+            high, inside = high + 1, inside + above
+        else:
+            low, inside = low - 1, inside + below
     return control, low, high
 
 # %% ../../nbs/patterns/08_volume_profile.ipynb #f001de9e
 HIGH_VOLUME, LOW_VOLUME = 1.25, 0.5  # smoothed volume of a node, over the mean of all bins: at least, at most
 
+
 def profile_room(bins: int) -> int:
     "Events that one row can emit: the value area and at most one node a bin."
     return bins + 1
 
+
 @njit(cache=True)
-def _write(event: np.ndarray, kind: int, candle: np.ndarray, begin: int, time: int, row: int, area: tuple[float, float, float],
-           strength: float, volume: float) -> None:
+def _write(
+    event: np.ndarray,
+    kind: int,
+    candle: np.ndarray,
+    begin: int,
+    time: int,
+    row: int,
+    area: tuple[float, float, float],
+    strength: float,
+    volume: float,
+) -> None:
     "Fill an event that concerns the rows from `begin` to `row`; area: top, bottom, level."
     event.kind, event.direction, event.scale, event.label = kind, 1 if area[2] <= candle.close else -1, 0, 0
     event.formed, event.formed_time, event.known = begin, time, row
@@ -82,40 +115,67 @@ def _write(event: np.ndarray, kind: int, candle: np.ndarray, begin: int, time: i
 
 # %% ../../nbs/patterns/08_volume_profile.ipynb #59857271
 @njit(cache=True)
-def volume_profiles(candles: np.ndarray, mask: int, start: int, stop: int,
-                    window: int,       # candles in a profile
-                    every: int,        # candles from one profile to the next
-                    step: int,         # ns from one candle to the next
-                    share: float,      # of the volume that a value area holds at least
-                    state: np.ndarray, # PROFILE_STATE, one record a bin; nothing is remembered in it
-                    out: np.ndarray) -> tuple[int, int]:
+def volume_profiles(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,
+    window: int,  # candles in a profile
+    every: int,  # candles from one profile to the next
+    step: int,  # ns from one candle to the next
+    share: float,  # of the volume that a value area holds at least
+    state: np.ndarray,  # PROFILE_STATE, one record a bin; nothing is remembered in it
+    out: np.ndarray,
+) -> tuple[int, int]:
     "Value area, high and low volume nodes of the last `window` candles; a row emits at most `profile_room(len(state))` events."
     count, bins = 0, len(state)
     for row in range(start, stop):
         candle, begin = candles[row & mask], row - window + 1
-        if (candle.time + step) % (every * step) != 0 or begin < candle.first or not candle.range > 0: continue
-        if count + bins + 1 > len(out): return row, count
+        if (candle.time + step) % (every * step) != 0 or begin < candle.first or not candle.range > 0:
+            continue
+        if count + bins + 1 > len(out):
+            return row, count
         lowest, height, total = profile(candles, mask, begin, row + 1, state)
-        if not (total > 0 and height > 0): continue
+        if not (total > 0 and height > 0):
+            continue
         control, low, high = value_area(state, share)
         time = candles[begin & mask].time
-        area = lowest + (high + 1) * height, lowest + low * height, lowest + (control + .5) * height
-        _write(out[count], VALUE_AREA, candle, begin, time, row, area, (area[0] - area[1]) / candle.range, total)
+        area = lowest + (high + 1) * height, lowest + low * height, lowest + (control + 0.5) * height
+        _write(
+            out[count], VALUE_AREA, candle, begin, time, row, area, (area[0] - area[1]) / candle.range, total
+        )
         count += 1
         for number in range(bins):
-            around = (state[number - 1].share if number > 0 else 0.0) + (state[number + 1].share if number + 1 < bins else 0.0)
+            around = (state[number - 1].share if number > 0 else 0.0) + (
+                state[number + 1].share if number + 1 < bins else 0.0
+            )
             state[number].smoothed = (state[number].share + around) / 3
         end = -1
         while end + 1 < bins:
             first, end, here = end + 1, end + 1, state[end + 1].smoothed
-            while end + 1 < bins and state[end + 1].smoothed == here: end += 1
-            left, right = state[first - 1].smoothed if first > 0 else 0.0, state[end + 1].smoothed if end + 1 < bins else 0.0
+            while end + 1 < bins and state[end + 1].smoothed == here:
+                end += 1
+            left, right = (
+                state[first - 1].smoothed if first > 0 else 0.0,
+                state[end + 1].smoothed if end + 1 < bins else 0.0,
+            )
             peak = left < here > right and here * bins >= HIGH_VOLUME
             valley = left > here < right and here * bins <= LOW_VOLUME
-            if not (peak or valley): continue
+            if not (peak or valley):
+                continue
             node = (first + end) // 2
-            area = lowest + (node + 1) * height, lowest + node * height, lowest + (node + .5) * height
-            _write(out[count], HIGH_VOLUME_NODE if peak else LOW_VOLUME_NODE, candle, begin, time, row, area, here * bins, state[node].share * total)
+            area = lowest + (node + 1) * height, lowest + node * height, lowest + (node + 0.5) * height
+            _write(
+                out[count],
+                HIGH_VOLUME_NODE if peak else LOW_VOLUME_NODE,
+                candle,
+                begin,
+                time,
+                row,
+                area,
+                here * bins,
+                state[node].share * total,
+            )
             count += 1
     return stop, count
 
@@ -125,19 +185,30 @@ def _rolling(candles: np.ndarray, window: int, share: float, bins: np.ndarray, o
     "Point of control, top and bottom of the value area at each row that has a profile."
     for row in range(window - 1, len(candles)):
         lowest, height, total = profile(candles, -1, row - window + 1, row + 1, bins)
-        if not total > 0: continue
+        if not total > 0:
+            continue
         control, low, high = value_area(bins, share)
-        out[row, 0], out[row, 1], out[row, 2] = lowest + (control + .5) * height, lowest + (high + 1) * height, lowest + low * height
+        out[row, 0], out[row, 1], out[row, 2] = (
+            lowest + (control + 0.5) * height,
+            lowest + (high + 1) * height,
+            lowest + low * height,
+        )
 
-def rolling_profile(candles: pd.DataFrame,
-                    window: int,       # candles in a profile
-                    bins: int = 48,
-                    share: float = .7, # of the volume that the value area holds at least
-                   ) -> pd.DataFrame:
+
+def rolling_profile(
+    candles: pd.DataFrame,
+    window: int,  # candles in a profile
+    bins: int = 48,
+    share: float = 0.7,  # of the volume that the value area holds at least
+) -> pd.DataFrame:
     "Point of control and value area of the last `window` candles at each close; NaN in the warm-up and where there was no volume."
     for name, value in (("window", window), ("bins", bins)):
-        if value < 1: raise UserError(f"{name} is {value}: a volume profile needs at least 1")
-    if not 0 < share <= 1: raise UserError(f"share is {share}: give the part of the volume in the value area, above 0 and up to 1")
+        if value < 1:
+            raise UserError(f"{name} is {value}: a volume profile needs at least 1")
+    if not 0 < share <= 1:
+        raise UserError(
+            f"share is {share}: give the part of the volume in the value area, above 0 and up to 1"
+        )
     out = np.full((len(candles), 3), np.nan)
     _rolling(candle_records(candles), window, share, np.zeros(bins, PROFILE_STATE), out)
     return pd.DataFrame(out, candles.index, ["point_of_control", "value_area_high", "value_area_low"])

@@ -8,81 +8,189 @@ __all__ = ['TRAITS', 'BY_CLOSE', 'BY_WICK', 'OUTSIDE', 'BY_NOTHING', 'ZONE_KINDS
 
 # %% ../../nbs/patterns/09_zones.ipynb #3fa11143
 from collections.abc import Collection
+
 import numpy as np
 from numba import njit
-from .events import (BREAKER_BLOCK, BROKEN, DEALING_RANGE, ENDED, EVENT, EXPIRED, FAIR_VALUE_GAP, FILLED, HIGH_VOLUME_NODE, INTERRUPTED,
-                                    INVERSE_FAIR_VALUE_GAP, INVERTED, JOINED, KINDS, LIFE, LOW_VOLUME_NODE, MITIGATED, OPTIMAL_TRADE_ENTRY, ORDER_BLOCK, REPLACED,
-                                    SUPPORT_RESISTANCE, TOUCHED, VALUE_AREA, join)
+
+from smc_ml.patterns.events import (
+    BREAKER_BLOCK,
+    BROKEN,
+    DEALING_RANGE,
+    ENDED,
+    EVENT,
+    EXPIRED,
+    FAIR_VALUE_GAP,
+    FILLED,
+    HIGH_VOLUME_NODE,
+    INTERRUPTED,
+    INVERSE_FAIR_VALUE_GAP,
+    INVERTED,
+    JOINED,
+    KINDS,
+    LIFE,
+    LOW_VOLUME_NODE,
+    MITIGATED,
+    OPTIMAL_TRADE_ENTRY,
+    ORDER_BLOCK,
+    REPLACED,
+    SUPPORT_RESISTANCE,
+    TOUCHED,
+    VALUE_AREA,
+    join,
+)
 
 # %% ../../nbs/patterns/09_zones.ipynb #c2faaa79
 TRAITS = np.dtype([(name, "i8") for name in ("ends", "touches", "latest_only", "becomes")])
-BY_CLOSE, BY_WICK, OUTSIDE, BY_NOTHING = 1, 2, 3, 4   # a close beyond the far edge, a wick to it, a close beyond either edge, no price
+BY_CLOSE, BY_WICK, OUTSIDE, BY_NOTHING = (
+    1,
+    2,
+    3,
+    4,
+)  # a close beyond the far edge, a wick to it, a close beyond either edge, no price
+
 
 def zone_traits(kinds: Collection[str] = KINDS) -> np.ndarray:
     "How each kind of event lives, by its code; `ends` 0: it is no zone. Zones turn only into these kinds."
     traits = np.zeros(len(KINDS), TRAITS)
     traits["becomes"] = -1
-    for kind, row in {ORDER_BLOCK: (BY_CLOSE, 1, 0, BREAKER_BLOCK), BREAKER_BLOCK: (BY_CLOSE, 1, 0, -1),
-                      FAIR_VALUE_GAP: (BY_WICK, 1, 0, INVERSE_FAIR_VALUE_GAP), INVERSE_FAIR_VALUE_GAP: (BY_CLOSE, 1, 0, -1),
-                      SUPPORT_RESISTANCE: (BY_CLOSE, 1, 0, -1), OPTIMAL_TRADE_ENTRY: (BY_CLOSE, 1, 1, -1), DEALING_RANGE: (OUTSIDE, 0, 1, -1),
-                      VALUE_AREA: (BY_NOTHING, 0, 1, -1), HIGH_VOLUME_NODE: (BY_NOTHING, 1, 1, -1), LOW_VOLUME_NODE: (BY_NOTHING, 1, 1, -1)}.items():
+    for kind, row in {
+        ORDER_BLOCK: (BY_CLOSE, 1, 0, BREAKER_BLOCK),
+        BREAKER_BLOCK: (BY_CLOSE, 1, 0, -1),
+        FAIR_VALUE_GAP: (BY_WICK, 1, 0, INVERSE_FAIR_VALUE_GAP),
+        INVERSE_FAIR_VALUE_GAP: (BY_CLOSE, 1, 0, -1),
+        SUPPORT_RESISTANCE: (BY_CLOSE, 1, 0, -1),
+        OPTIMAL_TRADE_ENTRY: (BY_CLOSE, 1, 1, -1),
+        DEALING_RANGE: (OUTSIDE, 0, 1, -1),
+        VALUE_AREA: (BY_NOTHING, 0, 1, -1),
+        HIGH_VOLUME_NODE: (BY_NOTHING, 1, 1, -1),
+        LOW_VOLUME_NODE: (BY_NOTHING, 1, 1, -1),
+    }.items():
         traits[kind] = row
-        if row[-1] >= 0 and KINDS[row[-1]] not in kinds: traits[kind]["becomes"] = -1
+        if row[-1] >= 0 and KINDS[row[-1]] not in kinds:
+            traits[kind]["becomes"] = -1
     return traits
+
 
 ZONE_KINDS = tuple(kind for kind, traits in zip(KINDS, zone_traits()) if traits["ends"])
 
 # %% ../../nbs/patterns/09_zones.ipynb #faf62f25
-ZONE = np.dtype([(name, "i8") for name in ("number", "kind", "direction", "scale", "formed", "formed_time", "known", "touched", "mitigated", "filled")]
-                + [(name, "f8") for name in ("top", "bottom", "level", "strength", "volume")])
-WATCH = np.dtype([("low", "f8"), ("high", "f8"), ("until", "i8")])   # a candle above low, below high and before until means nothing
+ZONE = np.dtype(
+    [
+        (name, "i8")
+        for name in (
+            "number",
+            "kind",
+            "direction",
+            "scale",
+            "formed",
+            "formed_time",
+            "known",
+            "touched",
+            "mitigated",
+            "filled",
+        )
+    ]
+    + [(name, "f8") for name in ("top", "bottom", "level", "strength", "volume")]
+)
+WATCH = np.dtype(
+    [("low", "f8"), ("high", "f8"), ("until", "i8")]
+)  # a candle above low, below high and before until means nothing
 HELD = np.dtype([("first", "i8"), ("size", "i8")])
+
 
 def zone_state() -> np.ndarray:
     "Fresh memory of `zone_lives`."
     return np.array([(-1, 0)], HELD)
 
+
 @njit(cache=True)
 def _hold(zone: np.ndarray, event: np.ndarray, number: int) -> None:
     zone.number, zone.kind, zone.direction, zone.scale = number, event.kind, event.direction, event.scale
     zone.formed, zone.formed_time, zone.known = event.formed, event.formed_time, event.known
-    zone.top, zone.bottom, zone.level, zone.strength, zone.volume = event.top, event.bottom, event.level, event.strength, event.volume
+    zone.top, zone.bottom, zone.level, zone.strength, zone.volume = (
+        event.top,
+        event.bottom,
+        event.level,
+        event.strength,
+        event.volume,
+    )
     zone.touched, zone.mitigated, zone.filled = 0, 0, 0
+
 
 @njit(cache=True)
 def _watch(watch: np.ndarray, zone: np.ndarray, ends: int, touches: int, maximum_age: int) -> None:
     next_price = zone.top if zone.direction > 0 else zone.bottom
-    if zone.touched or not touches: next_price = zone.level
-    if zone.mitigated or zone.filled or not touches: next_price = (zone.bottom if zone.direction > 0 else zone.top) if ends != BY_NOTHING else -np.inf * zone.direction
-    watch.low, watch.high, watch.until = (next_price, np.inf, zone.known + maximum_age) if zone.direction > 0 else (-np.inf, next_price, zone.known + maximum_age)
-    if ends == OUTSIDE: watch.low, watch.high = zone.bottom, zone.top
+    if zone.touched or not touches:
+        next_price = zone.level
+    if zone.mitigated or zone.filled or not touches:
+        next_price = (
+            (zone.bottom if zone.direction > 0 else zone.top)
+            if ends != BY_NOTHING
+            else -np.inf * zone.direction
+        )
+    watch.low, watch.high, watch.until = (
+        (next_price, np.inf, zone.known + maximum_age)
+        if zone.direction > 0
+        else (-np.inf, next_price, zone.known + maximum_age)
+    )
+    if ends == OUTSIDE:
+        watch.low, watch.high = zone.bottom, zone.top
+
 
 @njit(cache=True)
 def _turn(event: np.ndarray, zone: np.ndarray, kind: int, row: int) -> None:
     event.kind, event.direction, event.scale, event.label = kind, -zone.direction, zone.scale, 0
     event.formed, event.formed_time, event.known = zone.formed, zone.formed_time, row
-    event.top, event.bottom, event.level, event.strength, event.volume = zone.top, zone.bottom, zone.level, zone.strength, zone.volume
+    event.top, event.bottom, event.level, event.strength, event.volume = (
+        zone.top,
+        zone.bottom,
+        zone.level,
+        zone.strength,
+        zone.volume,
+    )
+
 
 @njit(cache=True)
 def _note(life: np.ndarray, number: int, row: int, what: int, how: int) -> None:
     life.number, life.row, life.what, life.how = number, row, what, how
 
+
 @njit(cache=True)
-def _advance(zone: np.ndarray, candle: np.ndarray, row: int, ends: int, touches: int, maximum_age: int, lives: np.ndarray, lived: int) -> tuple[int, int, bool]:
+def _advance(
+    zone: np.ndarray,
+    candle: np.ndarray,
+    row: int,
+    ends: int,
+    touches: int,
+    maximum_age: int,
+    lives: np.ndarray,
+    lived: int,
+) -> tuple[int, int, bool]:
     "Touch, mitigation and end of a living zone at one close: number of lives written, how it ended, and whether a close went through."
     near = candle.low <= zone.top if zone.direction > 0 else candle.high >= zone.bottom
     if touches and near:
         if not zone.touched:
             _note(lives[lived], zone.number, row, TOUCHED, 0)
             zone.touched, lived = 1, lived + 1
-        if not zone.mitigated and (candle.low <= zone.level if zone.direction > 0 else candle.high >= zone.level):
+        if not zone.mitigated and (
+            candle.low <= zone.level if zone.direction > 0 else candle.high >= zone.level
+        ):
             _note(lives[lived], zone.number, row, MITIGATED, 0)
             zone.mitigated, lived = 1, lived + 1
     through = candle.close < zone.bottom if zone.direction > 0 else candle.close > zone.top
     how = 0
-    if ends == BY_WICK and near and (candle.low <= zone.bottom if zone.direction > 0 else candle.high >= zone.top): how = INVERTED if through else FILLED
-    elif (ends == BY_CLOSE and through) or (ends == OUTSIDE and (candle.close < zone.bottom or candle.close > zone.top)): how = BROKEN
-    elif row - zone.known >= maximum_age: how = EXPIRED
+    if (
+        ends == BY_WICK
+        and near
+        and (candle.low <= zone.bottom if zone.direction > 0 else candle.high >= zone.top)
+    ):
+        how = INVERTED if through else FILLED
+    elif (ends == BY_CLOSE and through) or (
+        ends == OUTSIDE and (candle.close < zone.bottom or candle.close > zone.top)
+    ):
+        how = BROKEN
+    elif row - zone.known >= maximum_age:
+        how = EXPIRED
     if how != 0:
         _note(lives[lived], zone.number, row, ENDED, how)
         lived += 1
@@ -94,61 +202,97 @@ def _compact(held: np.ndarray, watches: np.ndarray, size: int) -> int:
     "Take away the zones whose kind is -1 and keep the order of the others."
     kept = 0
     for index in range(size):
-        if held[index].kind < 0: continue
-        if kept < index: held[kept], watches[kept] = held[index], watches[index]
+        if held[index].kind < 0:
+            continue
+        if kept < index:
+            held[kept], watches[kept] = held[index], watches[index]
         kept += 1
     return kept
 
+
 @njit(cache=True)
-def zone_lives(candles: np.ndarray, mask: int, start: int, stop: int,
-               zones: np.ndarray,  # events with their numbers, sorted by the row at which they are known; other kinds are passed over
-               traits: np.ndarray, # of `zone_traits`
-               maximum_age: int,   # candles until a zone expires
-               first_number: int,  # of the first event that this call writes
-               held: np.ndarray, watches: np.ndarray, # as many records of ZONE and of WATCH
-               state: np.ndarray, out: np.ndarray, lives: np.ndarray) -> tuple[int, int, int]:
+def zone_lives(
+    candles: np.ndarray,
+    mask: int,
+    start: int,
+    stop: int,
+    zones: np.ndarray,  # events with their numbers, sorted by the row at which they are known; other kinds are passed over
+    traits: np.ndarray,  # of `zone_traits`
+    maximum_age: int,  # candles until a zone expires
+    first_number: int,  # of the first event that this call writes
+    held: np.ndarray,
+    watches: np.ndarray,  # as many records of ZONE and of WATCH
+    state: np.ndarray,
+    out: np.ndarray,
+    lives: np.ndarray,
+) -> tuple[int, int, int]:
     "What zones turn into, and what befalls them: row reached, number of events and of lives."
     count, lived, following, s = 0, 0, 0, state[0]
-    while following < len(zones) and zones[following].known < start: following += 1
+    while following < len(zones) and zones[following].known < start:
+        following += 1
     for row in range(start, stop):
         arriving = following
-        while arriving < len(zones) and zones[arriving].known == row: arriving += 1
+        while arriving < len(zones) and zones[arriving].known == row:
+            arriving += 1
         needed = 2 * s.size + arriving - following
-        if count + s.size > len(out) or lived + 2 * needed + s.size > len(lives) or needed > len(held): return row, count, lived
+        if count + s.size > len(out) or lived + 2 * needed + s.size > len(lives) or needed > len(held):
+            return row, count, lived
         candle, before, gone = candles[row & mask], count, False
         if s.first != candle.first:
             for index in range(s.size):
-                if held[index].filled: continue
+                if held[index].filled:
+                    continue
                 _note(lives[lived], held[index].number, row, ENDED, INTERRUPTED)
                 lived += 1
             s.first, s.size = candle.first, 0
         low, high = candle.low, candle.high
         for index in range(s.size):
             watch = watches[index]
-            if low > watch.low and high < watch.high and row < watch.until: continue
+            if low > watch.low and high < watch.high and row < watch.until:
+                continue
             zone = held[index]
             trait = traits[zone.kind]
-            if zone.filled: how, through = EXPIRED if row - zone.known >= maximum_age else 0, candle.close < zone.bottom if zone.direction > 0 else candle.close > zone.top
-            else: lived, how, through = _advance(zone, candle, row, trait.ends, trait.touches, maximum_age, lives, lived)
+            if zone.filled:
+                how, through = (
+                    EXPIRED if row - zone.known >= maximum_age else 0,
+                    candle.close < zone.bottom if zone.direction > 0 else candle.close > zone.top,
+                )
+            else:
+                lived, how, through = _advance(
+                    zone, candle, row, trait.ends, trait.touches, maximum_age, lives, lived
+                )
             if trait.becomes >= 0 and how != EXPIRED and through:
                 _turn(out[count], zone, trait.becomes, row)
                 count, how = count + 1, BROKEN
-            elif how == FILLED and trait.becomes >= 0: zone.filled, how = 1, 0
-            if how != 0: zone.kind, gone = -1, True
-            else: _watch(watch, zone, trait.ends, trait.touches, maximum_age)
-        if gone: s.size = _compact(held, watches, s.size)
+            elif how == FILLED and trait.becomes >= 0:
+                zone.filled, how = 1, 0
+            if how != 0:
+                zone.kind, gone = -1, True
+            else:
+                _watch(watch, zone, trait.ends, trait.touches, maximum_age)
+        if gone:
+            s.size = _compact(held, watches, s.size)
         for index in range(following, arriving):
             event, trait, gone = zones[index], traits[zones[index].kind], False
-            if trait.ends == 0: continue
+            if trait.ends == 0:
+                continue
             for other in range(s.size):
                 zone = held[other]
-                same = zone.kind == event.kind and zone.scale == event.scale and not zone.filled and zone.known < row
-                grown = zone.formed == event.formed and (zone.direction == event.direction or event.kind == SUPPORT_RESISTANCE)
+                same = (
+                    zone.kind == event.kind
+                    and zone.scale == event.scale
+                    and not zone.filled
+                    and zone.known < row
+                )
+                grown = zone.formed == event.formed and (
+                    zone.direction == event.direction or event.kind == SUPPORT_RESISTANCE
+                )
                 if same and (trait.latest_only or grown):
                     _note(lives[lived], zone.number, row, ENDED, REPLACED if trait.latest_only else JOINED)
                     lived += 1
                     zone.kind, gone = -1, True
-            if gone: s.size = _compact(held, watches, s.size)
+            if gone:
+                s.size = _compact(held, watches, s.size)
             _hold(held[s.size], event, event.number)
             _watch(watches[s.size], held[s.size], trait.ends, trait.touches, maximum_age)
             s.size += 1
@@ -161,13 +305,46 @@ def zone_lives(candles: np.ndarray, mask: int, start: int, stop: int,
     return stop, count, lived
 
 # %% ../../nbs/patterns/09_zones.ipynb #3783f10a
-def live_zones(candles: np.ndarray, zones: np.ndarray, traits: np.ndarray, maximum_age: int, first_number: int, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def live_zones(
+    candles: np.ndarray,
+    zones: np.ndarray,
+    traits: np.ndarray,
+    maximum_age: int,
+    first_number: int,
+    room: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     "What the zones turn into, and the lives of all of them."
-    events, lives, row, room, held, watches, state = [np.zeros(0, EVENT)], [np.zeros(0, LIFE)], 0, room or len(candles) // 8 + 1024, np.zeros(256, ZONE), np.zeros(256, WATCH), zone_state()
+    events, lives, row, room, held, watches, state = (
+        [np.zeros(0, EVENT)],
+        [np.zeros(0, LIFE)],
+        0,
+        room or len(candles) // 8 + 1024,
+        np.zeros(256, ZONE),
+        np.zeros(256, WATCH),
+        zone_state(),
+    )
     while row < len(candles):
         out, befell, size = np.zeros(room, EVENT), np.zeros(4 * room, LIFE), sum(map(len, events))
-        row, count, lived = zone_lives(candles, -1, row, len(candles), zones, traits, maximum_age, first_number + size, held, watches, state, out, befell)
+        row, count, lived = zone_lives(
+            candles,
+            -1,
+            row,
+            len(candles),
+            zones,
+            traits,
+            maximum_age,
+            first_number + size,
+            held,
+            watches,
+            state,
+            out,
+            befell,
+        )
         events.append(out[:count])
         lives.append(befell[:lived])
-        held, watches, room = np.concatenate([held, np.zeros_like(held)]), np.concatenate([watches, np.zeros_like(watches)]), 2 * room
+        held, watches, room = (
+            np.concatenate([held, np.zeros_like(held)]),
+            np.concatenate([watches, np.zeros_like(watches)]),
+            2 * room,
+        )
     return join(events), join(lives)

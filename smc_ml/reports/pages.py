@@ -9,13 +9,20 @@ __all__ = ['MAXIMUM_PAGE', 'ReportError', 'shown', 'interval', 'marked', 'Stage'
            'build_report']
 
 # %% ../../nbs/reports/00_pages.ipynb #5a6a877a
-import ast, base64, hashlib, os, re, shutil, subprocess
+import ast
+import base64
+import hashlib
+import os
+import re
+import shutil
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
+
 import nbformat
 import pandas as pd
 import plotly.graph_objects as go
@@ -24,6 +31,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
+
 from ..config import UserError
 from ..figures.canvas import png
 from ..figures.patterns import plotly_html
@@ -32,23 +40,50 @@ from ..figures.patterns import plotly_html
 class ReportError(UserError):
     "A notebook or a result from which no page can be made."
 
-_FORMS = {"count": "{:,.0f}", "percent": "{:.1f} %", "change": "{:+.1f} %", "r": "{:+.3f} R", "points": "{:.1f} bp", "money": "{:,.0f}", "score": "{:.3f}", "loss": "{:.4f}"}
+
+_FORMS = {
+    "count": "{:,.0f}",
+    "percent": "{:.1f} %",
+    "change": "{:+.1f} %",
+    "r": "{:+.3f} R",
+    "points": "{:.1f} bp",
+    "money": "{:,.0f}",
+    "score": "{:.3f}",
+    "loss": "{:.4f}",
+}
+
 
 def shown(value: Any, form: str = "") -> str:
     "A value as a person would write it; `form` is a key of the forms above, default: up to four digits."
-    if value is None or value is pd.NaT or isinstance(value, Real) and not isfinite(value): return "–"
-    if isinstance(value, pd.Timestamp): return value.strftime("%Y-%m-%d %H:%M")
-    if isinstance(value, dict): return ", ".join(f"{name}: {shown(part)}" for name, part in value.items()) or "–"
-    if isinstance(value, (list, tuple)): return ", ".join(map(shown, value)) or "–"
-    if isinstance(value, bool): return "yes" if value else "no"
-    if not isinstance(value, Real): return str(value)
-    if form: text = _FORMS[form].format(100 * value if form in ("percent", "change") else value)
-    else: text = f"{value:,.0f}" if value == int(value) else f"{value:,.1f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    if value is None or value is pd.NaT or isinstance(value, Real) and not isfinite(value):
+        return "–"
+    if isinstance(value, pd.Timestamp):
+        return value.strftime("%Y-%m-%d %H:%M")
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {shown(part)}" for name, part in value.items()) or "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(shown, value)) or "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, Real):
+        return str(value)
+    if form:
+        text = _FORMS[form].format(100 * value if form in ("percent", "change") else value)
+    else:
+        text = (
+            f"{value:,.0f}"
+            if value == int(value)
+            else f"{value:,.1f}"
+            if abs(value) >= 1e4
+            else f"{value:.4g}"
+        )
     return text.replace("-", "−")
+
 
 def interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
     "Value with its interval: 53.8 % (52.3 to 55.3); without the brackets where there is none."
-    if "–" in (shown(value, form), shown(low, form), shown(high, form)): return shown(value, form)
+    if "–" in (shown(value, form), shown(low, form), shown(high, form)):
+        return shown(value, form)
     bare = [shown(bound, form).removesuffix(" %").removesuffix(" R") for bound in (low, high)]
     return f"{shown(value, form)} ({bare[0]} to {bare[1]})"
 
@@ -126,38 +161,77 @@ _FRAME = """<!DOCTYPE html>
 </html>
 """
 
+
 def marked(text: str) -> Markup:
     "Plain text in which `words` between backticks are code."
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
+
 def _render(templates: dict[str, str], **values: Any) -> str:
     "The first of the templates, which may include the others; text is escaped, an unknown name is an error."
-    environment = Environment(loader=DictLoader(templates), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.get_template(next(iter(templates))).render(shown=shown, interval=interval, marked=marked, **values)
+    environment = Environment(
+        loader=DictLoader(templates), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template(next(iter(templates))).render(
+        shown=shown, interval=interval, marked=marked, **values
+    )
 
-def _framed(body: str, title: str, links: Iterable[dict], home: str, css: str, script: str | None = None, fold: bool = False) -> str:
+
+def _framed(
+    body: str,
+    title: str,
+    links: Iterable[dict],
+    home: str,
+    css: str,
+    script: str | None = None,
+    fold: bool = False,
+) -> str:
     "A whole page around `body`."
-    return _render({"frame": _FRAME}, body=Markup(body), title=title, links=list(links), home=home, css=Markup(_CSS_FRAME + css), script=script, fold=fold)
+    return _render(
+        {"frame": _FRAME},
+        body=Markup(body),
+        title=title,
+        links=list(links),
+        home=home,
+        css=Markup(_CSS_FRAME + css),
+        script=script,
+        fold=fold,
+    )
 
 # %% ../../nbs/reports/00_pages.ipynb #f7c59d0f
 class Stage(NamedTuple):
     "What the report says about one executed notebook."
-    name: str     # file name without its number
-    title: str    # its heading
-    sentence: str # the quoted line below it
+
+    name: str  # file name without its number
+    title: str  # its heading
+    sentence: str  # the quoted line below it
+
 
 def read_executed(path: str | os.PathLike) -> nbformat.NotebookNode:
     "The notebook, if it ran from the first cell to the last; else a `ReportError`."
-    try: notebook = nbformat.read(path, as_version=4)
-    except FileNotFoundError: raise ReportError(f"{path}: no such notebook: run the stage that writes it") from None
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError): raise ReportError(f"{path}: not a readable notebook: run its stage again") from None
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except FileNotFoundError:
+        raise ReportError(f"{path}: no such notebook: run the stage that writes it") from None
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError):
+        raise ReportError(f"{path}: not a readable notebook: run its stage again") from None
     for number, cell in enumerate(notebook.cells):
-        if cell.cell_type != "code" or not cell.source.strip(): continue
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
         error = next((output for output in cell.outputs if output.output_type == "error"), None)
-        if error: raise ReportError(f"{path}: cell {number} failed with {error.ename}: {error.evalue}: mend it and run the stage again")
-        status = cell.metadata.get("papermill", {}).get("status", "completed" if cell.execution_count is not None else "not run")
-        if status != "completed": raise ReportError(f"{path}: cell {number} is {status}: the run stopped half way, run the stage again")
+        if error:
+            raise ReportError(
+                f"{path}: cell {number} failed with {error.ename}: {error.evalue}: mend it and run the stage again"
+            )
+        status = cell.metadata.get("papermill", {}).get(
+            "status", "completed" if cell.execution_count is not None else "not run"
+        )
+        if status != "completed":
+            raise ReportError(
+                f"{path}: cell {number} is {status}: the run stopped half way, run the stage again"
+            )
     return notebook
+
 
 def stage_of(path: str | os.PathLike) -> Stage:
     "Name, title and sentence of an executed notebook."
@@ -169,44 +243,76 @@ def stage_of(path: str | os.PathLike) -> Stage:
 # %% ../../nbs/reports/00_pages.ipynb #c3e8d6cc
 def _assigned(source: str) -> dict[str, str]:
     "Name -> text of the value, for each assignment of a cell."
-    return {target.id: ast.get_source_segment(source, node.value) for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
+    return {
+        target.id: ast.get_source_segment(source, node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
 
 def _with_used_parameters(cells: list) -> list:
     "The `parameters` cell with the values of the injected one, and without that one."
     tagged = lambda cell, tag: tag in cell.metadata.get("tags", [])
-    used = {name: value for cell in cells if tagged(cell, "injected-parameters") for name, value in _assigned(cell.source).items()}
+    used = {
+        name: value
+        for cell in cells
+        if tagged(cell, "injected-parameters")
+        for name, value in _assigned(cell.source).items()
+    }
     for cell in cells:
-        if used and tagged(cell, "parameters"): cell.source = "\n".join(f"{name} = {used.get(name, value)}" for name, value in _assigned(cell.source).items())
+        if used and tagged(cell, "parameters"):
+            cell.source = "\n".join(
+                f"{name} = {used.get(name, value)}" for name, value in _assigned(cell.source).items()
+            )
     return [cell for cell in cells if not tagged(cell, "injected-parameters")]
 
 # %% ../../nbs/reports/00_pages.ipynb #330b3de7
 _PLOTLY, _WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
+
 def _lasting(outputs: list) -> list:
     "Outputs without progress bars; pieces of one text joined, since where they are cut depends on the clock."
     kept = []
     for output in outputs:
-        if output.output_type == "stream" and output.name == "stderr" or _WIDGET in output.get("data", {}): continue
-        if output.output_type == "stream" and kept and kept[-1].output_type == "stream": kept[-1].text += output.text
-        else: kept.append(output)
+        if output.output_type == "stream" and output.name == "stderr" or _WIDGET in output.get("data", {}):
+            continue
+        if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
     return kept
+
 
 def _draw_plotly(output: nbformat.NotebookNode, div_id: str) -> None:
     "Give a plotly output HTML with a fixed id and without a script of its own."
-    html = pio.to_html(output.data[_PLOTLY], validate=False, full_html=False, include_plotlyjs=False, div_id=div_id, config={"responsive": True, "displaylogo": False},
-                       default_height=f"{output.data[_PLOTLY].get('layout', {}).get('height', 450)}px")
+    html = pio.to_html(
+        output.data[_PLOTLY],
+        validate=False,
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=div_id,
+        config={"responsive": True, "displaylogo": False},
+        default_height=f"{output.data[_PLOTLY].get('layout', {}).get('height', 450)}px",
+    )
     output.data = nbformat.from_dict({"text/html": html})
+
 
 def _cleaned(notebook: nbformat.NotebookNode, name: str) -> tuple[nbformat.NotebookNode, int]:
     "The notebook with lasting outputs only, and the number of plotly figures in it."
-    notebook.metadata = nbformat.from_dict({"language_info": {"name": "python", "pygments_lexer": "ipython3"}})
+    notebook.metadata = nbformat.from_dict(
+        {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+    )
     notebook.cells, figures = _with_used_parameters(notebook.cells), 0
     for number, cell in enumerate(notebook.cells):
         cell.metadata, cell["id"] = nbformat.from_dict({}), f"{name}-{number}"
-        if cell.cell_type != "code": continue
+        if cell.cell_type != "code":
+            continue
         cell.execution_count, cell.outputs = None, _lasting(cell.outputs)
         for output in cell.outputs:
-            if output.output_type == "execute_result": output.execution_count = None
+            if output.output_type == "execute_result":
+                output.execution_count = None
             if _PLOTLY in output.get("data", {}):
                 figures += 1
                 _draw_plotly(output, f"{name}-figure-{figures}")
@@ -216,39 +322,71 @@ def _cleaned(notebook: nbformat.NotebookNode, name: str) -> tuple[nbformat.Noteb
 _FOLDED = """{% extends 'basic/index.html.j2' %}
 {% block input %}<details class="code"><summary>code</summary>{{ super() }}</details>{% endblock input %}"""
 
-MAXIMUM_PAGE = 10_000_000   # bytes
+MAXIMUM_PAGE = 10_000_000  # bytes
+
 
 def external_references(html: str) -> list[str]:
     "Addresses that a browser would load from elsewhere to show the page; links to click on do not count."
-    return re.findall(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)\s*=\s*["']?((?:https?:)?//[^"'\s>]+)""", html, re.IGNORECASE)
+    return re.findall(
+        r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)\s*=\s*["']?((?:https?:)?//[^"'\s>]+)""",
+        html,
+        re.IGNORECASE,
+    )
+
 
 def write_page(html: str, path: str | os.PathLike) -> None:
     "Write a page in one step, if it needs no network and opens quickly."
     path = Path(path)
-    if found := external_references(html): raise ReportError(f"{path.name}: the page would load {found[0]} from the network: save it beside the notebook and embed it")
+    if found := external_references(html):
+        raise ReportError(
+            f"{path.name}: the page would load {found[0]} from the network: save it beside the notebook and embed it"
+        )
     content = html.encode()
-    if len(content) > MAXIMUM_PAGE: raise ReportError(f"{path.name}: the page has {len(content) / 1e6:.0f} MB, {MAXIMUM_PAGE / 1e6:.0f} are allowed: thin the series it draws")
+    if len(content) > MAXIMUM_PAGE:
+        raise ReportError(
+            f"{path.name}: the page has {len(content) / 1e6:.0f} MB, {MAXIMUM_PAGE / 1e6:.0f} are allowed: thin the series it draws"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)
 
 # %% ../../nbs/reports/00_pages.ipynb #b7eddef1
-def page(executed_notebook: str | os.PathLike,
-         destination: str | os.PathLike,    # the HTML file
-         stages: Sequence[Stage] = (),      # the pages beside it, for the links on top
-         home: str = "../index.html",       # seen from the page
-         script: str = "plotly.min.js",     # seen from the page
-        ) -> None:
+def page(
+    executed_notebook: str | os.PathLike,
+    destination: str | os.PathLike,  # the HTML file
+    stages: Sequence[Stage] = (),  # the pages beside it, for the links on top
+    home: str = "../index.html",  # seen from the page
+    script: str = "plotly.min.js",  # seen from the page
+) -> None:
     "One HTML page from one executed notebook: code folded, no network, no trace of when it ran."
     from nbconvert import HTMLExporter
+
     stage = stage_of(executed_notebook)
     notebook, figures = _cleaned(read_executed(executed_notebook), stage.name)
-    exporter = HTMLExporter(template_name="basic", raw_template=_FOLDED, exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True,
-                            require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url="")
+    exporter = HTMLExporter(
+        template_name="basic",
+        raw_template=_FOLDED,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+        require_js_url="",
+        mathjax_url="",
+        jquery_url="",
+        mermaid_js_url="",
+    )
     body, _ = exporter.from_notebook_node(notebook)
-    links = [{"name": other.name, "href": f"{other.name}.html", "here": other.name == stage.name} for other in stages]
-    write_page(_framed(body, f"{stage.title} · smc_ml", links, home, _CSS_STAGE, script if figures else None, fold=True), destination)
+    links = [
+        {"name": other.name, "href": f"{other.name}.html", "here": other.name == stage.name}
+        for other in stages
+    ]
+    write_page(
+        _framed(
+            body, f"{stage.title} · smc_ml", links, home, _CSS_STAGE, script if figures else None, fold=True
+        ),
+        destination,
+    )
+
 
 def write_plotly(path: str | os.PathLike) -> None:
     "Plotly's script, once for all pages of a folder."
@@ -259,47 +397,90 @@ def write_plotly(path: str | os.PathLike) -> None:
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
     "What `reports/index.html` shows."
-    verdict: str             # the one plain sentence
-    simulated: bool          # candles come from the simulator
-    scores: pd.DataFrame     # model events accuracy accuracy_low accuracy_high majority_rate auc auc_low auc_high log_loss base_log_loss
-    backtest: dict[str, Any] # of `backtest_metrics`; also mean_r_low, mean_r_high
-    spans: pd.DataFrame      # symbol source timeframe first last rows content
-    parameters: dict[str, Any] # params.yaml: section -> settings
-    commit: str              # of `commit_of`
-    lock_hash: str           # of `lock_hash_of`
-    edge: float | dict[str, float] | None = None # planted by the simulator; a number, or one a symbol
-    figures: dict[str, Any] = field(default_factory=dict)   # accuracy, costs, equity, patterns, more: matplotlib, plotly or HTML
-    findings: list[tuple[str, str, str]] = field(default_factory=list) # what the run is held against, the sentence found, and the page that shows it
-    artifacts: dict[str, str] = field(default_factory=dict) # verdict, scores, backtest, accuracy, costs, equity, patterns, spans, parameters -> file
+
+    verdict: str  # the one plain sentence
+    simulated: bool  # candles come from the simulator
+    scores: pd.DataFrame  # model events accuracy accuracy_low accuracy_high majority_rate auc auc_low auc_high log_loss base_log_loss
+    backtest: dict[str, Any]  # of `backtest_metrics`; also mean_r_low, mean_r_high
+    spans: pd.DataFrame  # symbol source timeframe first last rows content
+    parameters: dict[str, Any]  # params.yaml: section -> settings
+    commit: str  # of `commit_of`
+    lock_hash: str  # of `lock_hash_of`
+    edge: float | dict[str, float] | None = None  # planted by the simulator; a number, or one a symbol
+    figures: dict[str, Any] = field(
+        default_factory=dict
+    )  # accuracy, costs, equity, patterns, more: matplotlib, plotly or HTML
+    findings: list[tuple[str, str, str]] = field(
+        default_factory=list
+    )  # what the run is held against, the sentence found, and the page that shows it
+    artifacts: dict[str, str] = field(
+        default_factory=dict
+    )  # verdict, scores, backtest, accuracy, costs, equity, patterns, spans, parameters -> file
     title: str = "Do the patterns carry an edge?"
+
 
 def as_summary(values: RunSummary | dict[str, Any]) -> RunSummary:
     "The summary; a `ReportError` that names what is missing or unknown."
-    if isinstance(values, RunSummary): return values
+    if isinstance(values, RunSummary):
+        return values
     known = {part.name for part in fields(RunSummary)}
-    if unknown := sorted(set(values) - known): raise ReportError(f"summary: {unknown[0]} is not known (known: {', '.join(sorted(known))})")
-    try: return RunSummary(**values)
-    except TypeError as error: raise ReportError(f"summary: {error}") from None
+    if unknown := sorted(set(values) - known):
+        raise ReportError(f"summary: {unknown[0]} is not known (known: {', '.join(sorted(known))})")
+    try:
+        return RunSummary(**values)
+    except TypeError as error:
+        raise ReportError(f"summary: {error}") from None
+
 
 def banner_of(summary: RunSummary) -> str:
     "What to know before reading any number; empty for real candles."
-    if not summary.simulated: return ""
-    edges = summary.edge if isinstance(summary.edge, dict) else {"": summary.edge} if summary.edge is not None else {}
-    planted = f" with a planted edge of {', '.join(f'{shown(edge)} ({symbol})' if symbol else shown(edge) for symbol, edge in edges.items())}" if any(edges.values()) else " without any edge" if edges else ""
+    if not summary.simulated:
+        return ""
+    edges = (
+        summary.edge
+        if isinstance(summary.edge, dict)
+        else {"": summary.edge}
+        if summary.edge is not None
+        else {}
+    )
+    planted = (
+        f" with a planted edge of {', '.join(f'{shown(edge)} ({symbol})' if symbol else shown(edge) for symbol, edge in edges.items())}"
+        if any(edges.values())
+        else " without any edge"
+        if edges
+        else ""
+    )
     return f"Simulated candles{planted}: nothing here says anything about a real market."
 
 # %% ../../nbs/reports/00_pages.ipynb #b6587f24
 def _git(root: str | os.PathLike, *words: str) -> str | None:
     "Output of a git command, None where it fails or there is no git."
-    try: return subprocess.run(["git", "-C", os.fspath(root), *words], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError): return None
+    try:
+        return subprocess.run(
+            ["git", "-C", os.fspath(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
 
 def commit_of(root: str | os.PathLike) -> str:
     "Short hash, ' with local changes' where tracked files were changed that the run does not itself write; 'unknown' outside git."
     commit = _git(root, "rev-parse", "--short=10", "HEAD")
-    if not commit: return "unknown"
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)reports", ":(exclude)dvc.lock", ":(exclude)data.dvc")
+    if not commit:
+        return "unknown"
+    changed = _git(
+        root,
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        ":(exclude)reports",
+        ":(exclude)dvc.lock",
+        ":(exclude)data.dvc",
+    )
     return commit + (" with local changes" if changed else "")
+
 
 def lock_hash_of(path: str | os.PathLike) -> str:
     "SHA-256 of the lock file of the dependencies."
@@ -379,57 +560,134 @@ def tiles_of(backtest: dict[str, Any]) -> list[tuple[str, str, str]]:
     limits = [shown(get(name), "r").removesuffix(" R") for name in ("mean_r_low", "mean_r_high")]
     bearable = get("break_even_cost_basis_points")
     losing = bearable is not None and bearable <= 0
-    return [("trades", shown(get("trades"), "count"), f"{shown(get('win_rate'), 'percent')} won after costs" if get("trades") else "no event was expected to pay"),
-            ("mean R after costs", shown(get("mean_r"), "r"), f"95 % interval {limits[0]} to {limits[1]}" if "–" not in limits else "no interval"),
-            *([("as good by chance", shown(get("random_as_good_share"), "percent"), f"of random selections of as many events; these earned {shown(get('random_mean_r'), 'r')} on average")] if get("random_as_good_share") is not None else []),
-            ("total return", shown(get("total_return"), "change"), f"{_readings(backtest)}buy and hold {shown(get('buy_and_hold_return'), 'change')}"),
-            ("maximum drawdown", shown(get("maximum_drawdown"), "percent"), "below the highest equity so far"),
-            ("costs paid", shown(sum(paid) if paid else None, "money"), "fees and slippage, quote currency"),
-            ("break-even cost", "none" if losing else shown(bearable, "points"), f"{'the trades lose before costs' if losing else 'a side'}; {shown(_charged(backtest), 'points')} are charged")]
+    return [
+        (
+            "trades",
+            shown(get("trades"), "count"),
+            f"{shown(get('win_rate'), 'percent')} won after costs"
+            if get("trades")
+            else "no event was expected to pay",
+        ),
+        (
+            "mean R after costs",
+            shown(get("mean_r"), "r"),
+            f"95 % interval {limits[0]} to {limits[1]}" if "–" not in limits else "no interval",
+        ),
+        *(
+            [
+                (
+                    "as good by chance",
+                    shown(get("random_as_good_share"), "percent"),
+                    f"of random selections of as many events; these earned {shown(get('random_mean_r'), 'r')} on average",
+                )
+            ]
+            if get("random_as_good_share") is not None
+            else []
+        ),
+        (
+            "total return",
+            shown(get("total_return"), "change"),
+            f"{_readings(backtest)}buy and hold {shown(get('buy_and_hold_return'), 'change')}",
+        ),
+        ("maximum drawdown", shown(get("maximum_drawdown"), "percent"), "below the highest equity so far"),
+        ("costs paid", shown(sum(paid) if paid else None, "money"), "fees and slippage, quote currency"),
+        (
+            "break-even cost",
+            "none" if losing else shown(bearable, "points"),
+            f"{'the trades lose before costs' if losing else 'a side'}; {shown(_charged(backtest), 'points')} are charged",
+        ),
+    ]
+
 
 def _readings(backtest: dict[str, Any]) -> str:
     "The total return of the careful and of the hopeful reading, where they are there."
-    returns = [backtest.get("interval", {}).get(reading, {}).get("total_return") for reading in ("pessimistic", "optimistic")]
-    return "" if None in returns else f"{' to '.join(shown(value, 'change') for value in returns)}, pessimistic to optimistic; "
+    returns = [
+        backtest.get("interval", {}).get(reading, {}).get("total_return")
+        for reading in ("pessimistic", "optimistic")
+    ]
+    return (
+        ""
+        if None in returns
+        else f"{' to '.join(shown(value, 'change') for value in returns)}, pessimistic to optimistic; "
+    )
+
 
 def _charged(backtest: dict[str, Any]) -> float | None:
     "Fee and slippage a side, basis points."
     rates = [backtest.get(name) for name in ("fee_rate", "slippage_rate")]
     return None if None in rates else 1e4 * sum(rates)
 
+
 def costs_of(backtest: dict[str, Any]) -> list[tuple[str, str]]:
     "Column and value of the cost table."
     basis_points = lambda name: shown(None if backtest.get(name) is None else 1e4 * backtest[name], "points")
-    return [("fee a side", basis_points("fee_rate")), ("half spread and slippage a side", basis_points("slippage_rate")), ("mean R before costs", shown(backtest.get("mean_gross_r"), "r")),
-            ("costs", shown(None if backtest.get("mean_cost_r") is None else -backtest["mean_cost_r"], "r")), ("mean R after costs", shown(backtest.get("mean_r"), "r")),
-            ("fees paid", shown(backtest.get("fees_paid"), "money")), ("slippage paid", shown(backtest.get("slippage_paid"), "money"))]
+    return [
+        ("fee a side", basis_points("fee_rate")),
+        ("half spread and slippage a side", basis_points("slippage_rate")),
+        ("mean R before costs", shown(backtest.get("mean_gross_r"), "r")),
+        ("costs", shown(None if backtest.get("mean_cost_r") is None else -backtest["mean_cost_r"], "r")),
+        ("mean R after costs", shown(backtest.get("mean_r"), "r")),
+        ("fees paid", shown(backtest.get("fees_paid"), "money")),
+        ("slippage paid", shown(backtest.get("slippage_paid"), "money")),
+    ]
 
 # %% ../../nbs/reports/00_pages.ipynb #00c41247
 def flat(settings: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
     "Nested settings as rows of dotted name and value."
     rows = []
     for name, value in settings.items():
-        if isinstance(value, dict) and value: rows += flat(value, f"{above}{name}.")
-        else: rows.append((f"{above}{name}", shown(value)))
+        if isinstance(value, dict) and value:
+            rows += flat(value, f"{above}{name}.")
+        else:
+            rows.append((f"{above}{name}", shown(value)))
     return rows
+
 
 def figure_html(figure: Any, div_id: str) -> Markup:
     "A plotly figure as a script, a matplotlib figure as a picture inside the page, HTML as it is."
-    if isinstance(figure, go.Figure): return Markup(plotly_html(figure, div_id))
+    if isinstance(figure, go.Figure):
+        return Markup(plotly_html(figure, div_id))
     if isinstance(figure, Figure):
         alternative = figure.get_suptitle() or div_id
-        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(alternative, base64.b64encode(png(figure)).decode())
+        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(
+            alternative, base64.b64encode(png(figure)).decode()
+        )
     return Markup(figure)
+
 
 def index_html(summary: RunSummary, stages: Sequence[Stage]) -> str:
     "The first page."
-    figures = {name: figure_html(figure, f"index-{name}") for name, figure in summary.figures.items() if figure is not None}
-    body = _render({"index": _INDEX, "models": _MODELS, "costs": _COSTS, "run": _RUN},
-        title=summary.title, banner=banner_of(summary), verdict=summary.verdict, tiles=tiles_of(summary.backtest), costs=costs_of(summary.backtest), figures=figures, findings=summary.findings,
-        artifacts=summary.artifacts, stages=stages, scores=summary.scores.to_dict("records"), spans=summary.spans.to_dict("records"), commit=summary.commit, lock_hash=summary.lock_hash,
-        parameters={section: flat(settings if isinstance(settings, dict) else {section: settings}) for section, settings in summary.parameters.items()})
+    figures = {
+        name: figure_html(figure, f"index-{name}")
+        for name, figure in summary.figures.items()
+        if figure is not None
+    }
+    body = _render(
+        {"index": _INDEX, "models": _MODELS, "costs": _COSTS, "run": _RUN},
+        title=summary.title,
+        banner=banner_of(summary),
+        verdict=summary.verdict,
+        tiles=tiles_of(summary.backtest),
+        costs=costs_of(summary.backtest),
+        figures=figures,
+        findings=summary.findings,
+        artifacts=summary.artifacts,
+        stages=stages,
+        scores=summary.scores.to_dict("records"),
+        spans=summary.spans.to_dict("records"),
+        commit=summary.commit,
+        lock_hash=summary.lock_hash,
+        parameters={
+            section: flat(settings if isinstance(settings, dict) else {section: settings})
+            for section, settings in summary.parameters.items()
+        },
+    )
     links = [{"name": stage.name, "href": f"pages/{stage.name}.html", "here": False} for stage in stages]
-    script = "pages/plotly.min.js" if any(isinstance(figure, go.Figure) for figure in summary.figures.values()) else None
+    script = (
+        "pages/plotly.min.js"
+        if any(isinstance(figure, go.Figure) for figure in summary.figures.values())
+        else None
+    )
     return _framed(body, f"{summary.title} · smc_ml", links, "index.html", _CSS_INDEX, script)
 
 # %% ../../nbs/reports/00_pages.ipynb #2a5ffc81
@@ -437,31 +695,40 @@ def _take_place(new: Path, old: Path) -> None:
     "Put one folder in the place of another."
     before = old.with_name(f".{old.name}.before")
     shutil.rmtree(before, ignore_errors=True)
-    if old.exists(): os.replace(old, before)
+    if old.exists():
+        os.replace(old, before)
     os.replace(new, old)
     shutil.rmtree(before, ignore_errors=True)
+
 
 def told_apart(stages: Sequence[Stage]) -> list[Stage]:
     "Stages that share a title, since one notebook ran for several models, with their name behind it."
     titles = [stage.title for stage in stages]
-    return [stage._replace(title=f"{stage.title} ({stage.name})") if titles.count(stage.title) > 1 else stage for stage in stages]
+    return [
+        stage._replace(title=f"{stage.title} ({stage.name})") if titles.count(stage.title) > 1 else stage
+        for stage in stages
+    ]
 
-def build_report(notebooks: Sequence[str | os.PathLike],   # executed stage notebooks, in reading order
-                 summary: RunSummary | dict[str, Any],
-                 folder: str | os.PathLike,                # gets index.html and pages/
-                ) -> list[Stage]:
+
+def build_report(
+    notebooks: Sequence[str | os.PathLike],  # executed stage notebooks, in reading order
+    summary: RunSummary | dict[str, Any],
+    folder: str | os.PathLike,  # gets index.html and pages/
+) -> list[Stage]:
     "Write `index.html`, a page a stage and one plotly script; returns the stages."
     summary, folder = as_summary(summary), Path(folder)
     stages = told_apart([stage_of(path) for path in notebooks])
     if doubled := {stage.name for stage in stages if [other.name for other in stages].count(stage.name) > 1}:
         raise ReportError(f"two notebooks are named {min(doubled)}: their pages would overwrite each other")
     index = index_html(summary, stages)
-    fresh = folder/".pages.partial"
+    fresh = folder / ".pages.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        for path, stage in zip(notebooks, stages): page(path, fresh/f"{stage.name}.html", stages)
-        write_plotly(fresh/"plotly.min.js")
-        _take_place(fresh, folder/"pages")
-    finally: shutil.rmtree(fresh, ignore_errors=True)
-    write_page(index, folder/"index.html")
+        for path, stage in zip(notebooks, stages):
+            page(path, fresh / f"{stage.name}.html", stages)
+        write_plotly(fresh / "plotly.min.js")
+        _take_place(fresh, folder / "pages")
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    write_page(index, folder / "index.html")
     return stages

@@ -6,69 +6,133 @@
 __all__ = ['ReportConfig', 'spans_of', 'findings_of', 'summarise']
 
 # %% ../../nbs/reports/01_summary.ipynb #5c513b1a
-import json, os
+import json
+import os
 from pathlib import Path
+
 import pandas as pd
 import yaml
 from pydantic import Field
-from ..config import Section
+
 from ..candles import candle_facts, candles_path, read_all_candles
-from ..trading.account import interval_sentence
-from ..figures.account import interval_figure
+from ..config import Section
 from ..evaluation.metrics import verdict
+from ..figures.account import interval_figure
 from ..figures.patterns import accuracy_plot, cost_plot, pattern_figure
 from .pages import RunSummary, commit_of, lock_hash_of
 from ..tables import ArtifactError, read_table
+from ..trading.account import interval_sentence
 
 # %% ../../nbs/reports/01_summary.ipynb #ef2bc043
 class ReportConfig(Section):
     "What the report draws."
+
     model_config = {"title": "report"}
     timeframe: str = Field("15m", description="timeframe of the chart with patterns")
     candles: int = Field(250, ge=50, le=1000, description="candles in that chart")
 
+
 def _json(path: Path) -> dict:
     "Metrics of a stage."
-    if not path.exists(): raise ArtifactError(f"{path}: not there: run the stage that makes it, or dvc repro")
+    if not path.exists():
+        raise ArtifactError(f"{path}: not there: run the stage that makes it, or dvc repro")
     return json.loads(path.read_text(encoding="utf-8"))
+
 
 def spans_of(folder: Path) -> pd.DataFrame:
     "One row a symbol: where its candles come from, their span and content hash."
     facts = {symbol: candle_facts(candles_path(folder, symbol)) for symbol in read_all_candles(folder)}
-    rows = [{"symbol": symbol, "source": fact.get("file") or fact["source"], **{name: fact[name] for name in ("timeframe", "first", "last", "rows", "content")}} for symbol, fact in facts.items()]
+    rows = [
+        {
+            "symbol": symbol,
+            "source": fact.get("file") or fact["source"],
+            **{name: fact[name] for name in ("timeframe", "first", "last", "rows", "content")},
+        }
+        for symbol, fact in facts.items()
+    ]
     return pd.DataFrame(rows).astype({"first": "datetime64[ns, UTC]", "last": "datetime64[ns, UTC]"})
 
 # %% ../../nbs/reports/01_summary.ipynb #e634f430
 def _figures(root: Path, scores: pd.DataFrame, backtest: dict, config: ReportConfig) -> dict[str, object]:
     "The four figures of the index page."
-    costs, readings = read_table(root/"artifacts/backtest/costs.parquet"), pd.DataFrame(backtest["interval"], dtype=object).T
-    equities = {reading: read_table(root/f"artifacts/backtest/equity_{reading}.parquet") for reading in readings.index}
-    candles = read_all_candles(root/"artifacts/candles", config.timeframe)
+    costs, readings = (
+        read_table(root / "artifacts/backtest/costs.parquet"),
+        pd.DataFrame(backtest["interval"], dtype=object).T,
+    )
+    equities = {
+        reading: read_table(root / f"artifacts/backtest/equity_{reading}.parquet")
+        for reading in readings.index
+    }
+    candles = read_all_candles(root / "artifacts/candles", config.timeframe)
     symbol = next(iter(candles))
-    found = read_table(root/f"artifacts/patterns/{symbol}.parquet").query("timeframe == @config.timeframe")
+    found = read_table(root / f"artifacts/patterns/{symbol}.parquet").query("timeframe == @config.timeframe")
     charged = 1e4 * (backtest["fee_rate"] + backtest["slippage_rate"])
-    return {"accuracy": accuracy_plot(scores), "equity": interval_figure(equities, interval_sentence(readings).split(":")[0]),
-            "costs": cost_plot(costs, backtest["break_even_cost_basis_points"], charged) if len(costs) else None,
-            "patterns": pattern_figure(candles[symbol].iloc[-config.candles:], found, f"{symbol}, {config.timeframe}: hollow until known, filled from then on")}
+    return {
+        "accuracy": accuracy_plot(scores),
+        "equity": interval_figure(equities, interval_sentence(readings).split(":")[0]),
+        "costs": cost_plot(costs, backtest["break_even_cost_basis_points"], charged) if len(costs) else None,
+        "patterns": pattern_figure(
+            candles[symbol].iloc[-config.candles :],
+            found,
+            f"{symbol}, {config.timeframe}: hollow until known, filled from then on",
+        ),
+    }
+
 
 def findings_of(judgement: dict, controls: dict) -> list[tuple[str, str, str]]:
     "What the run was held against, the sentence found, and the page that shows it."
-    return [("everything that was tried", judgement["sentence"], "judgement"), *((name, sentence, "controls") for name, sentence in controls["sentences"].items())]
+    return [
+        ("everything that was tried", judgement["sentence"], "judgement"),
+        *((name, sentence, "controls") for name, sentence in controls["sentences"].items()),
+    ]
+
 
 def summarise(config: ReportConfig, root: str | os.PathLike = ".") -> RunSummary:
     "The summary of the run whose artifacts lie in a project folder."
     root = Path(root)
-    backtest, scores = _json(root/"reports/metrics/backtest.json"), read_table(root/"artifacts/ensemble/scores.parquet")
+    backtest, scores = (
+        _json(root / "reports/metrics/backtest.json"),
+        read_table(root / "artifacts/ensemble/scores.parquet"),
+    )
     ensemble = scores.set_index("model").loc["ensemble"]
     missing = lambda name: float("nan") if backtest[name] is None else backtest[name]
-    facts = {symbol: candle_facts(candles_path(root/"artifacts/candles", symbol)) for symbol in read_all_candles(root/"artifacts/candles")}
+    facts = {
+        symbol: candle_facts(candles_path(root / "artifacts/candles", symbol))
+        for symbol in read_all_candles(root / "artifacts/candles")
+    }
     edges = {fact["simulation"]["edge"] for fact in facts.values() if "simulation" in fact}
     return RunSummary(
-        verdict=verdict(*(ensemble[name] for name in ("auc", "auc_low", "auc_high")), *(missing(name) for name in ("mean_r", "mean_r_low", "mean_r_high")), backtest["trades"]),
-        simulated=bool(edges), edge=max(edges) if edges else None, scores=scores, backtest=backtest, spans=spans_of(root/"artifacts/candles"),
-        parameters=yaml.safe_load((root/"params.yaml").read_text(encoding="utf-8")), commit=commit_of(root), lock_hash=lock_hash_of(root/"requirements.lock"),
-        figures={name: figure for name, figure in _figures(root, scores, backtest, config).items() if figure is not None},
-        findings=findings_of(_json(root/"reports/metrics/judgement.json"), _json(root/"reports/metrics/controls.json")),
-        artifacts={"verdict": "reports/metrics/ensemble.json and backtest.json", "scores": "reports/metrics/ensemble.json", "backtest": "reports/metrics/backtest.json",
-                   "accuracy": "reports/metrics/ensemble.json", "costs": "artifacts/backtest/costs.parquet", "equity": "artifacts/backtest", "findings": "reports/metrics/judgement.json and controls.json",
-                   "patterns": "artifacts/patterns and artifacts/candles", "spans": "artifacts/candles", "parameters": "params.yaml"})
+        verdict=verdict(
+            *(ensemble[name] for name in ("auc", "auc_low", "auc_high")),
+            *(missing(name) for name in ("mean_r", "mean_r_low", "mean_r_high")),
+            backtest["trades"],
+        ),
+        simulated=bool(edges),
+        edge=max(edges) if edges else None,
+        scores=scores,
+        backtest=backtest,
+        spans=spans_of(root / "artifacts/candles"),
+        parameters=yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")),
+        commit=commit_of(root),
+        lock_hash=lock_hash_of(root / "requirements.lock"),
+        figures={
+            name: figure
+            for name, figure in _figures(root, scores, backtest, config).items()
+            if figure is not None
+        },
+        findings=findings_of(
+            _json(root / "reports/metrics/judgement.json"), _json(root / "reports/metrics/controls.json")
+        ),
+        artifacts={
+            "verdict": "reports/metrics/ensemble.json and backtest.json",
+            "scores": "reports/metrics/ensemble.json",
+            "backtest": "reports/metrics/backtest.json",
+            "accuracy": "reports/metrics/ensemble.json",
+            "costs": "artifacts/backtest/costs.parquet",
+            "equity": "artifacts/backtest",
+            "findings": "reports/metrics/judgement.json and controls.json",
+            "patterns": "artifacts/patterns and artifacts/candles",
+            "spans": "artifacts/candles",
+            "parameters": "params.yaml",
+        },
+    )

@@ -10,35 +10,94 @@ import math
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from numba import njit, vectorize
 from pydantic import Field
+
 from ..candles import TIMEFRAMES, validate_candles
 from ..config import Section, UserError
 
 # %% ../../nbs/simulation/00_market.ipynb #282e62af
 class SimulationConfig(Section):
     "The simulated market: its size of moves, its regimes, its impulses and the edge planted at their zones and at swept swings."
+
     model_config = {"title": "collect.simulated"}
     seed: int = Field(7, ge=0, description="same seed, same candles")
-    edge: float = Field(0.0, ge=0, le=0.45, description="what a test's probability of success has above one half, at zones and at swept swings; 0 is a martingale")
-    correlation: float = Field(0.6, ge=0, le=0.95, description="between the ordinary moves of any two symbols")
-    daily_volatility: float = Field(0.03, gt=0, le=0.2, description="standard deviation of a day's return, fraction of price")
-    clustering: float = Field(0.58, ge=0, le=1, description="standard deviation of the logarithm of volatility, its slow waves together")
-    surprise: float = Field(0.3, ge=0, le=0.8, description="the same within a single candle; makes the fat tails")
-    weekend: float = Field(0.65, gt=0, le=2, description="volatility on Saturday and Sunday, relative to weekdays")
+    edge: float = Field(
+        0.0,
+        ge=0,
+        le=0.45,
+        description="what a test's probability of success has above one half, at zones and at swept swings; 0 is a martingale",
+    )
+    correlation: float = Field(
+        0.6, ge=0, le=0.95, description="between the ordinary moves of any two symbols"
+    )
+    daily_volatility: float = Field(
+        0.03, gt=0, le=0.2, description="standard deviation of a day's return, fraction of price"
+    )
+    clustering: float = Field(
+        0.58,
+        ge=0,
+        le=1,
+        description="standard deviation of the logarithm of volatility, its slow waves together",
+    )
+    surprise: float = Field(
+        0.3, ge=0, le=0.8, description="the same within a single candle; makes the fat tails"
+    )
+    weekend: float = Field(
+        0.65, gt=0, le=2, description="volatility on Saturday and Sunday, relative to weekdays"
+    )
     regime_hours: float = Field(12.0, ge=1, description="mean length of a trend or a range, hours")
-    trend: float = Field(0.3, ge=0, le=0.8, description="how much more price swings where it lags behind its trend, and less where it runs ahead; 0: trends only differ in pace")
-    impulse_hours: float = Field(6.0, ge=0.5, description="mean time between institutional impulses while nothing is tested, hours")
-    impulse_sigma: float = Field(5.0, ge=3, le=10, description="size of an impulse, standard deviations of a five-minute return")
-    zone_candles: int = Field(3, ge=1, le=12, description="five-minute candles before the impulse whose range is the zone")
-    accumulation: float = Field(2.0, ge=1, le=4, description="volatility of those candles relative to ordinary ones; makes zones wide, tells no direction")
-    swing_candles: int = Field(24, ge=3, le=288, description="five-minute candles on each side of a swing point that stay short of it; stops lie beyond it")
-    zone_life_hours: float = Field(48.0, gt=0, description="a zone not retested, or a swing not swept, by then is forgotten, hours")
-    departure_sigma: float = Field(2.0, ge=0, description="how far price must leave a zone before a return counts, standard deviations of a five-minute return")
-    barrier_sigma: float = Field(4.0, ge=2, le=10, description="move in favour (success) or against (failure) that decides a test, standard deviations of a five-minute return")
-    depth_lean: float = Field(1.5, ge=0, le=5, description="log ratio of bid to ask depth during a test, for an edge of one; the noise has 0.42 at ordinary volatility")
+    trend: float = Field(
+        0.3,
+        ge=0,
+        le=0.8,
+        description="how much more price swings where it lags behind its trend, and less where it runs ahead; 0: trends only differ in pace",
+    )
+    impulse_hours: float = Field(
+        6.0, ge=0.5, description="mean time between institutional impulses while nothing is tested, hours"
+    )
+    impulse_sigma: float = Field(
+        5.0, ge=3, le=10, description="size of an impulse, standard deviations of a five-minute return"
+    )
+    zone_candles: int = Field(
+        3, ge=1, le=12, description="five-minute candles before the impulse whose range is the zone"
+    )
+    accumulation: float = Field(
+        2.0,
+        ge=1,
+        le=4,
+        description="volatility of those candles relative to ordinary ones; makes zones wide, tells no direction",
+    )
+    swing_candles: int = Field(
+        24,
+        ge=3,
+        le=288,
+        description="five-minute candles on each side of a swing point that stay short of it; stops lie beyond it",
+    )
+    zone_life_hours: float = Field(
+        48.0, gt=0, description="a zone not retested, or a swing not swept, by then is forgotten, hours"
+    )
+    departure_sigma: float = Field(
+        2.0,
+        ge=0,
+        description="how far price must leave a zone before a return counts, standard deviations of a five-minute return",
+    )
+    barrier_sigma: float = Field(
+        4.0,
+        ge=2,
+        le=10,
+        description="move in favour (success) or against (failure) that decides a test, standard deviations of a five-minute return",
+    )
+    depth_lean: float = Field(
+        1.5,
+        ge=0,
+        le=5,
+        description="log ratio of bid to ask depth during a test, for an edge of one; the noise has 0.42 at ordinary volatility",
+    )
+
 
 class SimulationError(UserError):
     "Symbols or dates from which no market can be simulated."
@@ -48,67 +107,136 @@ class SimulationError(UserError):
 def _log(value):
     "Natural logarithm of a positive number."
     mantissa, exponent = math.frexp(value)
-    if mantissa < 0.7071067811865476: mantissa, exponent = 2 * mantissa, exponent - 1
+    if mantissa < 0.7071067811865476:
+        mantissa, exponent = 2 * mantissa, exponent - 1
     ratio = (mantissa - 1) / (mantissa + 1)
     square, total = ratio * ratio, 0.0
-    for power in range(21, 0, -2): total = total * square + 1 / power
+    for power in range(21, 0, -2):
+        total = total * square + 1 / power
     return 2 * ratio * total + exponent * 0.6931471805599453
+
 
 @vectorize(cache=True)
 def _exp(value):
     "Exponential of a number between -700 and 700."
     exponent = math.floor(value * 1.4426950408889634 + 0.5)
     rest, total = (value - exponent * 0.693147180369123816490) - exponent * 1.90821492927058770002e-10, 1.0
-    for power in range(13, 0, -1): total = 1 + total * rest / power
+    for power in range(13, 0, -1):
+        total = 1 + total * rest / power
     return math.ldexp(total, int(exponent))
 
 # %% ../../nbs/simulation/00_market.ipynb #eeec3e79
-_MIDDLE = ((2.5090809287301226727e3, 3.3430575583588128105e4, 6.7265770927008700853e4, 4.5921953931549871457e4, 1.3731693765509461125e4, 1.9715909503065514427e3, 1.3314166789178437745e2, 3.3871328727963666080),
-           (5.2264952788528545610e3, 2.8729085735721942674e4, 3.9307895800092710610e4, 2.1213794301586595867e4, 5.3941960214247511077e3, 6.8718700749205790830e2, 4.2313330701600911252e1, 1.0))
-_TAIL = ((7.74545014278341407640e-4, 2.27238449892691845833e-2, 2.41780725177450611770e-1, 1.27045825245236838258, 3.64784832476320460504, 5.76949722146069140550, 4.63033784615654529590, 1.42343711074968357734),
-         (1.05075007164441684324e-9, 5.47593808499534494600e-4, 1.51986665636164571966e-2, 1.48103976427480074590e-1, 6.89767334985100004550e-1, 1.67638483018380384940, 2.05319162663775882187, 1.0))
+_MIDDLE = (
+    (
+        2.5090809287301226727e3,
+        3.3430575583588128105e4,
+        6.7265770927008700853e4,
+        4.5921953931549871457e4,
+        1.3731693765509461125e4,
+        1.9715909503065514427e3,
+        1.3314166789178437745e2,
+        3.3871328727963666080,
+    ),
+    (
+        5.2264952788528545610e3,
+        2.8729085735721942674e4,
+        3.9307895800092710610e4,
+        2.1213794301586595867e4,
+        5.3941960214247511077e3,
+        6.8718700749205790830e2,
+        4.2313330701600911252e1,
+        1.0,
+    ),
+)
+_TAIL = (
+    (
+        7.74545014278341407640e-4,
+        2.27238449892691845833e-2,
+        2.41780725177450611770e-1,
+        1.27045825245236838258,
+        3.64784832476320460504,
+        5.76949722146069140550,
+        4.63033784615654529590,
+        1.42343711074968357734,
+    ),
+    (
+        1.05075007164441684324e-9,
+        5.47593808499534494600e-4,
+        1.51986665636164571966e-2,
+        1.48103976427480074590e-1,
+        6.89767334985100004550e-1,
+        1.67638483018380384940,
+        2.05319162663775882187,
+        1.0,
+    ),
+)
+
 
 @njit(cache=True)
 def _ratio(value, tables):
     "Quotient of two polynomials, highest power first."
     above, below = 0.0, 0.0
-    for number in range(8): above, below = above * value + tables[0][number], below * value + tables[1][number]
+    for number in range(8):
+        above, below = above * value + tables[0][number], below * value + tables[1][number]
     return above / below
+
 
 @vectorize(cache=True)
 def _normal(share):
     "The standard normal number below which this share lies; none is beyond 6.7."
     distance = share - 0.5
-    if abs(distance) <= 0.425: return distance * _ratio(0.180625 - distance * distance, _MIDDLE)
+    if abs(distance) <= 0.425:
+        return distance * _ratio(0.180625 - distance * distance, _MIDDLE)
     far = _ratio(min(math.sqrt(-_log(min(share, 1 - share))), 5.0) - 1.6, _TAIL)
     return far if distance > 0 else -far
 
 # %% ../../nbs/simulation/00_market.ipynb #e8794e88
-_CANDLES_A_DAY, _STEPS = 288, 10    # a candle is walked in ten steps, so that its high and low belong to its path
-_SHARED, _OWN = 7, 5                # numbers a candle that symbols share in part: volatility (3), surprise, regime (2), activity; and not: volume, taker, spread, bid depth, ask depth
+_CANDLES_A_DAY, _STEPS = (
+    288,
+    10,
+)  # a candle is walked in ten steps, so that its high and low belong to its path
+_SHARED, _OWN = (
+    7,
+    5,
+)  # numbers a candle that symbols share in part: volatility (3), surprise, regime (2), activity; and not: volume, taker, spread, bid depth, ask depth
+
 
 class _Noise(NamedTuple):
-    steps: np.ndarray    # (candle, step) standard normal: the path
-    bridges: np.ndarray  # (candle, 2 * step) uniform: how far the path strays above and below between two steps
-    candle: np.ndarray   # (candle, 12) standard normal: see _SHARED and _OWN
+    steps: np.ndarray  # (candle, step) standard normal: the path
+    bridges: (
+        np.ndarray
+    )  # (candle, 2 * step) uniform: how far the path strays above and below between two steps
+    candle: np.ndarray  # (candle, 12) standard normal: see _SHARED and _OWN
     impulse: np.ndarray  # (candle, 3) uniform: whether, direction, size
+
 
 def _noise(seed: int, name: str, days: range) -> _Noise:
     "The noise of one name over whole days, counted from 1970-01-01."
     sizes = (_STEPS, 2 * _STEPS, _SHARED + _OWN, 3)
-    bits = [np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode()), day])).random_raw(_CANDLES_A_DAY * sum(sizes)) for day in days]
+    bits = [
+        np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode()), day])).random_raw(
+            _CANDLES_A_DAY * sum(sizes)
+        )
+        for day in days
+    ]
     uniform = ((np.concatenate(bits) >> np.uint64(11)) + 0.5) * 2.0**-53
     steps, bridges, candle, impulse = np.split(uniform.reshape(-1, sum(sizes)), np.cumsum(sizes)[:-1], axis=1)
     return _Noise(_normal(steps), bridges, _normal(candle), impulse)
+
 
 def _shared(own: np.ndarray, common: np.ndarray, correlation: float) -> np.ndarray:
     "Standard normal noise with the given correlation between any two names."
     return np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own
 
 # %% ../../nbs/simulation/00_market.ipynb #0e861071
-_WAVES = ((0.8, 0.55), (0.99, 0.48), (0.9998, 0.683))   # from one five-minute candle to the next, and share of the standard deviation; squares of the shares sum to one
-_HOURS = (0, 2, 4, 8, 11, 12, 14, 15.5, 18, 21, 23.5, 24)    # of the day, UTC
-_BY_HOUR = (1.08, 0.93, 0.7, 0.8, 0.82, 1.0, 1.4, 1.4, 1.17, 1.1, 0.88, 1.08)   # volatility at those hours
+_WAVES = (
+    (0.8, 0.55),
+    (0.99, 0.48),
+    (0.9998, 0.683),
+)  # from one five-minute candle to the next, and share of the standard deviation; squares of the shares sum to one
+_HOURS = (0, 2, 4, 8, 11, 12, 14, 15.5, 18, 21, 23.5, 24)  # of the day, UTC
+_BY_HOUR = (1.08, 0.93, 0.7, 0.8, 0.82, 1.0, 1.4, 1.4, 1.17, 1.1, 0.88, 1.08)  # volatility at those hours
+
 
 def _week_shape(weekend: float) -> np.ndarray:
     "Volatility of each candle of the week, from Monday midnight on, relative to the week's; mean square one."
@@ -129,143 +257,254 @@ def _slow_wave(noise: np.ndarray, persistence: float) -> np.ndarray:
         state = persistence * state + np.sqrt(1 - persistence**2) * noise[row]
     return out
 
+
 def _base_sigma(config: SimulationConfig) -> float:
     "Mean standard deviation of an ordinary five-minute return, given what the impulses add to the day."
-    an_impulse = config.impulse_sigma**2 + config.zone_candles * (config.accumulation**2 - 1)   # variance that it adds, in ordinary candles
+    an_impulse = config.impulse_sigma**2 + config.zone_candles * (
+        config.accumulation**2 - 1
+    )  # variance that it adds, in ordinary candles
     return config.daily_volatility / math.sqrt(_CANDLES_A_DAY + 24 / config.impulse_hours * an_impulse)
 
-def _sigmas(noise: np.ndarray, days: range, config: SimulationConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def _sigmas(
+    noise: np.ndarray, days: range, config: SimulationConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Standard deviation known before each candle, the factor by which the candle itself surprises, and the shape of the week in the former."
-    waves = sum(share * _slow_wave(noise[:, number], persistence) for number, (persistence, share) in enumerate(_WAVES))
+    waves = sum(
+        share * _slow_wave(noise[:, number], persistence)
+        for number, (persistence, share) in enumerate(_WAVES)
+    )
     slow = config.clustering * np.clip(waves, -3, 3)
-    shape = np.resize(np.roll(_week_shape(config.weekend), -_CANDLES_A_DAY * ((days[0] + 3) % 7)), len(noise))   # 1970-01-01 was a Thursday
+    shape = np.resize(
+        np.roll(_week_shape(config.weekend), -_CANDLES_A_DAY * ((days[0] + 3) % 7)), len(noise)
+    )  # 1970-01-01 was a Thursday
     sigma = _base_sigma(config) * shape * _exp(slow - config.clustering**2)
     return sigma, _exp(config.surprise * np.clip(noise[:, 3], -4, 4) - config.surprise**2), shape
 
 # %% ../../nbs/simulation/00_market.ipynb #e524ef1e
-_TURNS = 0.5                               # share of trends that turn into the opposite one; the others become ranges
-_PACES = np.array([1.1, 0.87, 1.1])        # volatility in a falling trend, a range and a rising trend
+_TURNS = 0.5  # share of trends that turn into the opposite one; the others become ranges
+_PACES = np.array([1.1, 0.87, 1.1])  # volatility in a falling trend, a range and a rising trend
+
 
 @njit(cache=True)
-def _regimes(leaves: np.ndarray, chosen: np.ndarray, # standard normal numbers: whether a regime ends, and what follows
-             threshold: float, turn: float) -> np.ndarray:
+def _regimes(
+    leaves: np.ndarray,
+    chosen: np.ndarray,  # standard normal numbers: whether a regime ends, and what follows
+    threshold: float,
+    turn: float,
+) -> np.ndarray:
     "+1 rising, -1 falling, 0 range on each candle; row t uses the noise up to row t-1."
     out, state = np.zeros(len(leaves), np.int8), 0
     for row in range(len(leaves)):
         out[row] = state
-        if leaves[row] <= threshold: continue
-        if state == 0: state = 1 if chosen[row] > 0 else -1
-        else: state = -state if chosen[row] > turn else 0
+        if leaves[row] <= threshold:
+            continue
+        if state == 0:
+            state = 1 if chosen[row] > 0 else -1
+        else:
+            state = -state if chosen[row] > turn else 0
     return out
 
+
 def _regimes_of(noise: np.ndarray, config: SimulationConfig) -> np.ndarray:
-    return _regimes(noise[:, 4], noise[:, 5], float(_normal(1 - 1 / (12 * config.regime_hours))), float(_normal(1 - _TURNS)))
+    return _regimes(
+        noise[:, 4],
+        noise[:, 5],
+        float(_normal(1 - 1 / (12 * config.regime_hours))),
+        float(_normal(1 - _TURNS)),
+    )
+
 
 def _pace(regimes: np.ndarray) -> np.ndarray:
     "Volatility of each candle's regime; mean square one in the long run."
-    ranges = (1 - _TURNS) / (2 - _TURNS)                            # share of time spent in them
-    square = ranges * _PACES[1]**2 + (1 - ranges) * _PACES[0]**2
+    ranges = (1 - _TURNS) / (2 - _TURNS)  # share of time spent in them
+    square = ranges * _PACES[1] ** 2 + (1 - ranges) * _PACES[0] ** 2
     return (_PACES / math.sqrt(square))[regimes + 1]
 
 # %% ../../nbs/simulation/00_market.ipynb #85c4e1fe
-_MEMORY = 12   # candles in the mean price that a trend is measured against
+_MEMORY = 12  # candles in the mean price that a trend is measured against
+
 
 def _tilt(edge: float) -> float:
     "Log odds of success at a defended zone; exactly 0 without an edge."
     return float(_log(0.5 + edge) - _log(0.5 - edge))
 
+
 @njit(cache=True)
-def _walk_candle(price: float, noise: np.ndarray, bridges: np.ndarray, step: float, # standard deviation of one step, fraction of price
-                 jump: float, pull: float,    # drift per step, fraction of price: of an impulse; of a test, per variance of a step
-                 below: float, above: float,  # prices at which a test is decided and its drift ends
-                 lean: float, ahead: float, width: float, # of the trend, and how far price runs ahead of its mean, both fractions of price
-                ) -> tuple[float, float, float, int]:
+def _walk_candle(
+    price: float,
+    noise: np.ndarray,
+    bridges: np.ndarray,
+    step: float,  # standard deviation of one step, fraction of price
+    jump: float,
+    pull: float,  # drift per step, fraction of price: of an impulse; of a test, per variance of a step
+    below: float,
+    above: float,  # prices at which a test is decided and its drift ends
+    lean: float,
+    ahead: float,
+    width: float,  # of the trend, and how far price runs ahead of its mean, both fractions of price
+) -> tuple[float, float, float, int]:
     "High, low, close and the barrier met first: +1 above, -1 below, 0 none."
     high, low, moved, met = price, price, 0.0, 0
     for number in range(len(noise)):
         size, before = step * (1 - lean * min(max((ahead + moved) / width, -1.0), 1.0)), moved
         moved += noise[number] * size + jump
-        if met == 0: moved += pull * size * size
+        if met == 0:
+            moved += pull * size * size
         moved = min(max(moved, -0.5), 0.5)
         middle, apart = (before + moved) / 2, (moved - before) * (moved - before)
-        high = max(high, price * (1 + middle + math.sqrt(apart - 2 * size * size * _log(bridges[2 * number])) / 2))
-        low = min(low, price * (1 + max(middle - math.sqrt(apart - 2 * size * size * _log(bridges[2 * number + 1])) / 2, -0.9)))
-        if met == 0 and high >= above: met = 1
-        if met == 0 and low <= below: met = -1
+        high = max(
+            high, price * (1 + middle + math.sqrt(apart - 2 * size * size * _log(bridges[2 * number])) / 2)
+        )
+        low = min(
+            low,
+            price
+            * (
+                1 + max(middle - math.sqrt(apart - 2 * size * size * _log(bridges[2 * number + 1])) / 2, -0.9)
+            ),
+        )
+        if met == 0 and high >= above:
+            met = 1
+        if met == 0 and low <= below:
+            met = -1
     return high, low, price * (1 + moved), met
 
 # %% ../../nbs/simulation/00_market.ipynb #aec0fb9e
-_ZONE = np.dtype([(name, "i8") for name in ("kind", "direction", "formed", "known", "tested", "resolved", "met", "left", "ended")]
-                 + [(name, "f8") for name in ("top", "bottom", "away")])
-_KINDS = np.array(["zone", "sweep"])                                   # _ZONE's `kind` counts these
-_ENDINGS = np.array(["", "tested", "broken", "occupied", "expired"])   # why one waits no longer; _ZONE's `ended` counts these
+_ZONE = np.dtype(
+    [
+        (name, "i8")
+        for name in ("kind", "direction", "formed", "known", "tested", "resolved", "met", "left", "ended")
+    ]
+    + [(name, "f8") for name in ("top", "bottom", "away")]
+)
+_KINDS = np.array(["zone", "sweep"])  # _ZONE's `kind` counts these
+_ENDINGS = np.array(
+    ["", "tested", "broken", "occupied", "expired"]
+)  # why one waits no longer; _ZONE's `ended` counts these
 _TESTED, _BROKEN, _OCCUPIED, _EXPIRED = 1, 2, 3, 4
 
-@njit(cache=True)
-def _new_zone(zone: np.ndarray, prices: np.ndarray, row: int, direction: int, candles: int, distance: float) -> None:
-    "Fill in the zone that an impulse on `row` leaves: the range of the candles before it."
-    zone.direction, zone.formed, zone.known, zone.tested, zone.resolved = direction, row - candles, row, -1, -1
-    zone.top, zone.bottom = prices[row - candles:row, 1].max(), prices[row - candles:row, 2].min()
-    zone.away = zone.top + distance if direction > 0 else zone.bottom - distance
 
 @njit(cache=True)
-def _new_swing(zone: np.ndarray, prices: np.ndarray, row: int, side: int, # +1: a high, -1: a low
-               wing: int) -> bool:
+def _new_zone(
+    zone: np.ndarray, prices: np.ndarray, row: int, direction: int, candles: int, distance: float
+) -> None:
+    "Fill in the zone that an impulse on `row` leaves: the range of the candles before it."
+    zone.direction, zone.formed, zone.known, zone.tested, zone.resolved = (
+        direction,
+        row - candles,
+        row,
+        -1,
+        -1,
+    )
+    zone.top, zone.bottom = prices[row - candles : row, 1].max(), prices[row - candles : row, 2].min()
+    zone.away = zone.top + distance if direction > 0 else zone.bottom - distance
+
+
+@njit(cache=True)
+def _new_swing(
+    zone: np.ndarray,
+    prices: np.ndarray,
+    row: int,
+    side: int,  # +1: a high, -1: a low
+    wing: int,
+) -> bool:
     "Whether `row` completes a swing point, `wing` candles after it; if so, fill it in. Its direction is the one in which price turns."
-    if row < 2 * wing: return False
-    values, middle = prices[row - 2 * wing:row + 1, 1 if side > 0 else 2], row - wing
+    if row < 2 * wing:
+        return False
+    values, middle = prices[row - 2 * wing : row + 1, 1 if side > 0 else 2], row - wing
     for other in range(2 * wing + 1):
-        if other != wing and side * values[other] >= side * values[wing]: return False
-    zone.kind, zone.direction, zone.formed, zone.known, zone.tested, zone.resolved = 1, -side, middle, row, -1, -1
+        if other != wing and side * values[other] >= side * values[wing]:
+            return False
+    zone.kind, zone.direction, zone.formed, zone.known, zone.tested, zone.resolved = (
+        1,
+        -side,
+        middle,
+        row,
+        -1,
+        -1,
+    )
     zone.top, zone.bottom, zone.left = values[wing], values[wing], 1
     return True
 
 # %% ../../nbs/simulation/00_market.ipynb #73dedbc7
 @njit(cache=True)
-def _touch(zones: np.ndarray, first: int, count: int, high: float, low: float, close: float, occupied: bool) -> int:
+def _touch(
+    zones: np.ndarray, first: int, count: int, high: float, low: float, close: float, occupied: bool
+) -> int:
     "Mark what the candle did to each waiting zone; the zone whose test begins at its close, or -1."
     begun = -1
     for number in range(first, count):
         zone = zones[number]
-        if zone.ended: continue
-        near, beyond = (low <= zone.top, close < zone.bottom) if zone.direction > 0 else (high >= zone.bottom, close > zone.top)
+        if zone.ended:
+            continue
+        near, beyond = (
+            (low <= zone.top, close < zone.bottom)
+            if zone.direction > 0
+            else (high >= zone.bottom, close > zone.top)
+        )
         if near and zone.left:
             zone.ended = _BROKEN if beyond else _OCCUPIED if occupied or begun >= 0 else _TESTED
-            if zone.ended == _TESTED: begun = number
-        elif (high >= zone.away) if zone.direction > 0 else (low <= zone.away): zone.left = 1
+            if zone.ended == _TESTED:
+                begun = number
+        elif (high >= zone.away) if zone.direction > 0 else (low <= zone.away):
+            zone.left = 1
     return begun
 
 # %% ../../nbs/simulation/00_market.ipynb #cb4c76d1
 class _Path(NamedTuple):
-    prices: np.ndarray   # open, high, low, close of each candle
-    jumped: np.ndarray   # signed size of the impulse on it, in sigma
+    prices: np.ndarray  # open, high, low, close of each candle
+    jumped: np.ndarray  # signed size of the impulse on it, in sigma
     testing: np.ndarray  # direction under test at its close
-    zones: np.ndarray    # of _ZONE, as they came to be
+    zones: np.ndarray  # of _ZONE, as they came to be
+
 
 @njit(cache=True)
 def _forget(zones: np.ndarray, first: int, count: int, oldest: int) -> int:
     "Let zones known before the row `oldest` expire; the first that is left."
     while first < count and zones[first].known < oldest:
-        if not zones[first].ended: zones[first].ended = _EXPIRED
+        if not zones[first].ended:
+            zones[first].ended = _EXPIRED
         first += 1
     return first
 
 # %% ../../nbs/simulation/00_market.ipynb #9688747d
 @njit(cache=True)
-def _walk(price: float, noise: np.ndarray, bridges: np.ndarray, sigma: np.ndarray, surprise: np.ndarray, lean: np.ndarray,
-          impulses: np.ndarray,                # signed sizes in sigma; 0 where there is none
-          tilt: float, barrier_sigma: float,   # log odds of a test, and its size
-          candles: int, wing: int, life: int, departure: float,
-         ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _walk(
+    price: float,
+    noise: np.ndarray,
+    bridges: np.ndarray,
+    sigma: np.ndarray,
+    surprise: np.ndarray,
+    lean: np.ndarray,
+    impulses: np.ndarray,  # signed sizes in sigma; 0 where there is none
+    tilt: float,
+    barrier_sigma: float,  # log odds of a test, and its size
+    candles: int,
+    wing: int,
+    life: int,
+    departure: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     "The fields of a `_Path`."
     rows, steps = noise.shape
     prices, jumped, testing = np.empty((rows, 4)), np.zeros(rows), np.zeros(rows)
     zones = np.zeros(np.count_nonzero(impulses) + 2 * (rows // wing + 1) + 1, _ZONE)
     first, count, test, pull, below, above, calm, mean = 0, 0, -1, 0.0, 0.0, np.inf, candles, price
     for row in range(rows):
-        if test < 0 and row >= calm: jumped[row] = impulses[row]
-        high, low, close, met = _walk_candle(price, noise[row], bridges[row], sigma[row] * surprise[row] / math.sqrt(steps), jumped[row] * sigma[row] / steps, pull,
-                                             below, above, lean[row], price / mean - 1, sigma[row] * math.sqrt(_MEMORY))
+        if test < 0 and row >= calm:
+            jumped[row] = impulses[row]
+        high, low, close, met = _walk_candle(
+            price,
+            noise[row],
+            bridges[row],
+            sigma[row] * surprise[row] / math.sqrt(steps),
+            jumped[row] * sigma[row] / steps,
+            pull,
+            below,
+            above,
+            lean[row],
+            price / mean - 1,
+            sigma[row] * math.sqrt(_MEMORY),
+        )
         prices[row] = price, high, low, close
         price, mean = close, mean + (close - mean) / _MEMORY
         if test >= 0 and met:
@@ -278,142 +517,274 @@ def _walk(price: float, noise: np.ndarray, bridges: np.ndarray, sigma: np.ndarra
             zones[test].tested, below, above = row, price * (1 - barrier), price * (1 + barrier)
             pull = zones[test].direction * tilt / (2 * barrier)
         if jumped[row]:
-            _new_zone(zones[count], prices, row, 1 if jumped[row] > 0 else -1, candles, departure * sigma[row] * price)
+            _new_zone(
+                zones[count],
+                prices,
+                row,
+                1 if jumped[row] > 0 else -1,
+                candles,
+                departure * sigma[row] * price,
+            )
             count, calm = count + 1, row + candles + 1
         for side in (1, -1):
-            if _new_swing(zones[count], prices, row, side, wing): count += 1
-        if test >= 0: testing[row] = zones[test].direction
+            if _new_swing(zones[count], prices, row, side, wing):
+                count += 1
+        if test >= 0:
+            testing[row] = zones[test].direction
     return prices, jumped, testing, zones[:count]
 
 # %% ../../nbs/simulation/00_market.ipynb #0a5babf8
-_NOTIONAL = 1.0e6     # mean volume of a candle times the first price
-_ACTIVITY = ((0.9, 0.25), (0.9995, 0.4))   # of the volume's own waves: persistence, and standard deviation of the logarithm
+_NOTIONAL = 1.0e6  # mean volume of a candle times the first price
+_ACTIVITY = (
+    (0.9, 0.25),
+    (0.9995, 0.4),
+)  # of the volume's own waves: persistence, and standard deviation of the logarithm
+
 
 def _tick_decimals(price: float) -> int:
     "Decimals of the tick: the power of ten at or below a hundred-thousandth of the price."
     decimals = 0
-    while 10**decimals * price < 100_000: decimals += 1
+    while 10**decimals * price < 100_000:
+        decimals += 1
     return decimals
 
-class _Pace(NamedTuple):
-    sigma: np.ndarray     # known before each candle
-    surprise: np.ndarray
-    shape: np.ndarray     # part of sigma that is the week's
-    base: float           # mean of sigma
 
-def _volume(prices: np.ndarray, pace: _Pace, jumped: np.ndarray, noise: np.ndarray, notional: float) -> np.ndarray:
+class _Pace(NamedTuple):
+    sigma: np.ndarray  # known before each candle
+    surprise: np.ndarray
+    shape: np.ndarray  # part of sigma that is the week's
+    base: float  # mean of sigma
+
+
+def _volume(
+    prices: np.ndarray, pace: _Pace, jumped: np.ndarray, noise: np.ndarray, notional: float
+) -> np.ndarray:
     "Volume that goes with a path."
     move = np.abs(prices[:, 3] / prices[:, 0] - 1) / (pace.sigma * pace.surprise)
     waves = sum(deviation * _slow_wave(noise[:, 6], persistence) for persistence, deviation in _ACTIVITY)
-    busy = _exp(1.1 * _log(pace.sigma / pace.base * pace.surprise) + 0.6 * _log(pace.shape) + waves + 0.3 * noise[:, 7])
+    busy = _exp(
+        1.1 * _log(pace.sigma / pace.base * pace.surprise)
+        + 0.6 * _log(pace.shape)
+        + waves
+        + 0.3 * noise[:, 7]
+    )
     return notional * 0.7 * busy * (0.6 + 0.4 * move) * np.where(jumped != 0, 2.0, 1.0)
 
 # %% ../../nbs/simulation/00_market.ipynb #3a406f1d
-def _book(prices: np.ndarray, pace: _Pace, testing: np.ndarray, move: np.ndarray, volume: np.ndarray, noise: np.ndarray,
-          notional: float, lean: float, decimals: int) -> dict[str, np.ndarray]:
+def _book(
+    prices: np.ndarray,
+    pace: _Pace,
+    testing: np.ndarray,
+    move: np.ndarray,
+    volume: np.ndarray,
+    noise: np.ndarray,
+    notional: float,
+    lean: float,
+    decimals: int,
+) -> dict[str, np.ndarray]:
     "Taker volume, quotes and depth that go with a path of rounded prices."
     close, tick, busy = prices[:, 3], float(f"1e-{decimals}"), np.sqrt(pace.sigma / pace.base)
     half = 0.3e-4 * close * busy * _exp(0.2 * noise[:, 9])
     depth, ratio, shift = 0.2 * notional / busy, 0.3 * np.sqrt(busy), 0.5 * lean * testing
-    tended = 1 - 2 / (_exp(1.4 * np.clip(move, -20, 20)) + 1)                   # hyperbolic tangent
-    return {"taker_buy_volume": volume * (0.5 + 0.2 * tended + 0.05 * np.clip(noise[:, 8], -3, 3)),
-            "bid": np.round(np.floor((close - half) / tick) * tick, decimals), "ask": np.round(np.ceil((close + half) / tick) * tick, decimals),
-            "bid_volume": depth * _exp(ratio * noise[:, 10] + shift), "ask_volume": depth * _exp(ratio * noise[:, 11] - shift)}
+    tended = 1 - 2 / (_exp(1.4 * np.clip(move, -20, 20)) + 1)  # hyperbolic tangent
+    return {
+        "taker_buy_volume": volume * (0.5 + 0.2 * tended + 0.05 * np.clip(noise[:, 8], -3, 3)),
+        "bid": np.round(np.floor((close - half) / tick) * tick, decimals),
+        "ask": np.round(np.ceil((close + half) / tick) * tick, decimals),
+        "bid_volume": depth * _exp(ratio * noise[:, 10] + shift),
+        "ask_volume": depth * _exp(ratio * noise[:, 11] - shift),
+    }
 
 # %% ../../nbs/simulation/00_market.ipynb #aa727f1b
 class SimulatedMarket(NamedTuple):
     candles: pd.DataFrame  # simulated five-minute candles with quotes and depth
-    truth: pd.DataFrame    # one row a zone or swing point: what happened to it, and how likely success was
-    regimes: pd.Series     # of each candle: +1 rising trend, -1 falling trend, 0 range; hidden from whoever trades
+    truth: pd.DataFrame  # one row a zone or swing point: what happened to it, and how likely success was
+    regimes: (
+        pd.Series
+    )  # of each candle: +1 rising trend, -1 falling trend, 0 range; hidden from whoever trades
+
 
 def _impulses(uniform: np.ndarray, config: SimulationConfig) -> np.ndarray:
     "Candidate impulses: signed sizes in sigma, within a fifth of the mean size; 0 where there is none."
     size = config.impulse_sigma * (0.8 + 0.4 * uniform[:, 2])
-    return np.where(uniform[:, 0] < 1 / (12 * config.impulse_hours), np.where(uniform[:, 1] < 0.5, size, -size), 0.0)
+    return np.where(
+        uniform[:, 0] < 1 / (12 * config.impulse_hours), np.where(uniform[:, 1] < 0.5, size, -size), 0.0
+    )
+
 
 def _accumulate(impulses: np.ndarray, config: SimulationConfig) -> np.ndarray:
     "Factor on the volatility of each candle: `accumulation` on those before an impulse, else one."
     ahead = np.zeros(len(impulses), bool)
-    for distance in range(1, config.zone_candles + 1): ahead[:-distance] |= impulses[distance:] != 0
+    for distance in range(1, config.zone_candles + 1):
+        ahead[:-distance] |= impulses[distance:] != 0
     return np.where(ahead, config.accumulation, 1.0)
 
-def _truth(symbol: str, zones: np.ndarray, opens: pd.DatetimeIndex, decimals: int, edge: float) -> pd.DataFrame:
+
+def _truth(
+    symbol: str, zones: np.ndarray, opens: pd.DatetimeIndex, decimals: int, edge: float
+) -> pd.DataFrame:
     "The zones and swings as a table; times after the last candle are missing."
     closes = opens + TIMEFRAMES["5m"]
     dated = lambda rows: pd.Series(closes[np.maximum(rows, 0)]).where(rows >= 0)
     resolved, tested = zones["resolved"] >= 0, zones["tested"] >= 0
-    return pd.DataFrame({
-        "symbol": symbol, "zone_id": np.arange(len(zones)), "kind": _KINDS[zones["kind"]], "direction": zones["direction"],
-        "formed_at": opens[zones["formed"]], "known_at": closes[zones["known"]],
-        "top": np.round(zones["top"], decimals), "bottom": np.round(zones["bottom"], decimals),
-        "retested_at": dated(zones["tested"]), "resolved_at": dated(zones["resolved"]),
-        "succeeded": pd.Series(zones["met"] == zones["direction"], dtype="boolean").where(resolved),
-        "probability": np.where(tested, 0.5 + edge, np.nan), "ended_how": _ENDINGS[zones["ended"]]})
+    return pd.DataFrame(
+        {
+            "symbol": symbol,
+            "zone_id": np.arange(len(zones)),
+            "kind": _KINDS[zones["kind"]],
+            "direction": zones["direction"],
+            "formed_at": opens[zones["formed"]],
+            "known_at": closes[zones["known"]],
+            "top": np.round(zones["top"], decimals),
+            "bottom": np.round(zones["bottom"], decimals),
+            "retested_at": dated(zones["tested"]),
+            "resolved_at": dated(zones["resolved"]),
+            "succeeded": pd.Series(zones["met"] == zones["direction"], dtype="boolean").where(resolved),
+            "probability": np.where(tested, 0.5 + edge, np.nan),
+            "ended_how": _ENDINGS[zones["ended"]],
+        }
+    )
 
 # %% ../../nbs/simulation/00_market.ipynb #84e1eb44
-def _pace_of(noise: np.ndarray, impulses: np.ndarray, regimes: np.ndarray, days: range, config: SimulationConfig) -> _Pace:
+def _pace_of(
+    noise: np.ndarray, impulses: np.ndarray, regimes: np.ndarray, days: range, config: SimulationConfig
+) -> _Pace:
     "How fast the market goes on each candle."
     sigma, surprise, shape = _sigmas(noise, days, config)
     return _Pace(sigma * _pace(regimes) * _accumulate(impulses, config), surprise, shape, _base_sigma(config))
+
 
 def _first_price(symbol: str) -> float:
     "A price for the first candle that follows from the name, between 100 and 10,000."
     return float(np.round(10 ** (2 + zlib.crc32(f"price {symbol}".encode()) / 2**31), -1))
 
-def _candles(path: _Path, pace: _Pace, noise: np.ndarray, config: SimulationConfig, decimals: int) -> dict[str, np.ndarray]:
+
+def _candles(
+    path: _Path, pace: _Pace, noise: np.ndarray, config: SimulationConfig, decimals: int
+) -> dict[str, np.ndarray]:
     "All columns that go with a path."
     prices, notional = np.round(path.prices, decimals), _NOTIONAL / path.prices[0, 0]
     volume = _volume(prices, pace, path.jumped, noise, notional)
-    book = _book(prices, pace, path.testing, (prices[:, 3] / prices[:, 0] - 1) / pace.sigma, volume, noise, notional, config.depth_lean * config.edge, decimals)
+    book = _book(
+        prices,
+        pace,
+        path.testing,
+        (prices[:, 3] / prices[:, 0] - 1) / pace.sigma,
+        volume,
+        noise,
+        notional,
+        config.depth_lean * config.edge,
+        decimals,
+    )
     return dict(zip(("open", "high", "low", "close"), prices.T)) | {"volume": volume} | book
 
-def _simulate_symbol(symbol: str, days: range, rows: int, common: _Noise, config: SimulationConfig) -> SimulatedMarket:
+
+def _simulate_symbol(
+    symbol: str, days: range, rows: int, common: _Noise, config: SimulationConfig
+) -> SimulatedMarket:
     "The first `rows` simulated candles of one symbol from midnight of the first day on, and the truth about them."
     own = _noise(config.seed, f"symbol {symbol}", days)
-    noise = np.hstack([_shared(own.candle[:, :_SHARED], common.candle[:, :_SHARED], config.correlation), own.candle[:, _SHARED:]])
+    noise = np.hstack(
+        [
+            _shared(own.candle[:, :_SHARED], common.candle[:, :_SHARED], config.correlation),
+            own.candle[:, _SHARED:],
+        ]
+    )
     impulses, regimes = _impulses(own.impulse, config), _regimes_of(noise, config)
     pace, first_price = _pace_of(noise, impulses, regimes, days, config), _first_price(symbol)
-    path = _Path(*_walk(first_price, _shared(own.steps, common.steps, config.correlation)[:rows], own.bridges[:rows], pace.sigma[:rows], pace.surprise[:rows], config.trend * regimes[:rows], impulses[:rows],
-                        _tilt(config.edge), config.barrier_sigma, config.zone_candles, config.swing_candles, int(config.zone_life_hours * 12), config.departure_sigma))
-    index = pd.date_range(pd.Timestamp(days[0], unit="D", tz="UTC"), periods=rows, freq=TIMEFRAMES["5m"], name="open_time", unit="ns")
+    path = _Path(
+        *_walk(
+            first_price,
+            _shared(own.steps, common.steps, config.correlation)[:rows],
+            own.bridges[:rows],
+            pace.sigma[:rows],
+            pace.surprise[:rows],
+            config.trend * regimes[:rows],
+            impulses[:rows],
+            _tilt(config.edge),
+            config.barrier_sigma,
+            config.zone_candles,
+            config.swing_candles,
+            int(config.zone_life_hours * 12),
+            config.departure_sigma,
+        )
+    )
+    index = pd.date_range(
+        pd.Timestamp(days[0], unit="D", tz="UTC"),
+        periods=rows,
+        freq=TIMEFRAMES["5m"],
+        name="open_time",
+        unit="ns",
+    )
     decimals, pace = _tick_decimals(first_price), _Pace(*(part[:rows] for part in pace[:3]), pace.base)
     candles = pd.DataFrame(_candles(path, pace, noise[:rows], config, decimals), index=index)
-    return SimulatedMarket(candles, _truth(symbol, path.zones, index, decimals, config.edge), pd.Series(regimes[:rows], index, name="regime"))
+    return SimulatedMarket(
+        candles,
+        _truth(symbol, path.zones, index, decimals, config.edge),
+        pd.Series(regimes[:rows], index, name="regime"),
+    )
 
 # %% ../../nbs/simulation/00_market.ipynb #650d7079
 def _utc(time: str, name: str) -> pd.Timestamp:
     "A date as a UTC time on the five-minute grid."
-    try: stamp = pd.Timestamp(time)
-    except ValueError: raise SimulationError(f"simulated market: {name} {time!r} is not a date: write it like 2024-01-31") from None
+    try:
+        stamp = pd.Timestamp(time)
+    except ValueError:
+        raise SimulationError(
+            f"simulated market: {name} {time!r} is not a date: write it like 2024-01-31"
+        ) from None
     stamp = stamp.tz_localize("UTC") if stamp.tz is None else stamp.tz_convert("UTC")
-    if stamp != stamp.floor(TIMEFRAMES["5m"]): raise SimulationError(f"simulated market: {name} {time} is not on the 5m grid: choose a full five minutes")
+    if stamp != stamp.floor(TIMEFRAMES["5m"]):
+        raise SimulationError(
+            f"simulated market: {name} {time} is not on the 5m grid: choose a full five minutes"
+        )
     return stamp
 
-def simulate_market(symbols: Sequence[str], # names; each has its own noise and shares the common one
-                    start: str, end: str,   # dates or times in UTC; candles lie in [start, end)
-                    config: SimulationConfig) -> dict[str, SimulatedMarket]:
+
+def simulate_market(
+    symbols: Sequence[str],  # names; each has its own noise and shares the common one
+    start: str,
+    end: str,  # dates or times in UTC; candles lie in [start, end)
+    config: SimulationConfig,
+) -> dict[str, SimulatedMarket]:
     "Simulated five-minute candles, the truth about their zones and swings, and their regimes, by symbol."
-    if not symbols or len(set(symbols)) < len(symbols): raise SimulationError(f"simulated market: symbols must be named, each once, found {list(symbols)}")
+    if not symbols or len(set(symbols)) < len(symbols):
+        raise SimulationError(f"simulated market: symbols must be named, each once, found {list(symbols)}")
     first, last = _utc(start, "start"), _utc(end, "end")
-    if last <= first: raise SimulationError(f"simulated market: end {end} is not after start {start}: choose a later end")
+    if last <= first:
+        raise SimulationError(f"simulated market: end {end} is not after start {start}: choose a later end")
     midnight = first.floor("D")
-    days = range((midnight - pd.Timestamp(0, tz="UTC")).days, (last.ceil("D") - pd.Timestamp(0, tz="UTC")).days)
+    days = range(
+        (midnight - pd.Timestamp(0, tz="UTC")).days, (last.ceil("D") - pd.Timestamp(0, tz="UTC")).days
+    )
     common, rows = _noise(config.seed, "common", days), (last - midnight) // TIMEFRAMES["5m"]
     markets = {}
     for symbol in symbols:
         candles, truth, regimes = _simulate_symbol(symbol, days, rows, common, config)
         candles = validate_candles(candles[candles.index >= first], "5m", f"simulated {symbol}")
-        markets[symbol] = SimulatedMarket(candles, truth[truth["formed_at"] >= first].reset_index(drop=True), regimes[candles.index])
+        markets[symbol] = SimulatedMarket(
+            candles, truth[truth["formed_at"] >= first].reset_index(drop=True), regimes[candles.index]
+        )
     return markets
 
 # %% ../../nbs/simulation/00_market.ipynb #553ae948
-def random_walk(rows: int, seed: int,
-                steps: int = 8,              # of the walk in a candle
-                volatility: float = 0.0005,  # standard deviation of a step, fraction of price
-               ) -> pd.DataFrame:
+def random_walk(
+    rows: int,
+    seed: int,
+    steps: int = 8,  # of the walk in a candle
+    volatility: float = 0.0005,  # standard deviation of a step, fraction of price
+) -> pd.DataFrame:
     "Five-minute candles of a driftless walk from a price of 100; volume is uniform between 1 and 2."
     generator = np.random.default_rng(seed)
     path = 100 * np.exp(generator.normal(0, volatility, (rows, steps)).cumsum().reshape(rows, steps))
     opens = np.append(100.0, path[:-1, -1])
-    return pd.DataFrame({"open": opens, "high": np.maximum(opens, path.max(axis=1)), "low": np.minimum(opens, path.min(axis=1)), "close": path[:, -1], "volume": generator.uniform(1, 2, rows)},
-                        index=pd.date_range("2024-01-01", periods=rows, freq="5min", tz="UTC", name="open_time", unit="ns"))
+    return pd.DataFrame(
+        {
+            "open": opens,
+            "high": np.maximum(opens, path.max(axis=1)),
+            "low": np.minimum(opens, path.min(axis=1)),
+            "close": path[:, -1],
+            "volume": generator.uniform(1, 2, rows),
+        },
+        index=pd.date_range("2024-01-01", periods=rows, freq="5min", tz="UTC", name="open_time", unit="ns"),
+    )

@@ -10,14 +10,17 @@ __all__ = ['TOLERANCES', 'NOT_MET', 'log_returns', 'autocorrelation', 'decay_exp
 # %% ../../nbs/simulation/01_stylised_facts.ipynb #88981292
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
+
 from ..candles import TIMEFRAMES, CandleError, index_unit, resample
 
 # %% ../../nbs/simulation/01_stylised_facts.ipynb #8b2b3807
-def log_returns(candles: pd.DataFrame,  # five-minute candles
-                horizon: str = "5m",    # a key of `TIMEFRAMES`
-               ) -> pd.Series:
+def log_returns(
+    candles: pd.DataFrame,  # five-minute candles
+    horizon: str = "5m",  # a key of `TIMEFRAMES`
+) -> pd.Series:
     "Logarithmic returns at the close of each candle of the horizon; missing for the first one and after holes."
     series = candles if horizon == "5m" else resample(candles, "5m", horizon)
     close, step = series["close"].to_numpy(), TIMEFRAMES[horizon].value // index_unit(series.index)
@@ -26,9 +29,10 @@ def log_returns(candles: pd.DataFrame,  # five-minute candles
     return pd.Series(returns, series.index, name="return")
 
 # %% ../../nbs/simulation/01_stylised_facts.ipynb #dd290625
-def autocorrelation(values: pd.Series | np.ndarray,
-                    lags: Sequence[int],  # in rows
-                   ) -> pd.Series:
+def autocorrelation(
+    values: pd.Series | np.ndarray,
+    lags: Sequence[int],  # in rows
+) -> pd.Series:
     "Correlation of the values with themselves some rows later, by lag; pairs with a missing value are left out."
     values, found = np.asarray(values, float), {}
     for lag in lags:
@@ -36,6 +40,7 @@ def autocorrelation(values: pd.Series | np.ndarray,
         both = np.isfinite(before) & np.isfinite(after)
         found[lag] = np.corrcoef(before[both], after[both])[0, 1]
     return pd.Series(found, name="autocorrelation").rename_axis("lag")
+
 
 def decay_exponent(memory: pd.Series) -> float:
     "The power of the lag with which an autocorrelation fades: minus the slope of its logarithm over the lag's; lags at which it is not positive are left out."
@@ -46,13 +51,20 @@ def decay_exponent(memory: pd.Series) -> float:
 def kurtosis(returns: pd.Series, trim: float = 0.0) -> float:
     "Fourth moment over the squared second, about the mean; returns beyond the quantiles `trim` and 1 - `trim` are set back to them."
     values = returns.dropna().to_numpy()
-    if trim: values = np.clip(values, *np.quantile(values, [trim, 1 - trim]))
+    if trim:
+        values = np.clip(values, *np.quantile(values, [trim, 1 - trim]))
     away = values - values.mean()
-    return float(np.mean(away**4) / np.mean(away**2)**2)
+    return float(np.mean(away**4) / np.mean(away**2) ** 2)
 
-def kurtosis_by_horizon(candles: pd.DataFrame, horizons: Sequence[str] = ("5m", "1h", "4h", "1d"), trim: float = 0.0) -> pd.Series:
+
+def kurtosis_by_horizon(
+    candles: pd.DataFrame, horizons: Sequence[str] = ("5m", "1h", "4h", "1d"), trim: float = 0.0
+) -> pd.Series:
     "Kurtosis of the returns of each horizon."
-    return pd.Series({horizon: kurtosis(log_returns(candles, horizon), trim) for horizon in horizons}, name="kurtosis").rename_axis("horizon")
+    return pd.Series(
+        {horizon: kurtosis(log_returns(candles, horizon), trim) for horizon in horizons}, name="kurtosis"
+    ).rename_axis("horizon")
+
 
 def gain_loss_ratio(returns: pd.Series, share: float = 0.01) -> float:
     "Size of the gain that a share of returns exceeds, over that of the loss (fact 3: losses are the larger ones, in stocks)."
@@ -64,16 +76,20 @@ def volume_volatility_correlation(candles: pd.DataFrame) -> float:
     "Rank correlation of a candle's volume and the size of its return."
     return float(candles["volume"].corr(log_returns(candles).abs(), method="spearman"))
 
+
 def _by(values: pd.Series, group: np.ndarray) -> pd.Series:
     return values.groupby(group).mean() / values.mean()
+
 
 def intraday_shape(values: pd.Series) -> pd.Series:
     "Mean of the values in each hour of the day, UTC, relative to the mean."
     return _by(values, values.index.hour).rename_axis("hour")
 
+
 def weekly_shape(values: pd.Series) -> pd.Series:
     "Mean of the values on each day of the week, Monday 0, relative to the mean."
     return _by(values, values.index.day_of_week).rename_axis("day")
+
 
 def weekend_ratio(values: pd.Series) -> float:
     "Mean of the values on Saturday and Sunday over that on other days."
@@ -85,48 +101,87 @@ def zero_return_share(candles: pd.DataFrame) -> float:
     "Share of returns that are exactly zero."
     return float((log_returns(candles).dropna() == 0).mean())
 
+
 def range_ratio(candles: pd.DataFrame) -> float:
     "Mean range of a candle over its mean distance from open to close, both in logarithms."
-    return float(np.log(candles["high"] / candles["low"]).mean() / np.log(candles["close"] / candles["open"]).abs().mean())
+    return float(
+        np.log(candles["high"] / candles["low"]).mean()
+        / np.log(candles["close"] / candles["open"]).abs().mean()
+    )
 
 # %% ../../nbs/simulation/01_stylised_facts.ipynb #cb9a2e19
-_LAGS = {"5m": 1, "10m": 2, "15m": 3, "1h": 12, "6h": 72, "1d": 288, "7d": 2016}   # in five-minute candles
+_LAGS = {"5m": 1, "10m": 2, "15m": 3, "1h": 12, "6h": 72, "1d": 288, "7d": 2016}  # in five-minute candles
 _SHORTEST = 4 * 2016
+
 
 def _memories(candles: pd.DataFrame, returns: pd.Series) -> dict[str, float]:
     "Autocorrelations of returns, of their sizes and of volume."
     lags, record = list(_LAGS.values()), {}
-    for name, values, shown in (("return", returns, ("5m", "10m", "15m", "1h")), ("size", returns.abs(), ("5m", "1h", "6h", "1d", "7d")), ("volume", np.log1p(candles["volume"] / candles["volume"].median()), ("5m", "1h", "1d", "7d"))):
+    for name, values, shown in (
+        ("return", returns, ("5m", "10m", "15m", "1h")),
+        ("size", returns.abs(), ("5m", "1h", "6h", "1d", "7d")),
+        ("volume", np.log1p(candles["volume"] / candles["volume"].median()), ("5m", "1h", "1d", "7d")),
+    ):
         memory = autocorrelation(values, lags)
         record |= {f"{name}_autocorrelation_{lag}": float(memory[_LAGS[lag]]) for lag in shown}
-        if name == "size": record["size_autocorrelation_decay"] = decay_exponent(memory)
+        if name == "size":
+            record["size_autocorrelation_decay"] = decay_exponent(memory)
     return record
+
 
 def _shapes(name: str, values: pd.Series) -> dict[str, float]:
     hours = intraday_shape(values)
-    return {f"{name}_busiest_hour": float(hours.max()), f"{name}_quietest_hour": float(hours.min()), f"{name}_weekend": weekend_ratio(values)}
+    return {
+        f"{name}_busiest_hour": float(hours.max()),
+        f"{name}_quietest_hour": float(hours.min()),
+        f"{name}_weekend": weekend_ratio(values),
+    }
 
-def stylised_facts(candles: pd.DataFrame,      # five-minute candles
-                   symbol: str = "candles",    # named in errors
-                  ) -> dict[str, float]:
+
+def stylised_facts(
+    candles: pd.DataFrame,  # five-minute candles
+    symbol: str = "candles",  # named in errors
+) -> dict[str, float]:
     "The stylised facts of a series of five-minute candles, as one flat record."
-    if len(candles) < _SHORTEST: raise CandleError(f"{symbol}: {len(candles)} candles from {candles.index[0]} on are too few to measure a week's memory: give at least {_SHORTEST}, four weeks")
+    if len(candles) < _SHORTEST:
+        raise CandleError(
+            f"{symbol}: {len(candles)} candles from {candles.index[0]} on are too few to measure a week's memory: give at least {_SHORTEST}, four weeks"
+        )
     returns = log_returns(candles)
     tails = {f"kurtosis_{horizon}": value for horizon, value in kurtosis_by_horizon(candles).items()}
-    trimmed = {f"trimmed_kurtosis_{horizon}": value for horizon, value in kurtosis_by_horizon(candles, ("5m", "1h", "4h"), 0.001).items()}
-    return (_memories(candles, returns) | tails | trimmed | {"gain_loss_ratio": gain_loss_ratio(returns), "volume_volatility_correlation": volume_volatility_correlation(candles)}
-            | _shapes("size", returns.abs()) | _shapes("volume", candles["volume"]) | {"zero_return_share": zero_return_share(candles), "range_ratio": range_ratio(candles)})
+    trimmed = {
+        f"trimmed_kurtosis_{horizon}": value
+        for horizon, value in kurtosis_by_horizon(candles, ("5m", "1h", "4h"), 0.001).items()
+    }
+    return (
+        _memories(candles, returns)
+        | tails
+        | trimmed
+        | {
+            "gain_loss_ratio": gain_loss_ratio(returns),
+            "volume_volatility_correlation": volume_volatility_correlation(candles),
+        }
+        | _shapes("size", returns.abs())
+        | _shapes("volume", candles["volume"])
+        | {"zero_return_share": zero_return_share(candles), "range_ratio": range_ratio(candles)}
+    )
 
 # %% ../../nbs/simulation/01_stylised_facts.ipynb #2284a0bf
 class Tolerance(NamedTuple):
     "How far a simulated fact may lie outside the span of the real ones."
+
     difference: float | None = None
     factor: float | None = None
 
     def band(self, real: Sequence[float]) -> tuple[float, float]:
         "The lowest and highest value that are allowed."
         low, high = min(real), max(real)
-        return (low - self.difference, high + self.difference) if self.factor is None else (low / self.factor, high * self.factor)
+        return (
+            (low - self.difference, high + self.difference)
+            if self.factor is None
+            else (low / self.factor, high * self.factor)
+        )
+
 
 TOLERANCES = {
     **{f"return_autocorrelation_{lag}": Tolerance(difference=0.02) for lag in ("5m", "10m", "15m", "1h")},
@@ -135,24 +190,44 @@ TOLERANCES = {
     **{f"volume_autocorrelation_{lag}": Tolerance(difference=0.15) for lag in ("5m", "1h", "1d", "7d")},
     **{f"kurtosis_{horizon}": Tolerance(factor=2.0) for horizon in ("5m", "1h", "4h", "1d")},
     **{f"trimmed_kurtosis_{horizon}": Tolerance(factor=1.5) for horizon in ("5m", "1h", "4h")},
-    "gain_loss_ratio": Tolerance(factor=1.1), "volume_volatility_correlation": Tolerance(difference=0.1),
-    **{f"{name}_{hour}_hour": Tolerance(factor=1.2) for name in ("size", "volume") for hour in ("busiest", "quietest")},
-    "size_weekend": Tolerance(factor=1.2), "volume_weekend": Tolerance(factor=1.2),
-    "zero_return_share": Tolerance(factor=3.0), "range_ratio": Tolerance(factor=1.1)}
+    "gain_loss_ratio": Tolerance(factor=1.1),
+    "volume_volatility_correlation": Tolerance(difference=0.1),
+    **{
+        f"{name}_{hour}_hour": Tolerance(factor=1.2)
+        for name in ("size", "volume")
+        for hour in ("busiest", "quietest")
+    },
+    "size_weekend": Tolerance(factor=1.2),
+    "volume_weekend": Tolerance(factor=1.2),
+    "zero_return_share": Tolerance(factor=3.0),
+    "range_ratio": Tolerance(factor=1.1),
+}
 
-NOT_MET = {   # by the simulated market with its default settings, against Bitcoin and Ether in 2023
+NOT_MET = {  # by the simulated market with its default settings, against Bitcoin and Ether in 2023
     "return_autocorrelation_5m": "real returns turn back by a twentieth within five minutes; those of a martingale cannot",
-    "kurtosis_5m": "of the real number one candle of a year, a fall of ten percent, makes three quarters; the simulated market has none like it"}
+    "kurtosis_5m": "of the real number one candle of a year, a fall of ten percent, makes three quarters; the simulated market has none like it",
+}
 
 # %% ../../nbs/simulation/01_stylised_facts.ipynb #1b38ffb7
-def compare_facts(real: Mapping[str, Mapping[str, float]],       # records of `stylised_facts` by symbol
-                  simulated: Sequence[Mapping[str, float]],      # the same of simulated series
-                 ) -> pd.DataFrame:
+def compare_facts(
+    real: Mapping[str, Mapping[str, float]],  # records of `stylised_facts` by symbol
+    simulated: Sequence[Mapping[str, float]],  # the same of simulated series
+) -> pd.DataFrame:
     "One row a fact: the real series, the median and span of the simulated ones, what is allowed, and whether the median keeps to it."
     drawn, rows = pd.DataFrame(simulated), []
     for name, tolerance in TOLERANCES.items():
         lowest, highest = tolerance.band([facts[name] for facts in real.values()])
         middle = float(drawn[name].median())
-        rows.append({"fact": name, **{symbol: facts[name] for symbol, facts in real.items()}, "simulated": middle, "simulated_low": drawn[name].min(), "simulated_high": drawn[name].max(),
-                     "allowed_low": lowest, "allowed_high": highest, "alike": lowest <= middle <= highest})
+        rows.append(
+            {
+                "fact": name,
+                **{symbol: facts[name] for symbol, facts in real.items()},
+                "simulated": middle,
+                "simulated_low": drawn[name].min(),
+                "simulated_high": drawn[name].max(),
+                "allowed_low": lowest,
+                "allowed_high": highest,
+                "alike": lowest <= middle <= highest,
+            }
+        )
     return pd.DataFrame(rows).set_index("fact")

@@ -9,25 +9,28 @@ __all__ = ['HEADLINES', 'CHANCE', 'FEWEST_TRADES', 'PipelineSettings', 'MarketEv
 # %% ../../nbs/stages/00_calls.ipynb #2890ed15
 from collections.abc import Mapping
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from pydantic import Field
 from scipy import stats
-from ..trading.account import BacktestConfig, backtest_metrics, run_backtest, select_trades
+
 from ..candles import resample
 from ..config import Section
 from ..ensemble.weighting import EnsembleConfig, combine
 from ..evaluation.metrics import mean_interval, score
 from ..features.smc import FeatureConfig, signed_features, smc_features
 from ..labels.outcomes import Costs, LabelingConfig, label_symbols
+from ..labels.splits import SplitsConfig
 from ..models.out_of_fold import TrainingConfig, out_of_fold
 from ..models.windows import event_windows
 from ..patterns.detection import PatternConfig, detect_timeframes
-from ..labels.splits import SplitsConfig
+from ..trading.account import BacktestConfig, backtest_metrics, run_backtest, select_trades
 
 # %% ../../nbs/stages/00_calls.ipynb #702c79b0
 class PipelineSettings(Section):
     "What the stages read from their sections, in one place."
+
     patterns: PatternConfig = PatternConfig()
     labels: LabelingConfig = LabelingConfig()
     costs: Costs = Costs()
@@ -36,74 +39,146 @@ class PipelineSettings(Section):
     train: TrainingConfig = TrainingConfig(threads=1)
     ensemble: EnsembleConfig = EnsembleConfig()
     backtest: BacktestConfig = BacktestConfig()
-    models: tuple[str, ...] = Field(("logistic", "xgboost"), strict=False, description="models that are trained and combined")
+    models: tuple[str, ...] = Field(
+        ("logistic", "xgboost"), strict=False, description="models that are trained and combined"
+    )
 
 # %% ../../nbs/stages/00_calls.ipynb #deeeb98c
 class MarketEvents(NamedTuple):
     "A market with what the first stages make of it."
-    candles: dict[str, pd.DataFrame]   # base candles by symbol
+
+    candles: dict[str, pd.DataFrame]  # base candles by symbol
     labels: pd.DataFrame
     features: dict[str, pd.DataFrame]  # one row a base candle, by symbol
 
-def market_events(candles: Mapping[str, pd.DataFrame], settings: PipelineSettings = PipelineSettings()) -> MarketEvents:
+
+def market_events(
+    candles: Mapping[str, pd.DataFrame], settings: PipelineSettings = PipelineSettings()
+) -> MarketEvents:
     "Patterns, labels and features of five-minute candles."
-    higher = lambda series: {name: series if name == "5m" else resample(series, "5m", name) for name in settings.patterns.timeframes}
-    patterns = {symbol: detect_timeframes(higher(series), settings.patterns) for symbol, series in candles.items()}
+    higher = lambda series: {
+        name: series if name == "5m" else resample(series, "5m", name)
+        for name in settings.patterns.timeframes
+    }
+    patterns = {
+        symbol: detect_timeframes(higher(series), settings.patterns) for symbol, series in candles.items()
+    }
     labels = label_symbols(candles, patterns, settings.labels, settings.costs, settings.patterns)
-    return MarketEvents(dict(candles), labels, {symbol: smc_features(candles[symbol], patterns[symbol], settings.features, settings.patterns) for symbol in candles})
+    return MarketEvents(
+        dict(candles),
+        labels,
+        {
+            symbol: smc_features(candles[symbol], patterns[symbol], settings.features, settings.patterns)
+            for symbol in candles
+        },
+    )
 
 # %% ../../nbs/stages/00_calls.ipynb #ed04b8be
 class PipelineRun(NamedTuple):
     "What the pipeline says of a market."
+
     predictions: pd.DataFrame  # of each model and of the ensemble
-    scores: pd.DataFrame       # one row a model
-    trades: pd.DataFrame       # of the account that follows the ensemble
-    metrics: dict              # of that account
+    scores: pd.DataFrame  # one row a model
+    trades: pd.DataFrame  # of the account that follows the ensemble
+    metrics: dict  # of that account
+
 
 def judge_events(events: MarketEvents, settings: PipelineSettings = PipelineSettings()) -> PipelineRun:
     "Out-of-fold predictions, the ensemble, and the account that follows it."
     candles, labels, _ = events
     windows, kept = event_windows(events.features, labels, settings.train.steps, signed_features())
     usable = labels.iloc[kept].reset_index(drop=True)
-    single = pd.concat([out_of_fold(name, windows, usable, settings.train, settings.splits, progress=False).predictions for name in settings.models], ignore_index=True)
+    single = pd.concat(
+        [
+            out_of_fold(name, windows, usable, settings.train, settings.splits, progress=False).predictions
+            for name in settings.models
+        ],
+        ignore_index=True,
+    )
     mixed, _ = combine(single, labels, settings.ensemble)
     trades = select_trades(mixed, labels, settings.backtest, settings.costs, candles)
-    account = run_backtest(trades, candles, mixed["time"].min(), labels["exit_at"].max(), settings.backtest, settings.costs)
+    account = run_backtest(
+        trades, candles, mixed["time"].min(), labels["exit_at"].max(), settings.backtest, settings.costs
+    )
     predictions = pd.concat([single, mixed], ignore_index=True)
-    return PipelineRun(predictions, score(predictions, labels), account.trades, backtest_metrics(account, settings.costs, settings.backtest))
+    return PipelineRun(
+        predictions,
+        score(predictions, labels),
+        account.trades,
+        backtest_metrics(account, settings.costs, settings.backtest),
+    )
 
 # %% ../../nbs/stages/00_calls.ipynb #4eb96d6b
-HEADLINES = {"auc": "AUC of the ranking", "advantage": "accuracy less the majority's", "gross_r": "mean R before costs", "mean_r": "mean R after costs",
-             "gross_t": "t-value of the daily result before costs", "net_t": "t-value of the daily result after costs"}
-CHANCE = {name: 0.5 if name == "auc" else 0.0 for name in HEADLINES}   # what they are where there is nothing to find
+HEADLINES = {
+    "auc": "AUC of the ranking",
+    "advantage": "accuracy less the majority's",
+    "gross_r": "mean R before costs",
+    "mean_r": "mean R after costs",
+    "gross_t": "t-value of the daily result before costs",
+    "net_t": "t-value of the daily result after costs",
+}
+CHANCE = {
+    name: 0.5 if name == "auc" else 0.0 for name in HEADLINES
+}  # what they are where there is nothing to find
 
-FEWEST_TRADES = 20   # with fewer, their mean says nothing
+FEWEST_TRADES = 20  # with fewer, their mean says nothing
+
 
 def _with_bounds(name: str, value: float, low: float, high: float) -> dict[str, float | None]:
     "A headline and its interval; None for what is not known."
-    return {key: float(number) if number is not None and np.isfinite(number) else None for key, number in zip((name, f"{name}_low", f"{name}_high"), (value, low, high))}
+    return {
+        key: float(number) if number is not None and np.isfinite(number) else None
+        for key, number in zip((name, f"{name}_low", f"{name}_high"), (value, low, high))
+    }
 
-def daily_t_value(results: np.ndarray,  # R of each trade
-                  times: pd.Series, first: pd.Timestamp, last: pd.Timestamp) -> float:
+
+def daily_t_value(
+    results: np.ndarray,  # R of each trade
+    times: pd.Series,
+    first: pd.Timestamp,
+    last: pd.Timestamp,
+) -> float:
     "Mean over its standard error of the summed results of each day from first to last, days without a trade included; NaN where they are all the same."
     days = pd.date_range(first.floor("D"), last.floor("D"), freq="D")
-    sums = pd.Series(np.asarray(results, float)).groupby(pd.DatetimeIndex(times).floor("D")).sum().reindex(days, fill_value=0.0)
+    sums = (
+        pd.Series(np.asarray(results, float))
+        .groupby(pd.DatetimeIndex(times).floor("D"))
+        .sum()
+        .reindex(days, fill_value=0.0)
+    )
     error = sums.std() / np.sqrt(len(days))
     return float(sums.mean() / error) if error > 0 else np.nan
 
 # %% ../../nbs/stages/00_calls.ipynb #f7b45725
-def headlines(run: PipelineRun, settings: PipelineSettings = PipelineSettings()) -> dict[str, float | int | None]:
+def headlines(
+    run: PipelineRun, settings: PipelineSettings = PipelineSettings()
+) -> dict[str, float | int | None]:
     "One flat record: the headlines, each with its 95 % interval, and counts; None for what is not known."
-    ensemble, config, record = run.scores.set_index("model").loc["ensemble"], settings.backtest, {"events": int(run.scores["events"].iloc[-1]), "trades": len(run.trades)}
-    for name in ("auc", "advantage"): record |= _with_bounds(name, *(ensemble[f"{name}{bound}"] for bound in ("", "_low", "_high")))
-    span, enough, half = (run.predictions["time"].min(), run.predictions["time"].max()), len(run.trades) >= FEWEST_TRADES, stats.norm.ppf(0.975)
+    ensemble, config, record = (
+        run.scores.set_index("model").loc["ensemble"],
+        settings.backtest,
+        {"events": int(run.scores["events"].iloc[-1]), "trades": len(run.trades)},
+    )
+    for name in ("auc", "advantage"):
+        record |= _with_bounds(name, *(ensemble[f"{name}{bound}"] for bound in ("", "_low", "_high")))
+    span, enough, half = (
+        (run.predictions["time"].min(), run.predictions["time"].max()),
+        len(run.trades) >= FEWEST_TRADES,
+        stats.norm.ppf(0.975),
+    )
     for mean, t_value, column in (("gross_r", "gross_t", "gross_r"), ("mean_r", "net_t", "realised_r")):
         results, times = run.trades[column].to_numpy(), run.trades["time"]
-        record |= _with_bounds(mean, *(mean_interval(results, times, config.draws, config.seed) if enough else (None, None, None)))
+        record |= _with_bounds(
+            mean,
+            *(mean_interval(results, times, config.draws, config.seed) if enough else (None, None, None)),
+        )
         t = daily_t_value(results, times, *span) if enough else np.nan
         record |= _with_bounds(t_value, t, t - half, t + half)
     return record
 
-def pipeline_result(candles: Mapping[str, pd.DataFrame], settings: PipelineSettings = PipelineSettings()) -> dict[str, float | int | None]:
+
+def pipeline_result(
+    candles: Mapping[str, pd.DataFrame], settings: PipelineSettings = PipelineSettings()
+) -> dict[str, float | int | None]:
     "The headlines of the whole pipeline on a market."
     return headlines(judge_events(market_events(candles, settings), settings), settings)

@@ -8,6 +8,7 @@ __all__ = ['timeless', 'one_sentence', 'TerminalEngine']
 # %% ../../nbs/stages/01_engine.ipynb #6553fb25
 import sys
 from types import TracebackType
+
 from nbformat import NotebookNode
 from papermill.engines import NBClientEngine
 from papermill.exceptions import PapermillExecutionError
@@ -15,24 +16,32 @@ from papermill.exceptions import PapermillExecutionError
 # %% ../../nbs/stages/01_engine.ipynb #26f81cb7
 _TIMES = ("start_time", "end_time", "duration")
 
+
 def timeless(notebook: NotebookNode) -> NotebookNode:
     "The executed notebook without times, random ids and progress bars."
     for part in (notebook, *notebook.cells):
         part.metadata.pop("execution", None)
-        for name in _TIMES: part.metadata.get("papermill", {}).pop(name, None)
+        for name in _TIMES:
+            part.metadata.get("papermill", {}).pop(name, None)
     for cell in notebook.cells:
-        if "injected-parameters" in cell.metadata.get("tags", []): cell["id"] = "injected-parameters"
-        if cell.cell_type == "code": cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell["id"] = "injected-parameters"
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 
 # %% ../../nbs/stages/01_engine.ipynb #b5d5f4f4
 def one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     "Print an error that ended a notebook: its sentence where it is meant for the user, else everything."
-    if isinstance(error, PapermillExecutionError) and error.traceback == [f"{error.ename}: {error.evalue}"]: print(error.traceback[0], file=sys.stderr)
-    else: sys.__excepthook__(kind, error, trace)
+    if isinstance(error, PapermillExecutionError) and error.traceback == [f"{error.ename}: {error.evalue}"]:
+        print(error.traceback[0], file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
 
 class TerminalEngine(NBClientEngine):
     "papermill's own engine with standard error shown as it comes, and the result made `timeless`."
+
     @classmethod
     def execute_notebook(cls, *arguments, **options) -> NotebookNode:
         return timeless(super().execute_notebook(*arguments, **options))
@@ -40,5 +49,9 @@ class TerminalEngine(NBClientEngine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name: str, **options) -> None:
         sys.excepthook = one_sentence
-        quiet = {"extra_arguments": ["--IPKernelApp.log_level=ERROR"], "stderr_file": sys.stderr, "coalesce_streams": True}
+        quiet = {
+            "extra_arguments": ["--IPKernelApp.log_level=ERROR"],
+            "stderr_file": sys.stderr,
+            "coalesce_streams": True,
+        }
         super().execute_managed_notebook(nb_man, kernel_name, **options | quiet)

@@ -9,26 +9,48 @@ __all__ = ['select_trades', 'Backtest', 'run_backtest', 'run_interval', 'interva
 # %% ../../nbs/trading/01_account.ipynb #eea951af
 from collections.abc import Mapping
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from numba import njit
+
 from ..evaluation.metrics import mean_interval
 from ..labels.outcomes import Costs
-from .costs import READINGS, BacktestConfig, BacktestError, charge_costs, funding_prices, liquidate, position_sizes, read_trades, reading_config, trade_rows
+from smc_ml.trading.costs import (
+    READINGS,
+    BacktestConfig,
+    BacktestError,
+    charge_costs,
+    funding_prices,
+    liquidate,
+    position_sizes,
+    read_trades,
+    reading_config,
+    trade_rows,
+)
 
 # %% ../../nbs/trading/01_account.ipynb #6102aff1
 @njit(cache=True)
-def _one_at_a_time(symbol: np.ndarray, entry: np.ndarray, exit: np.ndarray, wanted: np.ndarray, places: int) -> np.ndarray:
+def _one_at_a_time(
+    symbol: np.ndarray, entry: np.ndarray, exit: np.ndarray, wanted: np.ndarray, places: int
+) -> np.ndarray:
     "Wanted events that find their symbol free and a place in the account; events sorted by entry."
     free_from, taken = np.full(symbol.max() + 1, np.iinfo(np.int64).min), np.zeros(len(entry), np.bool_)
     for event in range(len(entry)):
-        if wanted[event] and entry[event] > free_from[symbol[event]] and (free_from >= entry[event]).sum() < places: taken[event], free_from[symbol[event]] = True, exit[event]
+        if (
+            wanted[event]
+            and entry[event] > free_from[symbol[event]]
+            and (free_from >= entry[event]).sum() < places
+        ):
+            taken[event], free_from[symbol[event]] = True, exit[event]
     return taken
+
 
 def _arrays(labels: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Symbol codes, entry and exit times of events sorted by entry."
     times = (labels[name].dt.as_unit("ns").astype("int64").to_numpy() for name in ("entry_at", "exit_at"))
     return pd.factorize(labels["symbol"])[0], *times
+
 
 def _places(labels: pd.DataFrame, config: BacktestConfig) -> int:
     "Positions that can be open at once."
@@ -39,43 +61,83 @@ def _places(labels: pd.DataFrame, config: BacktestConfig) -> int:
 def _events(predictions: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     "Predictions of one model with their labels, sorted by entry, the better expectation first; orders that were never filled are left out."
     doubled = predictions["event_id"].duplicated()
-    if doubled.any(): raise BacktestError(f"event {predictions['event_id'][doubled].iloc[0]} is predicted twice: pass the predictions of one model")
-    events = predictions[["event_id", "probability", "expected_r"]].merge(labels, on="event_id", validate="one_to_one")
-    if len(events) != len(predictions): raise BacktestError(f"{len(predictions) - len(events)} predictions have no label: run the labels and train stages again")
+    if doubled.any():
+        raise BacktestError(
+            f"event {predictions['event_id'][doubled].iloc[0]} is predicted twice: pass the predictions of one model"
+        )
+    events = predictions[["event_id", "probability", "expected_r"]].merge(
+        labels, on="event_id", validate="one_to_one"
+    )
+    if len(events) != len(predictions):
+        raise BacktestError(
+            f"{len(predictions) - len(events)} predictions have no label: run the labels and train stages again"
+        )
     events = events[events["filled"].to_numpy(bool)] if "filled" in events else events
     endless = events["exit_at"].isna() | events["entry_at"].isna()
-    if endless.any(): raise BacktestError(f"{events.loc[endless, 'symbol'].iloc[0]}: the event decided at {events.loc[endless, 'time'].iloc[0]} has no entry_at or exit_at: run the labels stage again")
-    return events.sort_values(["entry_at", "expected_r"], ascending=[True, False], kind="stable", ignore_index=True)
+    if endless.any():
+        raise BacktestError(
+            f"{events.loc[endless, 'symbol'].iloc[0]}: the event decided at {events.loc[endless, 'time'].iloc[0]} has no entry_at or exit_at: run the labels stage again"
+        )
+    return events.sort_values(
+        ["entry_at", "expected_r"], ascending=[True, False], kind="stable", ignore_index=True
+    )
 
-def select_trades(predictions: pd.DataFrame, # of one model
-                  labels: pd.DataFrame, config: BacktestConfig = BacktestConfig(), costs: Costs = Costs(),
-                  candles: Mapping[str, pd.DataFrame] | None = None, # for sizing by volatility
-                 ) -> pd.DataFrame:
+
+def select_trades(
+    predictions: pd.DataFrame,  # of one model
+    labels: pd.DataFrame,
+    config: BacktestConfig = BacktestConfig(),
+    costs: Costs = Costs(),
+    candles: Mapping[str, pd.DataFrame] | None = None,  # for sizing by volatility
+) -> pd.DataFrame:
     "The labels of the traded events with their `expected_r` and `position` (signed share of the equity), sorted by entry."
     events = _events(predictions, labels)
-    events = events.assign(position=position_sizes(events, config, costs, _places(labels, config), candles) if len(events) else 0.0)
-    wanted = (events["expected_r"] > config.minimum_expected_r).to_numpy() & (events["position"] != 0).to_numpy()
-    return events[_one_at_a_time(*_arrays(events), wanted, _places(labels, config))].reset_index(drop=True) if wanted.any() else events[wanted]
+    events = events.assign(
+        position=position_sizes(events, config, costs, _places(labels, config), candles)
+        if len(events)
+        else 0.0
+    )
+    wanted = (events["expected_r"] > config.minimum_expected_r).to_numpy() & (
+        events["position"] != 0
+    ).to_numpy()
+    return (
+        events[_one_at_a_time(*_arrays(events), wanted, _places(labels, config))].reset_index(drop=True)
+        if wanted.any()
+        else events[wanted]
+    )
 
 # %% ../../nbs/trading/01_account.ipynb #de7a7f4a
 @njit(cache=True)
-def _units(marks: np.ndarray,    # (two rows a candle, symbols): open, close
-           funding: np.ndarray,  # (candles, symbols): price of a unit, times the funding times at this open
-           entries: np.ndarray, exits: np.ndarray, # trades in the order in which they are entered and left
-           entry_row: np.ndarray, exit_row: np.ndarray, symbol: np.ndarray, position: np.ndarray, rates: np.ndarray, # rates: entry price, fee, slippage; exit price, fee, slippage; funding
-           cash: float, leverage: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _units(
+    marks: np.ndarray,  # (two rows a candle, symbols): open, close
+    funding: np.ndarray,  # (candles, symbols): price of a unit, times the funding times at this open
+    entries: np.ndarray,
+    exits: np.ndarray,  # trades in the order in which they are entered and left
+    entry_row: np.ndarray,
+    exit_row: np.ndarray,
+    symbol: np.ndarray,
+    position: np.ndarray,
+    rates: np.ndarray,  # rates: entry price, fee, slippage; exit price, fee, slippage; funding
+    cash: float,
+    leverage: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     "Signed units of each trade, the funding it paid, the funding paid at each open, and the lowest cash."
     units, paid, flow, lowest = np.zeros(len(position)), np.zeros(len(position)), np.zeros(len(funding)), cash
     held, holder = np.zeros(marks.shape[1]), np.full(marks.shape[1], -1)
     entered, left, unpaid = 0, 0, 0
     while left < len(exits):
         row = exit_row[exits[left]]
-        if entered < len(entries): row = min(row, entry_row[entries[entered]])
+        if entered < len(entries):
+            row = min(row, entry_row[entries[entered]])
         for candle in range(unpaid, row // 2 + 1):
             for column in range(len(held)):
                 if held[column] != 0 and funding[candle, column] != 0:
                     due = abs(held[column]) * rates[holder[column], 6] * funding[candle, column]
-                    cash, flow[candle], paid[holder[column]] = cash - due, flow[candle] + due, paid[holder[column]] + due
+                    cash, flow[candle], paid[holder[column]] = (
+                        cash - due,
+                        flow[candle] + due,
+                        paid[holder[column]] + due,
+                    )
         unpaid, equity = row // 2 + 1, cash + (held * marks[row]).sum()
         while left < len(exits) and exit_row[exits[left]] == row:
             trade = exits[left]
@@ -86,7 +148,10 @@ def _units(marks: np.ndarray,    # (two rows a candle, symbols): open, close
             trade = entries[entered]
             fill = rates[trade, 0] * (1 + np.sign(position[trade]) * rates[trade, 2])
             units[trade] = position[trade] * max(equity, 0.0) / rates[trade, 0]
-            if units[trade] > 0: units[trade] = min(units[trade], max(cash + (leverage - 1) * equity, 0.0) / (fill * (1 + rates[trade, 1])))
+            if units[trade] > 0:
+                units[trade] = min(
+                    units[trade], max(cash + (leverage - 1) * equity, 0.0) / (fill * (1 + rates[trade, 1]))
+                )
             cash -= units[trade] * fill + abs(units[trade]) * fill * rates[trade, 1]
             held[symbol[trade]], holder[symbol[trade]], entered = units[trade], trade, entered + 1
         lowest = min(lowest, cash)
@@ -95,72 +160,192 @@ def _units(marks: np.ndarray,    # (two rows a candle, symbols): open, close
 # %% ../../nbs/trading/01_account.ipynb #e77fc374
 class Backtest(NamedTuple):
     "A backtested account."
-    trades: pd.DataFrame # selected events with position, units, profit, fees, slippage and funding (quote currency)
-    equity: pd.DataFrame # at each close: equity, drawdown, buy_and_hold, exposure (value of the positions over the equity)
+
+    trades: (
+        pd.DataFrame
+    )  # selected events with position, units, profit, fees, slippage and funding (quote currency)
+    equity: (
+        pd.DataFrame
+    )  # at each close: equity, drawdown, buy_and_hold, exposure (value of the positions over the equity)
+
 
 class _Market(NamedTuple):
     "The candles of all symbols on one time line."
+
     opens: pd.DatetimeIndex
-    marks: np.ndarray   # (two rows a candle, symbols)
-    funding: np.ndarray # (candles, symbols)
+    marks: np.ndarray  # (two rows a candle, symbols)
+    funding: np.ndarray  # (candles, symbols)
 
-def _market(candles: Mapping[str, pd.DataFrame], symbols: list[str], start: pd.Timestamp, end: pd.Timestamp) -> _Market:
-    prices = pd.concat([pd.DataFrame({s: candles[s].loc[start:end, c] for s in symbols}) for c in ("open", "close")], keys=("open", "close"), axis=1)
-    if not len(prices): raise BacktestError(f"no candle from {start} to {end}: check the dates of the predictions")
-    funding = pd.DataFrame({s: pd.Series(funding_prices(candles[s]), index=candles[s].index).loc[start:end] for s in symbols}).reindex(prices.index).fillna(0.0)
-    return _Market(prices.index, prices.ffill().bfill().to_numpy().reshape(2 * len(prices), len(symbols)), funding.to_numpy())
 
-def _orders(trades: pd.DataFrame, rows: tuple[np.ndarray, np.ndarray], column: np.ndarray, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+def _market(
+    candles: Mapping[str, pd.DataFrame], symbols: list[str], start: pd.Timestamp, end: pd.Timestamp
+) -> _Market:
+    prices = pd.concat(
+        [pd.DataFrame({s: candles[s].loc[start:end, c] for s in symbols}) for c in ("open", "close")],
+        keys=("open", "close"),
+        axis=1,
+    )
+    if not len(prices):
+        raise BacktestError(f"no candle from {start} to {end}: check the dates of the predictions")
+    funding = (
+        pd.DataFrame(
+            {s: pd.Series(funding_prices(candles[s]), index=candles[s].index).loc[start:end] for s in symbols}
+        )
+        .reindex(prices.index)
+        .fillna(0.0)
+    )
+    return _Market(
+        prices.index,
+        prices.ffill().bfill().to_numpy().reshape(2 * len(prices), len(symbols)),
+        funding.to_numpy(),
+    )
+
+
+def _orders(
+    trades: pd.DataFrame, rows: tuple[np.ndarray, np.ndarray], column: np.ndarray, shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
     "Units, price, fee and slippage rate of each order, two rows a candle; units are NaN where there is none."
-    orders = {name: np.full(shape, empty) for name, empty in (("size", np.nan), ("price", np.nan), ("fees", 0.0), ("slippage", 0.0))}
+    orders = {
+        name: np.full(shape, empty)
+        for name, empty in (("size", np.nan), ("price", np.nan), ("fees", 0.0), ("slippage", 0.0))
+    }
     for row, side, price, name in ((rows[0], 1, "entry", "entry"), (rows[1], -1, "exit_price", "exit")):
         orders["size"][row, column], orders["price"][row, column] = side * trades["units"], trades[price]
-        orders["fees"][row, column], orders["slippage"][row, column] = trades[f"{name}_fee"], trades[f"{name}_slippage"]
+        orders["fees"][row, column], orders["slippage"][row, column] = (
+            trades[f"{name}_fee"],
+            trades[f"{name}_slippage"],
+        )
     return orders
 
 # %% ../../nbs/trading/01_account.ipynb #2e8a0fb5
-def run_backtest(trades: pd.DataFrame,                # from `select_trades`
-                 candles: Mapping[str, pd.DataFrame], # base candles by symbol
-                 start: pd.Timestamp, end: pd.Timestamp, # span of the account
-                 config: BacktestConfig = BacktestConfig(), costs: Costs = Costs(), step: pd.Timedelta = pd.Timedelta("5min"),
-                 reading: str = "expected") -> Backtest:
+def run_backtest(
+    trades: pd.DataFrame,  # from `select_trades`
+    candles: Mapping[str, pd.DataFrame],  # base candles by symbol
+    start: pd.Timestamp,
+    end: pd.Timestamp,  # span of the account
+    config: BacktestConfig = BacktestConfig(),
+    costs: Costs = Costs(),
+    step: pd.Timedelta = pd.Timedelta("5min"),
+    reading: str = "expected",
+) -> Backtest:
     "The account over a span, beside buying every symbol in equal parts and holding it."
     settings, factor = reading_config(config, reading)
-    trades = charge_costs(liquidate(read_trades(trades, candles, reading), candles, settings, step), candles, settings, costs, factor)
+    trades = charge_costs(
+        liquidate(read_trades(trades, candles, reading), candles, settings, step),
+        candles,
+        settings,
+        costs,
+        factor,
+    )
     symbols = sorted(candles)
     market = _market(candles, symbols, start, end)
     trades, rows, column, flow, lowest = _sized(trades, market, symbols, settings)
     credit = config.initial_cash + max(-lowest, 0.0)
-    portfolio = _portfolio(market.marks, _orders(trades, rows, column, market.marks.shape), config.initial_cash + credit, step)
+    portfolio = _portfolio(
+        market.marks, _orders(trades, rows, column, market.marks.shape), config.initial_cash + credit, step
+    )
     value = portfolio.value().to_numpy()[1::2] - credit - flow.cumsum()
     held = pd.DataFrame(market.marks[1::2] / market.marks[0], index=market.opens)
-    equity = pd.DataFrame({"equity": value, "drawdown": value / np.maximum.accumulate(np.maximum(value, config.initial_cash)) - 1, "buy_and_hold": config.initial_cash * held.mean(axis=1).to_numpy(),
-                           "exposure": _exposure(trades, rows, column, market.marks, value)}, index=market.opens + step)
+    equity = pd.DataFrame(
+        {
+            "equity": value,
+            "drawdown": value / np.maximum.accumulate(np.maximum(value, config.initial_cash)) - 1,
+            "buy_and_hold": config.initial_cash * held.mean(axis=1).to_numpy(),
+            "exposure": _exposure(trades, rows, column, market.marks, value),
+        },
+        index=market.opens + step,
+    )
     return Backtest(_with_profit(trades, portfolio, symbols), equity.rename_axis("time"))
 
 # %% ../../nbs/trading/01_account.ipynb #bbb1e8be
-def _sized(trades: pd.DataFrame, market: _Market, symbols: list[str], config: BacktestConfig) -> tuple[pd.DataFrame, tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray, float]:
+def _sized(
+    trades: pd.DataFrame, market: _Market, symbols: list[str], config: BacktestConfig
+) -> tuple[pd.DataFrame, tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray, float]:
     "The trades that were bought with `units` and `funding`, their order rows and columns, the funding paid at each open, and the lowest cash."
-    outside = (trades["entry_at"] < market.opens[0]) | (trades["exit_at"] > market.opens[-1] + (market.opens[-1] - market.opens[-2] if len(market.opens) > 1 else pd.Timedelta(0)))
-    if len(unknown := trades["symbol"][~trades["symbol"].isin(symbols)]): raise BacktestError(f"{unknown.iloc[0]} is traded and has no candles (found: {', '.join(symbols)}): pass the candles that the labels were made from")
-    if outside.any(): raise BacktestError(f"{trades['symbol'][outside].iloc[0]}: the trade of {trades['entry_at'][outside].iloc[0]} lies outside the account's span, {market.opens[0]} to {market.opens[-1]}: widen the span")
-    column = trades["symbol"].map({symbol: number for number, symbol in enumerate(symbols)}).to_numpy(np.int64)
+    outside = (trades["entry_at"] < market.opens[0]) | (
+        trades["exit_at"]
+        > market.opens[-1]
+        + (market.opens[-1] - market.opens[-2] if len(market.opens) > 1 else pd.Timedelta(0))
+    )
+    if len(unknown := trades["symbol"][~trades["symbol"].isin(symbols)]):
+        raise BacktestError(
+            f"{unknown.iloc[0]} is traded and has no candles (found: {', '.join(symbols)}): pass the candles that the labels were made from"
+        )
+    if outside.any():
+        raise BacktestError(
+            f"{trades['symbol'][outside].iloc[0]}: the trade of {trades['entry_at'][outside].iloc[0]} lies outside the account's span, {market.opens[0]} to {market.opens[-1]}: widen the span"
+        )
+    column = (
+        trades["symbol"].map({symbol: number for number, symbol in enumerate(symbols)}).to_numpy(np.int64)
+    )
     entry, exit = trade_rows(trades, market.opens)
     rows = 2 * entry, 2 * exit + (trades["exit_reason"] != "timeout").to_numpy()
-    position, rates = trades["position"].to_numpy(np.float64), trades[["entry", "entry_fee", "entry_slippage", "exit_price", "exit_fee", "exit_slippage", "funding_rate"]].to_numpy(np.float64)
-    units, paid, flow, lowest = _units(market.marks, market.funding, np.lexsort((column, position, rows[0])), np.argsort(rows[1], kind="stable"), *rows, column, position, rates, config.initial_cash, config.leverage_limit)
-    slippage = np.abs(units) * (trades["entry"] * trades["entry_slippage"] + trades["exit_price"] * trades["exit_slippage"])
+    position, rates = (
+        trades["position"].to_numpy(np.float64),
+        trades[
+            [
+                "entry",
+                "entry_fee",
+                "entry_slippage",
+                "exit_price",
+                "exit_fee",
+                "exit_slippage",
+                "funding_rate",
+            ]
+        ].to_numpy(np.float64),
+    )
+    units, paid, flow, lowest = _units(
+        market.marks,
+        market.funding,
+        np.lexsort((column, position, rows[0])),
+        np.argsort(rows[1], kind="stable"),
+        *rows,
+        column,
+        position,
+        rates,
+        config.initial_cash,
+        config.leverage_limit,
+    )
+    slippage = np.abs(units) * (
+        trades["entry"] * trades["entry_slippage"] + trades["exit_price"] * trades["exit_slippage"]
+    )
     bought = units != 0
-    return trades.assign(units=units, slippage=slippage, funding=paid)[bought], tuple(row[bought] for row in rows), column[bought], flow, lowest
+    return (
+        trades.assign(units=units, slippage=slippage, funding=paid)[bought],
+        tuple(row[bought] for row in rows),
+        column[bought],
+        flow,
+        lowest,
+    )
 
-def _portfolio(marks: np.ndarray, orders: dict[str, np.ndarray], cash: float, step: pd.Timedelta) -> "vectorbt.Portfolio":
+
+def _portfolio(
+    marks: np.ndarray, orders: dict[str, np.ndarray], cash: float, step: pd.Timedelta
+) -> "vectorbt.Portfolio":
     "vectorbt's account of explicit orders."
     import vectorbt
+
     vectorbt.settings["engine"] = "rust"
     orders = orders | {"price": np.where(np.isnan(orders["price"]), marks, orders["price"])}
-    return vectorbt.Portfolio.from_orders(pd.DataFrame(marks), **orders, size_type="amount", init_cash=cash, cash_sharing=True, group_by=True, call_seq="auto", freq=step)
+    return vectorbt.Portfolio.from_orders(
+        pd.DataFrame(marks),
+        **orders,
+        size_type="amount",
+        init_cash=cash,
+        cash_sharing=True,
+        group_by=True,
+        call_seq="auto",
+        freq=step,
+    )
 
-def _exposure(trades: pd.DataFrame, rows: tuple[np.ndarray, np.ndarray], column: np.ndarray, marks: np.ndarray, value: np.ndarray) -> np.ndarray:
+
+def _exposure(
+    trades: pd.DataFrame,
+    rows: tuple[np.ndarray, np.ndarray],
+    column: np.ndarray,
+    marks: np.ndarray,
+    value: np.ndarray,
+) -> np.ndarray:
     "Value of the positions at each close over the equity; 0 where nothing is held or nothing is left."
     held = np.zeros((len(marks) + 1, marks.shape[1]))
     np.add.at(held, (rows[0], column), trades["units"].abs())
@@ -168,48 +353,114 @@ def _exposure(trades: pd.DataFrame, rows: tuple[np.ndarray, np.ndarray], column:
     worth = (held.cumsum(axis=0)[1:-1:2] * marks[1::2]).sum(axis=1)
     return np.where(worth > 1e-9 * np.abs(value), worth / np.where(value > 0, value, np.nan), 0.0)
 
+
 def _with_profit(trades: pd.DataFrame, portfolio: "vectorbt.Portfolio", symbols: list[str]) -> pd.DataFrame:
     "Trades with the profit and fees that the account booked; funding is taken off the profit."
     booked = portfolio.trades.records.sort_values(["col", "entry_idx"])
     ordered = trades.sort_values(["symbol", "entry_at"], kind="stable")
-    if len(booked) != len(ordered): raise BacktestError(f"{len(ordered)} trades were ordered and {len(booked)} booked: a position was too small")
-    return ordered.assign(profit=booked["pnl"].to_numpy() - ordered["funding"].to_numpy(), fees=(booked["entry_fees"] + booked["exit_fees"]).to_numpy()).sort_values(["time", "symbol"], ignore_index=True)
+    if len(booked) != len(ordered):
+        raise BacktestError(
+            f"{len(ordered)} trades were ordered and {len(booked)} booked: a position was too small"
+        )
+    return ordered.assign(
+        profit=booked["pnl"].to_numpy() - ordered["funding"].to_numpy(),
+        fees=(booked["entry_fees"] + booked["exit_fees"]).to_numpy(),
+    ).sort_values(["time", "symbol"], ignore_index=True)
 
 # %% ../../nbs/trading/01_account.ipynb #de3cdc22
-def run_interval(trades: pd.DataFrame, candles: Mapping[str, pd.DataFrame], start: pd.Timestamp, end: pd.Timestamp,
-                 config: BacktestConfig = BacktestConfig(), costs: Costs = Costs(), step: pd.Timedelta = pd.Timedelta("5min")) -> dict[str, Backtest]:
+def run_interval(
+    trades: pd.DataFrame,
+    candles: Mapping[str, pd.DataFrame],
+    start: pd.Timestamp,
+    end: pd.Timestamp,
+    config: BacktestConfig = BacktestConfig(),
+    costs: Costs = Costs(),
+    step: pd.Timedelta = pd.Timedelta("5min"),
+) -> dict[str, Backtest]:
     "The account of each reading: pessimistic, expected, optimistic."
-    return {reading: run_backtest(trades, candles, start, end, config, costs, step, reading) for reading in READINGS}
+    return {
+        reading: run_backtest(trades, candles, start, end, config, costs, step, reading)
+        for reading in READINGS
+    }
 
-def interval_table(accounts: Mapping[str, Backtest], config: BacktestConfig = BacktestConfig(), costs: Costs = Costs()) -> pd.DataFrame:
+
+def interval_table(
+    accounts: Mapping[str, Backtest], config: BacktestConfig = BacktestConfig(), costs: Costs = Costs()
+) -> pd.DataFrame:
     "Counts, returns and costs of each reading; None where nothing can be said."
-    names = ["trades", "win_rate", "mean_gross_r", "mean_cost_r", "mean_r", "mean_r_low", "mean_r_high", "total_return", "maximum_drawdown", "mean_exposure", "liquidations",
-             "fees_paid", "slippage_paid", "funding_paid", "break_even_cost_basis_points"]
+    names = [
+        "trades",
+        "win_rate",
+        "mean_gross_r",
+        "mean_cost_r",
+        "mean_r",
+        "mean_r_low",
+        "mean_r_high",
+        "total_return",
+        "maximum_drawdown",
+        "mean_exposure",
+        "liquidations",
+        "fees_paid",
+        "slippage_paid",
+        "funding_paid",
+        "break_even_cost_basis_points",
+    ]
     metrics = {reading: backtest_metrics(account, costs, config) for reading, account in accounts.items()}
-    return pd.DataFrame({reading: [one[name] for name in names] for reading, one in metrics.items()}, index=names, dtype=object).T.rename_axis("reading")
+    return pd.DataFrame(
+        {reading: [one[name] for name in names] for reading, one in metrics.items()},
+        index=names,
+        dtype=object,
+    ).T.rename_axis("reading")
 
 # %% ../../nbs/trading/01_account.ipynb #8c17c0de
-def random_selections(predictions: pd.DataFrame, labels: pd.DataFrame, config: BacktestConfig = BacktestConfig()) -> np.ndarray:
+def random_selections(
+    predictions: pd.DataFrame, labels: pd.DataFrame, config: BacktestConfig = BacktestConfig()
+) -> np.ndarray:
     "Mean realised R of `draws` accounts that pick the same number of events at random, sorted; empty where no event is wanted."
-    events = _events(predictions.assign(probability=0.5), labels).sort_values(["entry_at", "event_id"], ignore_index=True)
-    wanted, result = (events["expected_r"] > config.minimum_expected_r).to_numpy(), events["realised_r"].to_numpy()
-    if not wanted.any(): return np.empty(0)
+    events = _events(predictions.assign(probability=0.5), labels).sort_values(
+        ["entry_at", "event_id"], ignore_index=True
+    )
+    wanted, result = (
+        (events["expected_r"] > config.minimum_expected_r).to_numpy(),
+        events["realised_r"].to_numpy(),
+    )
+    if not wanted.any():
+        return np.empty(0)
     generator, arrays, places = np.random.default_rng(config.seed), _arrays(events), _places(labels, config)
-    return np.sort([result[_one_at_a_time(*arrays, generator.permutation(wanted), places)].mean() for _ in range(config.draws)])
+    return np.sort(
+        [
+            result[_one_at_a_time(*arrays, generator.permutation(wanted), places)].mean()
+            for _ in range(config.draws)
+        ]
+    )
 
-def random_entries(account: Backtest, candles: Mapping[str, pd.DataFrame], config: BacktestConfig = BacktestConfig()) -> np.ndarray:
+
+def random_entries(
+    account: Backtest, candles: Mapping[str, pd.DataFrame], config: BacktestConfig = BacktestConfig()
+) -> np.ndarray:
     "Mean R after costs of `draws` accounts that enter as many trades at random opens and hold them as long, sorted; empty without trades."
     total, trades = np.zeros(config.draws), account.trades
-    if not len(trades): return np.empty(0)
-    generator, first, last = np.random.default_rng(config.seed), account.equity.index[0], account.equity.index[-1]
+    if not len(trades):
+        return np.empty(0)
+    generator, first, last = (
+        np.random.default_rng(config.seed),
+        account.equity.index[0],
+        account.equity.index[-1],
+    )
     for symbol, own in trades.groupby("symbol", observed=True, sort=True):
         series = candles[symbol]
         entry, exit = trade_rows(own, series.index)
         bounds = series.index.searchsorted([first, last])
         hold = np.minimum(np.maximum(exit - entry, 1), bounds[1] - bounds[0] - 2)
-        start = bounds[0] + (generator.random((config.draws, len(own))) * (bounds[1] - bounds[0] - 1 - hold)).astype(np.int64)
+        start = bounds[0] + (
+            generator.random((config.draws, len(own))) * (bounds[1] - bounds[0] - 1 - hold)
+        ).astype(np.int64)
         opens = series["open"].to_numpy()
-        moves = (opens[start + hold] / opens[start] - 1) * own["direction"].to_numpy() * (own["entry"] / own["risk"]).to_numpy()
+        moves = (
+            (opens[start + hold] / opens[start] - 1)
+            * own["direction"].to_numpy()
+            * (own["entry"] / own["risk"]).to_numpy()
+        )
         total += (moves - own["cost_r"].to_numpy()).sum(axis=1)
     return np.sort(total / len(trades))
 
@@ -218,30 +469,78 @@ def _turnover(trades: pd.DataFrame) -> pd.Series:
     "What each trade buys and sells, in multiples of its risk: the R that it pays at a cost rate of one."
     return (trades["entry"] + trades["exit_price"]) / trades["risk"]
 
-def _known(value: float) -> float | None: return float(value) if np.isfinite(value) else None
 
-def backtest_metrics(account: Backtest, costs: Costs, config: BacktestConfig = BacktestConfig(), random_means: np.ndarray | None = None,
-                     random_entry_means: np.ndarray | None = None) -> dict[str, float | int | None]:
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def backtest_metrics(
+    account: Backtest,
+    costs: Costs,
+    config: BacktestConfig = BacktestConfig(),
+    random_means: np.ndarray | None = None,
+    random_entry_means: np.ndarray | None = None,
+) -> dict[str, float | int | None]:
     "Counts, returns, costs and chance of an account; None where nothing can be said."
     trades, equity = account.trades, account.equity
     mean = lambda name: float(trades[name].mean()) if len(trades) else None
     change = lambda name: float(equity[name].iloc[-1] / equity[name].iloc[0] - 1)
-    value, low, high = mean_interval(trades["realised_r"].to_numpy(), trades["time"], config.draws, config.seed)
+    value, low, high = mean_interval(
+        trades["realised_r"].to_numpy(), trades["time"], config.draws, config.seed
+    )
     varied = trades["realised_r"].nunique() > 1
-    chance = {f"{name}_{what}": float(result) for name, drawn in (("random", random_means), ("random_entry", random_entry_means)) if len(trades) and drawn is not None and len(drawn)
-              for what, result in (("mean_r", drawn.mean()), ("as_good_share", (drawn >= value).mean()))}
-    return {"trades": len(trades), "win_rate": mean("won"), "mean_gross_r": mean("gross_r"), "mean_cost_r": mean("cost_r"), "mean_r": mean("realised_r"), "mean_r_low": _known(low) if varied else None,
-            "mean_r_high": _known(high) if varied else None, **chance, "total_return": change("equity"), "maximum_drawdown": float(equity["drawdown"].min()), "buy_and_hold_return": change("buy_and_hold"),
-            "mean_exposure": _known(equity["exposure"].mean()), "liquidations": int((trades["exit_reason"] == "liquidation").sum()), "ambiguous": int(trades["ambiguous"].sum()) if "ambiguous" in trades else 0,
-            "fees_paid": float(trades["fees"].sum()), "slippage_paid": float(trades["slippage"].sum()), "funding_paid": float(trades["funding"].sum()), "fee_rate": costs.fee_rate, "slippage_rate": costs.slippage_rate,
-            "break_even_cost_basis_points": 1e4 * (mean("gross_r") - mean("funding_r")) / float(_turnover(trades).mean()) if len(trades) else None}
+    chance = {
+        f"{name}_{what}": float(result)
+        for name, drawn in (("random", random_means), ("random_entry", random_entry_means))
+        if len(trades) and drawn is not None and len(drawn)
+        for what, result in (("mean_r", drawn.mean()), ("as_good_share", (drawn >= value).mean()))
+    }
+    return {
+        "trades": len(trades),
+        "win_rate": mean("won"),
+        "mean_gross_r": mean("gross_r"),
+        "mean_cost_r": mean("cost_r"),
+        "mean_r": mean("realised_r"),
+        "mean_r_low": _known(low) if varied else None,
+        "mean_r_high": _known(high) if varied else None,
+        **chance,
+        "total_return": change("equity"),
+        "maximum_drawdown": float(equity["drawdown"].min()),
+        "buy_and_hold_return": change("buy_and_hold"),
+        "mean_exposure": _known(equity["exposure"].mean()),
+        "liquidations": int((trades["exit_reason"] == "liquidation").sum()),
+        "ambiguous": int(trades["ambiguous"].sum()) if "ambiguous" in trades else 0,
+        "fees_paid": float(trades["fees"].sum()),
+        "slippage_paid": float(trades["slippage"].sum()),
+        "funding_paid": float(trades["funding"].sum()),
+        "fee_rate": costs.fee_rate,
+        "slippage_rate": costs.slippage_rate,
+        "break_even_cost_basis_points": 1e4
+        * (mean("gross_r") - mean("funding_r"))
+        / float(_turnover(trades).mean())
+        if len(trades)
+        else None,
+    }
 
 # %% ../../nbs/trading/01_account.ipynb #e874ece8
-def cost_curve(trades: pd.DataFrame, basis_points: np.ndarray = np.arange(0, 16.0), config: BacktestConfig = BacktestConfig()) -> pd.DataFrame:
+def cost_curve(
+    trades: pd.DataFrame,
+    basis_points: np.ndarray = np.arange(0, 16.0),
+    config: BacktestConfig = BacktestConfig(),
+) -> pd.DataFrame:
     "Mean R of the same trades, with its 95 % interval, at other costs a side (basis points); funding stays."
     rest = trades["gross_r"] - trades["funding_r"]
-    rows = [(cost, *mean_interval((rest - _turnover(trades) * cost / 1e4).to_numpy(), trades["time"], config.draws, config.seed)) for cost in basis_points]
+    rows = [
+        (
+            cost,
+            *mean_interval(
+                (rest - _turnover(trades) * cost / 1e4).to_numpy(), trades["time"], config.draws, config.seed
+            ),
+        )
+        for cost in basis_points
+    ]
     return pd.DataFrame(rows, columns=["cost_bp", "mean_r", "low", "high"])
+
 
 def monthly_table(account: Backtest) -> pd.DataFrame:
     "One row a month: return and deepest drawdown of the account, and the trades that ended in it with their mean R and costs."
@@ -250,25 +549,56 @@ def monthly_table(account: Backtest) -> pd.DataFrame:
     closes = equity["equity"].groupby(month(equity.index - pd.Timedelta("1ns"))).last()
     before = closes.shift(fill_value=equity["equity"].iloc[0])
     ended = trades.groupby(month(trades["exit_at"] - pd.Timedelta("1ns")))
-    table = pd.DataFrame({"return": closes / before - 1, "drawdown": equity["drawdown"].groupby(month(equity.index - pd.Timedelta("1ns"))).min(), "trades": ended.size(), "mean_r": ended["realised_r"].mean(),
-                          **{name: ended[name].sum() for name in ("fees", "slippage", "funding")}}).rename_axis("month")
+    table = pd.DataFrame(
+        {
+            "return": closes / before - 1,
+            "drawdown": equity["drawdown"].groupby(month(equity.index - pd.Timedelta("1ns"))).min(),
+            "trades": ended.size(),
+            "mean_r": ended["realised_r"].mean(),
+            **{name: ended[name].sum() for name in ("fees", "slippage", "funding")},
+        }
+    ).rename_axis("month")
     return table.fillna({"trades": 0, "fees": 0.0, "slippage": 0.0, "funding": 0.0}).astype({"trades": int})
 
 # %% ../../nbs/trading/01_account.ipynb #7bbe4740
 def account_sentence(metrics: Mapping[str, float | int | None]) -> str:
     "What the account shows, in plain words."
-    if not metrics["trades"]: return "No trade was taken: there is nothing to judge."
-    mean, low, high, bearable = (metrics[name] for name in ("mean_r", "mean_r_low", "mean_r_high", "break_even_cost_basis_points"))
+    if not metrics["trades"]:
+        return "No trade was taken: there is nothing to judge."
+    mean, low, high, bearable = (
+        metrics[name] for name in ("mean_r", "mean_r_low", "mean_r_high", "break_even_cost_basis_points")
+    )
     plural = "s" * (metrics["trades"] != 1)
     opening = f"{metrics['trades']:,} trade{plural} earned {mean:+.3f} R each after costs"
-    if low is None: return f"{opening}; too few days or too equal results for an interval, so it cannot be told from chance."
-    judgement = "more than nothing" if low > 0 else "less than nothing" if high < 0 else "which cannot be told from nothing"
-    paid = f"costs of {bearable:.1f} basis points a side would have eaten everything" if bearable > 0 else "they lose before any costs"
+    if low is None:
+        return (
+            f"{opening}; too few days or too equal results for an interval, so it cannot be told from chance."
+        )
+    judgement = (
+        "more than nothing"
+        if low > 0
+        else "less than nothing"
+        if high < 0
+        else "which cannot be told from nothing"
+    )
+    paid = (
+        f"costs of {bearable:.1f} basis points a side would have eaten everything"
+        if bearable > 0
+        else "they lose before any costs"
+    )
     return f"{opening} (95 % interval {low:+.3f} to {high:+.3f}), {judgement}; {paid}."
+
 
 def interval_sentence(table: pd.DataFrame) -> str:
     "What the three readings allow one to say."
-    if not table["trades"].sum(): return "No trade was taken: there is no interval."
+    if not table["trades"].sum():
+        return "No trade was taken: there is no interval."
     worst, middle, best = (table["total_return"][reading] for reading in READINGS)
-    judgement = "even the careful reading gains" if worst > 0 else "even the hopeful reading loses" if best < 0 else "the sign depends on what happened inside candles and on the costs"
+    judgement = (
+        "even the careful reading gains"
+        if worst > 0
+        else "even the hopeful reading loses"
+        if best < 0
+        else "the sign depends on what happened inside candles and on the costs"
+    )
     return f"The account changes by {100 * worst:+.1f} % to {100 * best:+.1f} %, {100 * middle:+.1f} % expected: {judgement}."

@@ -10,10 +10,12 @@ __all__ = ['FUNDING_INTERVAL', 'READINGS', 'BacktestConfig', 'BacktestError', 't
 # %% ../../nbs/trading/00_costs.ipynb #96868cf4
 from collections.abc import Callable, Mapping
 from typing import Literal, Self
+
 import numpy as np
 import pandas as pd
 from numba import njit
 from pydantic import Field, model_validator
+
 from ..candles import average_true_range
 from ..config import Section, UserError
 from ..labels.outcomes import Costs
@@ -21,33 +23,93 @@ from ..labels.outcomes import Costs
 # %% ../../nbs/trading/00_costs.ipynb #8ddeaee6
 class BacktestConfig(Section):
     "Which predictions are traded, how large, and what an account pays beyond the section `costs`."
+
     model_config = {"title": "backtest"}
-    minimum_expected_r: float = Field(0.0, description="smallest expected result after costs that is traded, multiples of the risk")
+    minimum_expected_r: float = Field(
+        0.0, description="smallest expected result after costs that is traded, multiples of the risk"
+    )
     initial_cash: float = Field(100_000.0, gt=0, description="account at the start, quote currency")
-    sizing: Literal["fixed_risk", "volatility", "kelly"] = Field("fixed_risk", description="what decides the size: the money lost at the stop, the position's daily volatility, or the Kelly fraction")
-    risk_per_trade: float = Field(0.005, gt=0, lt=1, description="fixed_risk: share of the equity lost at the stop")
-    volatility_target: float = Field(0.01, gt=0, lt=1, description="volatility: standard deviation of a position's daily result, share of the equity")
-    volatility_window: int = Field(288, ge=10, description="volatility: base candles before the decision that it is measured on")
-    kelly_fraction: float = Field(0.25, gt=0, le=1, description="kelly: share of the full Kelly fraction that is risked")
-    kelly_cap: float = Field(0.02, gt=0, lt=1, description="kelly: largest share of the equity lost at the stop")
-    maximum_position: float = Field(0.5, gt=0, le=100, description="largest position in one symbol, share of the equity; never more than leverage_limit over the number of positions")
-    maximum_positions: int | None = Field(None, ge=1, description="positions open at once in the whole account; null: one a symbol")
-    leverage_limit: float = Field(1.0, gt=0, le=125, description="positions over equity; a position's margin is its value over this")
-    maintenance_margin: float = Field(0.005, ge=0, lt=1, description="share of the position's value at which it is closed by force")
-    maker_fee_rate: float | None = Field(None, gt=-0.01, lt=0.1, description="fee of resting orders, share of the price (negative: a rebate); null: fee_rate of the costs")
-    maker_entries: bool = Field(False, description="entries rest in the book: maker fee, no spread and slippage")
-    maker_targets: bool = Field(False, description="targets rest in the book: maker fee, no spread and slippage")
-    half_spread_rate: float = Field(0.0, ge=0, lt=0.1, description="half spread a side beyond slippage_rate of the costs, share of the price")
-    slippage_range_share: float = Field(0.0, ge=0, lt=10, description="slippage a side beyond that, share of the average true range at the entry")
-    funding_rate: float = Field(0.0, gt=-0.1, lt=0.1, description="perpetuals: share of the position that longs pay to shorts at 00:00, 08:00 and 16:00 UTC (negative: shorts pay)")
-    pessimistic_cost_factor: float = Field(1.5, ge=1, description="pessimistic reading: every cost times this")
+    sizing: Literal["fixed_risk", "volatility", "kelly"] = Field(
+        "fixed_risk",
+        description="what decides the size: the money lost at the stop, the position's daily volatility, or the Kelly fraction",
+    )
+    risk_per_trade: float = Field(
+        0.005, gt=0, lt=1, description="fixed_risk: share of the equity lost at the stop"
+    )
+    volatility_target: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="volatility: standard deviation of a position's daily result, share of the equity",
+    )
+    volatility_window: int = Field(
+        288, ge=10, description="volatility: base candles before the decision that it is measured on"
+    )
+    kelly_fraction: float = Field(
+        0.25, gt=0, le=1, description="kelly: share of the full Kelly fraction that is risked"
+    )
+    kelly_cap: float = Field(
+        0.02, gt=0, lt=1, description="kelly: largest share of the equity lost at the stop"
+    )
+    maximum_position: float = Field(
+        0.5,
+        gt=0,
+        le=100,
+        description="largest position in one symbol, share of the equity; never more than leverage_limit over the number of positions",
+    )
+    maximum_positions: int | None = Field(
+        None, ge=1, description="positions open at once in the whole account; null: one a symbol"
+    )
+    leverage_limit: float = Field(
+        1.0, gt=0, le=125, description="positions over equity; a position's margin is its value over this"
+    )
+    maintenance_margin: float = Field(
+        0.005, ge=0, lt=1, description="share of the position's value at which it is closed by force"
+    )
+    maker_fee_rate: float | None = Field(
+        None,
+        gt=-0.01,
+        lt=0.1,
+        description="fee of resting orders, share of the price (negative: a rebate); null: fee_rate of the costs",
+    )
+    maker_entries: bool = Field(
+        False, description="entries rest in the book: maker fee, no spread and slippage"
+    )
+    maker_targets: bool = Field(
+        False, description="targets rest in the book: maker fee, no spread and slippage"
+    )
+    half_spread_rate: float = Field(
+        0.0,
+        ge=0,
+        lt=0.1,
+        description="half spread a side beyond slippage_rate of the costs, share of the price",
+    )
+    slippage_range_share: float = Field(
+        0.0,
+        ge=0,
+        lt=10,
+        description="slippage a side beyond that, share of the average true range at the entry",
+    )
+    funding_rate: float = Field(
+        0.0,
+        gt=-0.1,
+        lt=0.1,
+        description="perpetuals: share of the position that longs pay to shorts at 00:00, 08:00 and 16:00 UTC (negative: shorts pay)",
+    )
+    pessimistic_cost_factor: float = Field(
+        1.5, ge=1, description="pessimistic reading: every cost times this"
+    )
     draws: int = Field(1000, ge=100, description="random selections and bootstrap draws")
     seed: int = Field(7, ge=0, description="seed of those draws")
 
     @model_validator(mode="after")
     def _margin_is_left(self) -> Self:
-        if self.leverage_limit * self.maintenance_margin >= 1: raise ValueError(f"a leverage_limit of {self.leverage_limit:g} leaves no margin above a maintenance_margin of {self.maintenance_margin:g}: lower one of them")
+        if self.leverage_limit * self.maintenance_margin >= 1:
+            raise ValueError(
+                f"a leverage_limit of {self.leverage_limit:g} leaves no margin above a maintenance_margin of {self.maintenance_margin:g}: lower one of them"
+            )
         return self
+
 
 class BacktestError(UserError):
     "Predictions, labels and candles that do not fit each other."
@@ -57,29 +119,45 @@ def trade_rows(trades: pd.DataFrame, index: pd.DatetimeIndex) -> tuple[np.ndarra
     "Positions in `index` of the candle that each trade entered and of the candle it left in, or at whose open."
     at_open = (trades["exit_reason"] == "timeout").to_numpy()
     entry, exit = index.searchsorted(trades["entry_at"]), index.searchsorted(trades["exit_at"]) - ~at_open
-    if len(trades) and (entry >= len(index)).any(): raise BacktestError(f"{trades['symbol'].iloc[entry.argmax()]}: no candle at {trades['entry_at'].iloc[entry.argmax()]}, where a trade is entered: pass the candles that the labels were made from")
+    if len(trades) and (entry >= len(index)).any():
+        raise BacktestError(
+            f"{trades['symbol'].iloc[entry.argmax()]}: no candle at {trades['entry_at'].iloc[entry.argmax()]}, where a trade is entered: pass the candles that the labels were made from"
+        )
     return entry, exit
+
 
 def _risk(trades: pd.DataFrame) -> np.ndarray:
     "Distance of the stop from the planned entry; it stays the unit of R when a fill is read otherwise."
-    return trades["risk"].to_numpy() if "risk" in trades else (trades["entry"] - trades["stop"]).abs().to_numpy()
+    return (
+        trades["risk"].to_numpy() if "risk" in trades else (trades["entry"] - trades["stop"]).abs().to_numpy()
+    )
 
-def by_symbol(trades: pd.DataFrame, candles: Mapping[str, pd.DataFrame], value: Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]) -> np.ndarray:
+
+def by_symbol(
+    trades: pd.DataFrame,
+    candles: Mapping[str, pd.DataFrame],
+    value: Callable[[pd.DataFrame, pd.DataFrame], np.ndarray],
+) -> np.ndarray:
     "`value(trades, candles)` of each symbol, put back in the order of the trades."
     out = np.empty(len(trades))
     symbols = trades["symbol"].to_numpy()
     for symbol in pd.unique(symbols):
-        if symbol not in candles: raise BacktestError(f"{symbol} is traded and has no candles (found: {', '.join(sorted(candles))}): pass the candles that the labels were made from")
+        if symbol not in candles:
+            raise BacktestError(
+                f"{symbol} is traded and has no candles (found: {', '.join(sorted(candles))}): pass the candles that the labels were made from"
+            )
         out[symbols == symbol] = value(trades[symbols == symbol], candles[symbol])
     return out
 
 # %% ../../nbs/trading/00_costs.ipynb #b01f7b05
 FUNDING_INTERVAL = pd.Timedelta("8h")
 
+
 def funding_prices(candles: pd.DataFrame) -> np.ndarray:
     "Price of one unit at each candle's open, times the funding times since the candle before; zero where there was none."
     periods = candles.index.as_unit("ns").asi8 // FUNDING_INTERVAL.value
     return np.diff(periods, prepend=periods[:1]) * candles["open"].to_numpy()
+
 
 def _funding_per_unit(trades: pd.DataFrame, candles: pd.DataFrame) -> np.ndarray:
     "Sum of the prices at which one unit of each trade was settled."
@@ -92,28 +170,54 @@ def _range_share(trades: pd.DataFrame, candles: pd.DataFrame) -> np.ndarray:
     "Average true range of the last closed candle before each entry, share of the entry price."
     rows = np.maximum(candles.index.searchsorted(trades["entry_at"]) - 1, 0)
     share = average_true_range(candles)[rows] / trades["entry"].to_numpy()
-    if np.isnan(share).any(): raise BacktestError(f"{trades['symbol'].iloc[0]}: no average true range before the entry at {trades['entry_at'].iloc[np.isnan(share).argmax()]}: pass earlier candles, or set slippage_range_share to 0")
+    if np.isnan(share).any():
+        raise BacktestError(
+            f"{trades['symbol'].iloc[0]}: no average true range before the entry at {trades['entry_at'].iloc[np.isnan(share).argmax()]}: pass earlier candles, or set slippage_range_share to 0"
+        )
     return share
 
-def charge_costs(trades: pd.DataFrame,                # trades or labels
-                 candles: Mapping[str, pd.DataFrame], # base candles by symbol
-                 config: BacktestConfig = BacktestConfig(), costs: Costs = Costs(),
-                 factor: float = 1.0,                 # on every cost; funding that is received stays as it is
-                ) -> pd.DataFrame:
+
+def charge_costs(
+    trades: pd.DataFrame,  # trades or labels
+    candles: Mapping[str, pd.DataFrame],  # base candles by symbol
+    config: BacktestConfig = BacktestConfig(),
+    costs: Costs = Costs(),
+    factor: float = 1.0,  # on every cost; funding that is received stays as it is
+) -> pd.DataFrame:
     "The trades with the rates that each side pays and R after them: `entry_fee exit_fee entry_slippage exit_slippage funding_r cost_r realised_r won` (something was left)."
     maker_fee = costs.fee_rate if config.maker_fee_rate is None else config.maker_fee_rate
     slippage = np.full(len(trades), costs.slippage_rate + config.half_spread_rate)
-    if config.slippage_range_share: slippage += config.slippage_range_share * by_symbol(trades, candles, _range_share)
-    rests = {"entry": np.full(len(trades), config.maker_entries), "exit": (trades["exit_reason"] == "target").to_numpy() & config.maker_targets}
+    if config.slippage_range_share:
+        slippage += config.slippage_range_share * by_symbol(trades, candles, _range_share)
+    rests = {
+        "entry": np.full(len(trades), config.maker_entries),
+        "exit": (trades["exit_reason"] == "target").to_numpy() & config.maker_targets,
+    }
     fee = {side: np.where(rest, maker_fee, costs.fee_rate) for side, rest in rests.items()}
     fee = {side: np.where(rate > 0, rate * factor, rate) for side, rate in fee.items()}
     slip = {side: np.where(rest, 0.0, slippage) * factor for side, rest in rests.items()}
-    funding = _funding_rate(trades, config, factor) * by_symbol(trades, candles, _funding_per_unit) if config.funding_rate else np.zeros(len(trades))
+    funding = (
+        _funding_rate(trades, config, factor) * by_symbol(trades, candles, _funding_per_unit)
+        if config.funding_rate
+        else np.zeros(len(trades))
+    )
     risk, entry, exit = _risk(trades), trades["entry"].to_numpy(), trades["exit_price"].to_numpy()
     cost = (entry * (fee["entry"] + slip["entry"]) + exit * (fee["exit"] + slip["exit"]) + funding) / risk
     gross = trades["direction"].to_numpy() * (exit - entry) / risk
-    return trades.assign(risk=risk, entry_fee=fee["entry"], exit_fee=fee["exit"], entry_slippage=slip["entry"], exit_slippage=slip["exit"], funding_rate=_funding_rate(trades, config, factor),
-                         funding_r=funding / risk, gross_r=gross, cost_r=cost, realised_r=gross - cost, won=gross > cost)
+    return trades.assign(
+        risk=risk,
+        entry_fee=fee["entry"],
+        exit_fee=fee["exit"],
+        entry_slippage=slip["entry"],
+        exit_slippage=slip["exit"],
+        funding_rate=_funding_rate(trades, config, factor),
+        funding_r=funding / risk,
+        gross_r=gross,
+        cost_r=cost,
+        realised_r=gross - cost,
+        won=gross > cost,
+    )
+
 
 def _funding_rate(trades: pd.DataFrame, config: BacktestConfig, factor: float) -> np.ndarray:
     "What one unit of each trade pays at a funding time, share of its price; negative where it receives."
@@ -121,46 +225,78 @@ def _funding_rate(trades: pd.DataFrame, config: BacktestConfig, factor: float) -
     return np.where(paid > 0, paid * factor, paid)
 
 # %% ../../nbs/trading/00_costs.ipynb #0af4775c
-def kelly_share(probability: np.ndarray, # of winning
-                win: np.ndarray,         # result of a win after costs, multiples of the risk
-                loss: np.ndarray,        # result of a loss after costs, positive
-               ) -> np.ndarray:
+def kelly_share(
+    probability: np.ndarray,  # of winning
+    win: np.ndarray,  # result of a win after costs, multiples of the risk
+    loss: np.ndarray,  # result of a loss after costs, positive
+) -> np.ndarray:
     "Share of the equity to risk for the fastest growth; 0 where there is nothing to win."
-    return np.maximum(np.where(win > 0, probability / loss - (1 - probability) / np.where(win > 0, win, 1.0), 0.0), 0.0)
+    return np.maximum(
+        np.where(win > 0, probability / loss - (1 - probability) / np.where(win > 0, win, 1.0), 0.0), 0.0
+    )
+
 
 def daily_volatility(trades: pd.DataFrame, candles: pd.DataFrame, window: int = 288) -> np.ndarray:
     "Standard deviation of a day's return, from the candles closed by each decision; NaN where there are too few."
     step = candles.index.to_series().diff().min()
-    returns = np.log(candles["close"]).diff().rolling(window).std().to_numpy() * np.sqrt(pd.Timedelta("1D") / step)
+    returns = np.log(candles["close"]).diff().rolling(window).std().to_numpy() * np.sqrt(
+        pd.Timedelta("1D") / step
+    )
     row = (candles.index + step).searchsorted(trades["time"], side="right") - 1
     return np.where(row >= 0, returns[np.maximum(row, 0)], np.nan)
 
 # %% ../../nbs/trading/00_costs.ipynb #1d5118e4
-def position_sizes(events: pd.DataFrame,        # labels joined with `probability`
-                   config: BacktestConfig, costs: Costs,
-                   slots: int,                  # positions that may be open at once
-                   candles: Mapping[str, pd.DataFrame] | None = None, # for sizing by volatility
-                  ) -> np.ndarray:
+def position_sizes(
+    events: pd.DataFrame,  # labels joined with `probability`
+    config: BacktestConfig,
+    costs: Costs,
+    slots: int,  # positions that may be open at once
+    candles: Mapping[str, pd.DataFrame] | None = None,  # for sizing by volatility
+) -> np.ndarray:
     "Signed share of the equity of each event; 0: not traded."
     distance = ((events["entry"] - events["stop"]).abs() / events["entry"]).to_numpy()
-    if config.sizing == "fixed_risk": share = config.risk_per_trade / distance
+    if config.sizing == "fixed_risk":
+        share = config.risk_per_trade / distance
     elif config.sizing == "kelly":
         cost = 2 * (costs.rate + config.half_spread_rate) / distance
         reward = (events["target"] - events["entry"]).abs().to_numpy() / events["entry"].to_numpy() / distance
-        share = np.minimum(config.kelly_fraction * kelly_share(events["probability"].to_numpy(), reward - cost, 1 + cost), config.kelly_cap) / distance
-    elif candles is None: raise BacktestError("sizing by volatility needs the candles: pass candles to select_trades, or set backtest.sizing to fixed_risk")
+        share = (
+            np.minimum(
+                config.kelly_fraction
+                * kelly_share(events["probability"].to_numpy(), reward - cost, 1 + cost),
+                config.kelly_cap,
+            )
+            / distance
+        )
+    elif candles is None:
+        raise BacktestError(
+            "sizing by volatility needs the candles: pass candles to select_trades, or set backtest.sizing to fixed_risk"
+        )
     else:
-        volatility = by_symbol(events, candles, lambda trades, series: daily_volatility(trades, series, config.volatility_window))
+        volatility = by_symbol(
+            events, candles, lambda trades, series: daily_volatility(trades, series, config.volatility_window)
+        )
         share = np.nan_to_num(config.volatility_target / np.where(volatility > 0, volatility, np.nan))
-    return events["direction"].to_numpy() * np.minimum(share, min(config.maximum_position, config.leverage_limit / slots))
+    return events["direction"].to_numpy() * np.minimum(
+        share, min(config.maximum_position, config.leverage_limit / slots)
+    )
 
 # %% ../../nbs/trading/00_costs.ipynb #a78d0365
 def liquidation_distance(config: BacktestConfig) -> float:
     "Adverse move that closes a position by force, share of the entry price; a stop nearer than this makes it impossible."
     return 1 / config.leverage_limit - config.maintenance_margin
 
+
 @njit(cache=True)
-def _liquidation_rows(open_: np.ndarray, high: np.ndarray, low: np.ndarray, entry: np.ndarray, stop_before: np.ndarray, direction: np.ndarray, price: np.ndarray) -> np.ndarray:
+def _liquidation_rows(
+    open_: np.ndarray,
+    high: np.ndarray,
+    low: np.ndarray,
+    entry: np.ndarray,
+    stop_before: np.ndarray,
+    direction: np.ndarray,
+    price: np.ndarray,
+) -> np.ndarray:
     "First candle from `entry` and before `stop_before` that touches each price from the right side; -1 where none does."
     rows = np.full(len(entry), -1, np.int64)
     for trade in range(len(entry)):
@@ -171,34 +307,62 @@ def _liquidation_rows(open_: np.ndarray, high: np.ndarray, low: np.ndarray, entr
     return rows
 
 # %% ../../nbs/trading/00_costs.ipynb #7909758f
-def liquidate(trades: pd.DataFrame, candles: Mapping[str, pd.DataFrame], config: BacktestConfig = BacktestConfig(), step: pd.Timedelta = pd.Timedelta("5min")) -> pd.DataFrame:
+def liquidate(
+    trades: pd.DataFrame,
+    candles: Mapping[str, pd.DataFrame],
+    config: BacktestConfig = BacktestConfig(),
+    step: pd.Timedelta = pd.Timedelta("5min"),
+) -> pd.DataFrame:
     "The trades, or labels; those whose margin was gone before their exit leave there, with the reason `liquidation`."
     distance = liquidation_distance(config)
-    exposed = (_risk(trades) / trades["entry"].to_numpy() >= distance) & (trades["exit_reason"] != "liquidation").to_numpy()
-    if not exposed.any(): return trades
+    exposed = (_risk(trades) / trades["entry"].to_numpy() >= distance) & (
+        trades["exit_reason"] != "liquidation"
+    ).to_numpy()
+    if not exposed.any():
+        return trades
     parts = [trades[~exposed].astype({"exit_reason": object})]
-    parts += [_liquidate(own, candles[symbol], distance, step) for symbol, own in trades[exposed].groupby("symbol", observed=True, sort=True)]
+    parts += [
+        _liquidate(own, candles[symbol], distance, step)
+        for symbol, own in trades[exposed].groupby("symbol", observed=True, sort=True)
+    ]
     return pd.concat([part for part in parts if len(part)]).loc[trades.index]
 
-def _liquidate(trades: pd.DataFrame, candles: pd.DataFrame, distance: float, step: pd.Timedelta) -> pd.DataFrame:
+
+def _liquidate(
+    trades: pd.DataFrame, candles: pd.DataFrame, distance: float, step: pd.Timedelta
+) -> pd.DataFrame:
     "Trades of one symbol whose stop lies beyond the liquidation price."
     side, open_ = trades["direction"].to_numpy(), candles["open"].to_numpy()
     price = trades["entry"].to_numpy() * (1 - side * distance)
     entry, exit = trade_rows(trades, candles.index)
-    before = np.where(trades["exit_reason"] == "timeout", exit, exit + 1)     # a time limit acts at the open of its candle
-    rows = _liquidation_rows(open_, candles["high"].to_numpy(), candles["low"].to_numpy(), entry, before, side, price)
+    before = np.where(
+        trades["exit_reason"] == "timeout", exit, exit + 1
+    )  # a time limit acts at the open of its candle
+    rows = _liquidation_rows(
+        open_, candles["high"].to_numpy(), candles["low"].to_numpy(), entry, before, side, price
+    )
     gone, fill = rows >= 0, np.where(side > 0, np.minimum(price, open_[rows]), np.maximum(price, open_[rows]))
     leaves = pd.Series(candles.index[rows] + step, index=trades.index).astype(trades["exit_at"].dtype)
-    out = trades.assign(exit_at=trades["exit_at"].mask(gone, leaves), exit_price=np.where(gone, fill, trades["exit_price"]), exit_reason=trades["exit_reason"].astype(object).mask(gone, "liquidation"))
+    out = trades.assign(
+        exit_at=trades["exit_at"].mask(gone, leaves),
+        exit_price=np.where(gone, fill, trades["exit_price"]),
+        exit_reason=trades["exit_reason"].astype(object).mask(gone, "liquidation"),
+    )
     return out.assign(gross_r=side * (out["exit_price"] - out["entry"]) / _risk(trades))
 
 # %% ../../nbs/trading/00_costs.ipynb #5c246c03
 READINGS = ("pessimistic", "expected", "optimistic")
 
+
 def _late_price(trades: pd.DataFrame, candles: pd.DataFrame) -> np.ndarray:
     "The open after each entry candle, or the exit price of a trade that was over by then."
     entry, exit = trade_rows(trades, candles.index)
-    return np.where(exit > entry, candles["open"].to_numpy()[np.minimum(entry + 1, len(candles) - 1)], trades["exit_price"])
+    return np.where(
+        exit > entry,
+        candles["open"].to_numpy()[np.minimum(entry + 1, len(candles) - 1)],
+        trades["exit_price"],
+    )
+
 
 def read_trades(trades: pd.DataFrame, candles: Mapping[str, pd.DataFrame], reading: str) -> pd.DataFrame:
     "The trades with the fills of a reading: late and never better, as labelled, or the target first."
@@ -206,13 +370,22 @@ def read_trades(trades: pd.DataFrame, candles: Mapping[str, pd.DataFrame], readi
     side = trades["direction"].to_numpy()
     if reading == "pessimistic":
         late = by_symbol(trades, candles, _late_price)
-        return trades.assign(entry=np.where(side > 0, np.maximum(trades["entry"], late), np.minimum(trades["entry"], late)))
-    if reading == "expected" or "ambiguous" not in trades: return trades
+        return trades.assign(
+            entry=np.where(side > 0, np.maximum(trades["entry"], late), np.minimum(trades["entry"], late))
+        )
+    if reading == "expected" or "ambiguous" not in trades:
+        return trades
     doubt = trades["ambiguous"].to_numpy(bool) & trades["exit_reason"].isin(("stop", "timeout")).to_numpy()
-    return trades.assign(exit_price=np.where(doubt, trades["target"], trades["exit_price"]), exit_reason=trades["exit_reason"].astype(object).mask(doubt, "target"))
+    return trades.assign(
+        exit_price=np.where(doubt, trades["target"], trades["exit_price"]),
+        exit_reason=trades["exit_reason"].astype(object).mask(doubt, "target"),
+    )
+
 
 def reading_config(config: BacktestConfig, reading: str) -> tuple[BacktestConfig, float]:
     "The settings of a reading and the factor on its costs."
-    if reading not in READINGS: raise BacktestError(f"{reading!r} is no reading: choose one of {', '.join(READINGS)}")
-    if reading == "optimistic": return config.model_copy(update={"maker_entries": True, "maker_targets": True}), 1.0
+    if reading not in READINGS:
+        raise BacktestError(f"{reading!r} is no reading: choose one of {', '.join(READINGS)}")
+    if reading == "optimistic":
+        return config.model_copy(update={"maker_entries": True, "maker_targets": True}), 1.0
     return config, config.pessimistic_cost_factor if reading == "pessimistic" else 1.0

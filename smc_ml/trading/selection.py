@@ -10,36 +10,68 @@ __all__ = ['CREDIBLE', 'JudgementConfig', 'Strategy', 'strategies_of', 'strategy
 # %% ../../nbs/trading/02_selection.ipynb #47fe3d23
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
+
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from .account import Backtest, run_backtest, select_trades
+
 from ..config import Section
 from ..evaluation.metrics import mean_interval
-from ..evaluation.overfitting import Overfitting, OverfittingError, SharpeReport, Superiority, probability_of_backtest_overfitting, sharpe_report, superior_predictive_ability
+from smc_ml.evaluation.overfitting import (
+    Overfitting,
+    OverfittingError,
+    SharpeReport,
+    Superiority,
+    probability_of_backtest_overfitting,
+    sharpe_report,
+    superior_predictive_ability,
+)
 from ..evaluation.trials import Trial, backtest_trial
 from ..labels.outcomes import Costs
+from .account import Backtest, run_backtest, select_trades
 from .costs import BacktestConfig, charge_costs, liquidate
 
 # %% ../../nbs/trading/02_selection.ipynb #33530321
 class JudgementConfig(Section):
     "What is tried beside the chosen strategy, and how all of them are judged."
+
     model_config = {"title": "judgement"}
-    thresholds: tuple[float, ...] = Field((-0.2, -0.1, 0.0, 0.1, 0.2), strict=False, min_length=1, description="smallest expected results after costs that are tried with each model, multiples of the risk; that of the backtest joins them")
-    blocks: int = Field(16, ge=2, le=20, multiple_of=2, description="stretches of time that are combined into halves for the probability of backtest overfitting")
-    size: float = Field(0.05, gt=0, lt=0.5, description="chance of naming even one strategy that earns nothing")
+    thresholds: tuple[float, ...] = Field(
+        (-0.2, -0.1, 0.0, 0.1, 0.2),
+        strict=False,
+        min_length=1,
+        description="smallest expected results after costs that are tried with each model, multiples of the risk; that of the backtest joins them",
+    )
+    blocks: int = Field(
+        16,
+        ge=2,
+        le=20,
+        multiple_of=2,
+        description="stretches of time that are combined into halves for the probability of backtest overfitting",
+    )
+    size: float = Field(
+        0.05, gt=0, lt=0.5, description="chance of naming even one strategy that earns nothing"
+    )
     draws: int = Field(1000, ge=100, description="bootstrap draws")
     seed: int = Field(7, ge=0, description="seed of those draws")
 
+
 class Strategy(NamedTuple):
     "A model's predictions, followed from a threshold on."
+
     model: str
-    threshold: float # multiples of the risk
+    threshold: float  # multiples of the risk
 
     @property
-    def name(self) -> str: return f"{self.model} above {self.threshold + 0.0:g} R"   # −0 is 0
+    def name(self) -> str:
+        return f"{self.model} above {self.threshold + 0.0:g} R"  # −0 is 0
 
-def strategies_of(models: Iterable[str], config: JudgementConfig = JudgementConfig(), backtest: BacktestConfig = BacktestConfig()) -> list[Strategy]:
+
+def strategies_of(
+    models: Iterable[str],
+    config: JudgementConfig = JudgementConfig(),
+    backtest: BacktestConfig = BacktestConfig(),
+) -> list[Strategy]:
     "Each model at each threshold."
     thresholds = sorted({threshold + 0.0 for threshold in (*config.thresholds, backtest.minimum_expected_r)})
     return [Strategy(model, threshold) for model in models for threshold in thresholds]
@@ -49,18 +81,28 @@ def _settings(strategy: Strategy, backtest: BacktestConfig) -> BacktestConfig:
     "The settings of the backtest with the strategy's threshold."
     return BacktestConfig(**backtest.model_dump() | {"minimum_expected_r": strategy.threshold})
 
-def strategy_trials(strategies: Iterable[Strategy],
-                    made_by: Mapping[str, str], # model -> name of the trial that made its predictions
-                    backtest: BacktestConfig = BacktestConfig(), costs: Costs = Costs()) -> list[Trial]:
+
+def strategy_trials(
+    strategies: Iterable[Strategy],
+    made_by: Mapping[str, str],  # model -> name of the trial that made its predictions
+    backtest: BacktestConfig = BacktestConfig(),
+    costs: Costs = Costs(),
+) -> list[Trial]:
     "The strategies as trials."
-    return [backtest_trial(made_by[strategy.model], _settings(strategy, backtest), costs) for strategy in strategies]
+    return [
+        backtest_trial(made_by[strategy.model], _settings(strategy, backtest), costs)
+        for strategy in strategies
+    ]
 
 # %% ../../nbs/trading/02_selection.ipynb #b25a0ec2
-def run_strategies(strategies: Iterable[Strategy],
-                   predictions: Mapping[str, pd.DataFrame], # by model
-                   labels: pd.DataFrame,
-                   candles: Mapping[str, pd.DataFrame],     # base candles by symbol
-                   backtest: BacktestConfig = BacktestConfig(), costs: Costs = Costs()) -> dict[str, Backtest]:
+def run_strategies(
+    strategies: Iterable[Strategy],
+    predictions: Mapping[str, pd.DataFrame],  # by model
+    labels: pd.DataFrame,
+    candles: Mapping[str, pd.DataFrame],  # base candles by symbol
+    backtest: BacktestConfig = BacktestConfig(),
+    costs: Costs = Costs(),
+) -> dict[str, Backtest]:
     "The account of each strategy, by its name."
     outcomes = charge_costs(liquidate(labels, candles, backtest), candles, backtest, costs)
     start, end = min(table["time"].min() for table in predictions.values()), outcomes["exit_at"].max()
@@ -72,54 +114,115 @@ def run_strategies(strategies: Iterable[Strategy],
     return accounts
 
 # %% ../../nbs/trading/02_selection.ipynb #7e14d3dc
-def daily_returns(accounts: Mapping[str, Backtest], cash: float = BacktestConfig().initial_cash) -> pd.DataFrame:
+def daily_returns(
+    accounts: Mapping[str, Backtest], cash: float = BacktestConfig().initial_cash
+) -> pd.DataFrame:
     "Net return of each account (columns) in each day (rows, UTC); zero where it stood still."
-    closes = {name: account.equity["equity"].groupby((account.equity.index - pd.Timedelta("1ns")).floor("D")).last() for name, account in accounts.items()}
+    closes = {
+        name: account.equity["equity"].groupby((account.equity.index - pd.Timedelta("1ns")).floor("D")).last()
+        for name, account in accounts.items()
+    }
     values = pd.DataFrame(closes)
     before = values.shift(fill_value=cash)
     return (values / before.where(before > 0) - 1).fillna(0.0).rename_axis("day")
 
 # %% ../../nbs/trading/02_selection.ipynb #2e7180fa
-def strategy_table(strategies: Iterable[Strategy], accounts: Mapping[str, Backtest], returns: pd.DataFrame, # of `daily_returns`
-                   config: JudgementConfig = JudgementConfig()) -> pd.DataFrame:
+def strategy_table(
+    strategies: Iterable[Strategy],
+    accounts: Mapping[str, Backtest],
+    returns: pd.DataFrame,  # of `daily_returns`
+    config: JudgementConfig = JudgementConfig(),
+) -> pd.DataFrame:
     "One row a strategy: trades, mean R, mean daily return with its 95 % interval (basis points), total return, deepest drawdown; NaN where there is nothing to say."
     rows = []
     for strategy in strategies:
-        trades, equity, own = accounts[strategy.name].trades, accounts[strategy.name].equity, returns[strategy.name]
-        mean, low, high = mean_interval(1e4 * own.to_numpy(), own.index, config.draws, config.seed) if len(trades) else (0.0, np.nan, np.nan)
-        rows.append({"strategy": strategy.name, "model": strategy.model, "threshold": strategy.threshold, "trades": len(trades), "mean_r": trades["realised_r"].mean() if len(trades) else np.nan,
-                     "daily_bp": mean, "low_bp": low, "high_bp": high, "total_return": float((1 + own).prod() - 1), "maximum_drawdown": float(equity["drawdown"].min())})
+        trades, equity, own = (
+            accounts[strategy.name].trades,
+            accounts[strategy.name].equity,
+            returns[strategy.name],
+        )
+        mean, low, high = (
+            mean_interval(1e4 * own.to_numpy(), own.index, config.draws, config.seed)
+            if len(trades)
+            else (0.0, np.nan, np.nan)
+        )
+        rows.append(
+            {
+                "strategy": strategy.name,
+                "model": strategy.model,
+                "threshold": strategy.threshold,
+                "trades": len(trades),
+                "mean_r": trades["realised_r"].mean() if len(trades) else np.nan,
+                "daily_bp": mean,
+                "low_bp": low,
+                "high_bp": high,
+                "total_return": float((1 + own).prod() - 1),
+                "maximum_drawdown": float(equity["drawdown"].min()),
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/trading/02_selection.ipynb #3694ef1c
 class Judgement(NamedTuple):
     "What the search found, once it is counted."
-    chosen: str                      # name of the strategy that is judged
-    record: SharpeReport             # with trials, DSR and PBO
-    overfitting: Overfitting | str   # or why there is none
-    superiority: Superiority | str   # or why there is none
-    strategies: int                  # how many were run
-    idle: tuple[str, ...]            # those whose returns do not vary
+
+    chosen: str  # name of the strategy that is judged
+    record: SharpeReport  # with trials, DSR and PBO
+    overfitting: Overfitting | str  # or why there is none
+    superiority: Superiority | str  # or why there is none
+    strategies: int  # how many were run
+    idle: tuple[str, ...]  # those whose returns do not vary
     config: JudgementConfig
+
 
 def _tested(test: Callable, *arguments: Any, **options: Any) -> Any:
     "The result of a test, or why there is none."
-    try: return test(*arguments, **options)
-    except OverfittingError as error: return str(error)
+    try:
+        return test(*arguments, **options)
+    except OverfittingError as error:
+        return str(error)
 
-def judge(returns: pd.DataFrame, # (days, strategies), net of costs
-          chosen: str,           # the strategy that the backtest follows
-          trials: int,           # all that was tried: `count_trials` of the ledger
-          config: JudgementConfig = JudgementConfig()) -> Judgement:
+
+def judge(
+    returns: pd.DataFrame,  # (days, strategies), net of costs
+    chosen: str,  # the strategy that the backtest follows
+    trials: int,  # all that was tried: `count_trials` of the ledger
+    config: JudgementConfig = JudgementConfig(),
+) -> Judgement:
     "The chosen strategy among all that were run."
-    if chosen not in returns: raise OverfittingError(f"{chosen} is not among the strategies ({', '.join(returns.columns)}): run it too")
-    if trials < returns.shape[1]: raise OverfittingError(f"{trials} trials are counted and {returns.shape[1]} strategies are shown: record them before they are run")
-    spread, year = np.ptp(returns.to_numpy(), axis=0), 365.25 * len(returns) / max((returns.index[-1] - returns.index[0]).days + 1, 1)
+    if chosen not in returns:
+        raise OverfittingError(
+            f"{chosen} is not among the strategies ({', '.join(returns.columns)}): run it too"
+        )
+    if trials < returns.shape[1]:
+        raise OverfittingError(
+            f"{trials} trials are counted and {returns.shape[1]} strategies are shown: record them before they are run"
+        )
+    spread, year = (
+        np.ptp(returns.to_numpy(), axis=0),
+        365.25 * len(returns) / max((returns.index[-1] - returns.index[0]).days + 1, 1),
+    )
     idle = tuple(returns.columns[spread <= 1e-12 * np.abs(returns.to_numpy()).max()])
     varied = returns.drop(columns=list(idle))
-    report = sharpe_report(returns[chosen], trials, varied if varied.shape[1] else None, year, config.blocks, config.draws, config.seed)
-    overfitting = _tested(probability_of_backtest_overfitting, varied, config.blocks) if varied.shape[1] > 1 else "fewer than two strategies ever gained or lost anything"
-    superiority = _tested(superior_predictive_ability, varied, size=config.size, draws=config.draws, seed=config.seed) if varied.shape[1] else "none ever gained or lost anything"
+    report = sharpe_report(
+        returns[chosen],
+        trials,
+        varied if varied.shape[1] else None,
+        year,
+        config.blocks,
+        config.draws,
+        config.seed,
+    )
+    overfitting = (
+        _tested(probability_of_backtest_overfitting, varied, config.blocks)
+        if varied.shape[1] > 1
+        else "fewer than two strategies ever gained or lost anything"
+    )
+    superiority = (
+        _tested(superior_predictive_ability, varied, size=config.size, draws=config.draws, seed=config.seed)
+        if varied.shape[1]
+        else "none ever gained or lost anything"
+    )
     return Judgement(chosen, report, overfitting, superiority, returns.shape[1], idle, config)
 
 # %% ../../nbs/trading/02_selection.ipynb #a6329ec4
@@ -128,57 +231,101 @@ def _names(names: Iterable[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
 
+
 def record_sentence(judgement: Judgement) -> str:
     "The record of the chosen strategy, and how long it would have to be."
     report = judgement.record
-    if report.expected_maximum is None: return str(report)      # not measured
+    if report.expected_maximum is None:
+        return str(report)  # not measured
     needed = report.minimum_track_record
-    length = "No length of record makes a ratio credible that is not above zero." if needed is None else (
-        f"To tell such a ratio from zero with 95 % confidence takes {np.ceil(needed):,.0f} days even where nothing was searched; there are {report.periods:,}.")
+    length = (
+        "No length of record makes a ratio credible that is not above zero."
+        if needed is None
+        else (
+            f"To tell such a ratio from zero with 95 % confidence takes {np.ceil(needed):,.0f} days even where nothing was searched; there are {report.periods:,}."
+        )
+    )
     return f"{str(report).rstrip('.')}. {length}"
+
 
 def _chance(judgement: Judgement) -> str:
     "Hansen's p-value; no smaller than the draws can show."
     value, least = judgement.superiority.p_value, 1 / judgement.config.draws
     return f"p < {least:g}" if value < least else f"p = {value:.3f}"
 
+
 def overfitting_sentence(judgement: Judgement) -> str:
     "What became of the winner of one half of the days in the other half."
     found = judgement.overfitting
-    if isinstance(found, str): return f"Overfitting cannot be judged: {found}."
-    return (f"In {found.pbo:.0%} of {len(found.logits):,} ways to halve the days the best of {found.strategies} strategies in one half fell to the median or below it in the other "
-            f"(the probability of backtest overfitting), and in {found.loss_share:.0%} it lost money there.")
+    if isinstance(found, str):
+        return f"Overfitting cannot be judged: {found}."
+    return (
+        f"In {found.pbo:.0%} of {len(found.logits):,} ways to halve the days the best of {found.strategies} strategies in one half fell to the median or below it in the other "
+        f"(the probability of backtest overfitting), and in {found.loss_share:.0%} it lost money there."
+    )
 
 # %% ../../nbs/trading/02_selection.ipynb #5f8c5598
 def superiority_sentence(judgement: Judgement) -> str:
     "Whether any strategy earns more than nothing."
     found = judgement.superiority
-    if isinstance(found, str): return f"No strategy can be tested against doing nothing: {found}."
+    if isinstance(found, str):
+        return f"No strategy can be tested against doing nothing: {found}."
     said = f"Hansen's test of the best gives {_chance(judgement)}"
-    if not found.superior: return f"None of {found.strategies} strategies is shown to earn more than nothing; {said}."
+    if not found.superior:
+        return f"None of {found.strategies} strategies is shown to earn more than nothing; {said}."
     return f"More than nothing earn {len(found.superior)} of {found.strategies} strategies ({_names(found.superior)}), with a chance of {judgement.config.size:.0%} of a wrong name; {said}."
+
 
 def idle_sentence(judgement: Judgement) -> str:
     "Which strategies were left out of the tests."
-    if not judgement.idle: return f"All {judgement.strategies} strategies traded."
+    if not judgement.idle:
+        return f"All {judgement.strategies} strategies traded."
     return f"{len(judgement.idle)} of {judgement.strategies} strategies never gained or lost anything and are left out of the tests, not of the trials: {_names(judgement.idle)}."
 
 # %% ../../nbs/trading/02_selection.ipynb #2447b998
-CREDIBLE = 0.95 # confidence from which on luck in choosing is ruled out
+CREDIBLE = 0.95  # confidence from which on luck in choosing is ruled out
+
 
 def judgement_sentence(judgement: Judgement) -> str:
     "All of it in one sentence."
     report, superior = judgement.record, judgement.superiority
-    if report.sharpe is None: return f"After {report.trials:,} trials the chosen strategy ({judgement.chosen}) cannot be judged: {report.notes[0]}."
-    said = "cannot be told from what luck in choosing gives" if report.dsr is None or report.dsr < CREDIBLE else "is more than luck in choosing explains"
-    deflated, overfitted = ("not known" if value is None else f"{value:.2f}" for value in (report.dsr, report.pbo))
-    others = "no test against doing nothing was possible" if isinstance(superior, str) else (
-        f"{len(superior.superior) or 'none'} of {superior.strategies} strategies {'is' if len(superior.superior) < 2 else 'are'} shown to earn more than nothing ({_chance(judgement)})")
-    return (f"After {report.trials:,} trials the result of the chosen strategy ({judgement.chosen}) {said}: deflated Sharpe ratio {deflated}, "
-            f"probability of backtest overfitting {overfitted}; {others}.")
+    if report.sharpe is None:
+        return f"After {report.trials:,} trials the chosen strategy ({judgement.chosen}) cannot be judged: {report.notes[0]}."
+    said = (
+        "cannot be told from what luck in choosing gives"
+        if report.dsr is None or report.dsr < CREDIBLE
+        else "is more than luck in choosing explains"
+    )
+    deflated, overfitted = (
+        "not known" if value is None else f"{value:.2f}" for value in (report.dsr, report.pbo)
+    )
+    others = (
+        "no test against doing nothing was possible"
+        if isinstance(superior, str)
+        else (
+            f"{len(superior.superior) or 'none'} of {superior.strategies} strategies {'is' if len(superior.superior) < 2 else 'are'} shown to earn more than nothing ({_chance(judgement)})"
+        )
+    )
+    return (
+        f"After {report.trials:,} trials the result of the chosen strategy ({judgement.chosen}) {said}: deflated Sharpe ratio {deflated}, "
+        f"probability of backtest overfitting {overfitted}; {others}."
+    )
+
 
 def judgement_metrics(judgement: Judgement) -> dict[str, Any]:
     "The headline figures; None where there is not enough data."
-    found, superior = ({} if isinstance(test, str) else test._asdict() for test in (judgement.overfitting, judgement.superiority))
-    return {"chosen": judgement.chosen, **judgement.record._asdict(), "strategies": judgement.strategies, "idle": list(judgement.idle), "loss_share": found.get("loss_share"), "degradation": found.get("slope"),
-            "spa_p_value": superior.get("p_value"), "superior": list(superior.get("superior", ())), "sentence": judgement_sentence(judgement)}
+    found, superior = (
+        {} if isinstance(test, str) else test._asdict()
+        for test in (judgement.overfitting, judgement.superiority)
+    )
+    return {
+        "chosen": judgement.chosen,
+        **judgement.record._asdict(),
+        "strategies": judgement.strategies,
+        "idle": list(judgement.idle),
+        "loss_share": found.get("loss_share"),
+        "degradation": found.get("slope"),
+        "spa_p_value": superior.get("p_value"),
+        "superior": list(superior.get("superior", ())),
+        "sentence": judgement_sentence(judgement),
+    }

@@ -1,64 +1,113 @@
 """Speed, side by side with the peer in the same run; absolute times depend on the machine, ratios do not. `make bench` runs it."""
+
 import os
 import subprocess
 import sys
 import time
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import BTC, by_timeframe, real_candles
-from smc_ml.simulation.market import SimulationConfig, random_walk, simulate_market
+
 from smc_ml.features.smc import smc_features
 from smc_ml.labels.outcomes import LabelingConfig, barrier_exits, label_patterns, limit_fills
 from smc_ml.patterns.detection import PatternConfig, detect_patterns, detect_timeframes
 from smc_ml.patterns.streaming import PatternStream, candles_of
+from smc_ml.simulation.market import SimulationConfig, random_walk, simulate_market
+
 
 @pytest.fixture(scope="module")
 def year() -> pd.DataFrame:
     "A year of candles: real ones where they are at hand, simulated ones elsewhere."
-    return real_candles(BTC) if BTC.exists() else simulate_market(["SIM"], "2023-01-01", "2024-01-01", SimulationConfig())["SIM"].candles
+    return (
+        real_candles(BTC)
+        if BTC.exists()
+        else simulate_market(["SIM"], "2023-01-01", "2024-01-01", SimulationConfig())["SIM"].candles
+    )
 
-CORE = PatternConfig(periods=(), kinds=("swing_high", "swing_low", "break_of_structure", "change_of_character", "market_structure_shift", "order_block", "fair_value_gap", "liquidity_sweep", "liquidity_run"))
+
+CORE = PatternConfig(
+    periods=(),
+    kinds=(
+        "swing_high",
+        "swing_low",
+        "break_of_structure",
+        "change_of_character",
+        "market_structure_shift",
+        "order_block",
+        "fair_value_gap",
+        "liquidity_sweep",
+        "liquidity_run",
+    ),
+)
 SIZES = [10_000, 50_000, 200_000]
+
 
 @pytest.fixture(scope="module")
 def long_walk() -> pd.DataFrame:
     "A million candles of a random walk."
     return random_walk(1_000_000, seed=0)
 
+
 def within(benchmark, seconds: float) -> None:
     "The fastest round keeps the budget; slower ones tell of the machine."
-    if benchmark.enabled: assert benchmark.stats.stats.min < seconds
+    if benchmark.enabled:
+        assert benchmark.stats.stats.min < seconds
+
 
 @pytest.mark.parametrize("candles", SIZES)
 def test_all_kinds(benchmark, long_walk, candles):
     benchmark.group, benchmark.name = f"patterns, {candles} candles", "smc_ml, all 21 kinds"
     table = benchmark.pedantic(detect_patterns, (long_walk.iloc[:candles],), warmup_rounds=1, rounds=10)
     assert len(table) > candles
-    if candles == 200_000: within(benchmark, 0.3)
+    if candles == 200_000:
+        within(benchmark, 0.3)
+
 
 @pytest.mark.parametrize("candles", SIZES)
 def test_core_kinds(benchmark, long_walk, candles):
-    benchmark.group, benchmark.name = f"patterns, {candles} candles", "smc_ml, gaps swings structure blocks sweeps"
-    assert len(benchmark.pedantic(detect_patterns, (long_walk.iloc[:candles], CORE), warmup_rounds=1, rounds=10)) > candles / 2
-    if candles == 200_000: within(benchmark, 0.1)
+    benchmark.group, benchmark.name = (
+        f"patterns, {candles} candles",
+        "smc_ml, gaps swings structure blocks sweeps",
+    )
+    assert (
+        len(benchmark.pedantic(detect_patterns, (long_walk.iloc[:candles], CORE), warmup_rounds=1, rounds=10))
+        > candles / 2
+    )
+    if candles == 200_000:
+        within(benchmark, 0.1)
+
 
 @pytest.mark.parametrize("candles", SIZES)
 def test_peer_patterns(benchmark, long_walk, candles):
     os.environ["SMC_CREDIT"] = "0"
     from smartmoneyconcepts import smc
-    benchmark.group, benchmark.name = f"patterns, {candles} candles", "smartmoneyconcepts, gaps swings structure blocks liquidity"
+
+    benchmark.group, benchmark.name = (
+        f"patterns, {candles} candles",
+        "smartmoneyconcepts, gaps swings structure blocks liquidity",
+    )
     part = long_walk.iloc[:candles].reset_index(drop=True)
+
     def everything():
         swings = smc.swing_highs_lows(part, swing_length=3)
         return smc.fvg(part), smc.bos_choch(part, swings), smc.ob(part, swings), smc.liquidity(part, swings)
+
     benchmark.pedantic(everything, rounds=1)
+
 
 def test_simulated_candles(benchmark):
     benchmark.group, benchmark.name = "simulated market, 100,800 candles", "smc_ml"
-    market = benchmark.pedantic(simulate_market, (["SIM"], "2023-01-01", "2023-12-17", SimulationConfig(edge=0.4)), warmup_rounds=1, rounds=5)["SIM"]
+    market = benchmark.pedantic(
+        simulate_market,
+        (["SIM"], "2023-01-01", "2023-12-17", SimulationConfig(edge=0.4)),
+        warmup_rounds=1,
+        rounds=5,
+    )["SIM"]
     assert len(market.candles) == 100_800 and len(market.truth)
     within(benchmark, 3.0)
+
 
 def test_time_grows_with_the_candles_and_not_faster(benchmark, long_walk):
     def per_candle(rows: int) -> float:
@@ -68,35 +117,53 @@ def test_time_grows_with_the_candles_and_not_faster(benchmark, long_walk):
             detect_patterns(part)
             best = min(best, time.perf_counter() - begin)
         return best / rows
+
     benchmark.group, benchmark.name = "patterns, growth", "smc_ml, 1,000,000 candles"
     short = per_candle(50_000)
     benchmark.pedantic(detect_patterns, (long_walk,), warmup_rounds=1, rounds=3)
-    benchmark.extra_info["ratio_per_candle"] = ratio = (benchmark.stats.stats.min / len(long_walk) if benchmark.enabled else per_candle(len(long_walk))) / short
+    benchmark.extra_info["ratio_per_candle"] = ratio = (
+        benchmark.stats.stats.min / len(long_walk) if benchmark.enabled else per_candle(len(long_walk))
+    ) / short
     assert ratio < 1.5
+
 
 @pytest.mark.parametrize("history", [2_000, 50_000])
 def test_a_candle_in_the_stream(benchmark, long_walk, history):
     benchmark.group, benchmark.name = "patterns, one candle in a stream", f"smc_ml, after {history} candles"
     stream = PatternStream()
     stream.feed(long_walk.iloc[:history])
-    coming = candles_of(long_walk.iloc[history:history + 12_000])
+    coming = candles_of(long_walk.iloc[history : history + 12_000])
     benchmark.pedantic(lambda: stream.update(next(coming)), rounds=10_000)
-    if benchmark.enabled: assert benchmark.stats.stats.median < 50e-6
+    if benchmark.enabled:
+        assert benchmark.stats.stats.median < 50e-6
+
 
 def test_a_fresh_process_is_ready_at_once(benchmark, long_walk, tmp_path):
     "Import and first call, with compiled functions on disk."
-    path = tmp_path/"candles.parquet"
+    path = tmp_path / "candles.parquet"
     long_walk.iloc[:1000].to_parquet(path)
-    call = ["import pandas", "from smc_ml.patterns.detection import detect_patterns", "from smc_ml.patterns.streaming import PatternStream, candles_of",
-            f"candles = pandas.read_parquet({str(path)!r})", "detect_patterns(candles)", "PatternStream().feed(candles[:50])"]
+    call = [
+        "import pandas",
+        "from smc_ml.patterns.detection import detect_patterns",
+        "from smc_ml.patterns.streaming import PatternStream, candles_of",
+        f"candles = pandas.read_parquet({str(path)!r})",
+        "detect_patterns(candles)",
+        "PatternStream().feed(candles[:50])",
+    ]
     benchmark.group, benchmark.name = "patterns, a fresh process", "smc_ml, import to first table"
-    benchmark.pedantic(subprocess.run, ([sys.executable, "-c", "; ".join(call)],), {"check": True}, warmup_rounds=1, rounds=5)
+    benchmark.pedantic(
+        subprocess.run, ([sys.executable, "-c", "; ".join(call)],), {"check": True}, warmup_rounds=1, rounds=5
+    )
     within(benchmark, 2.0)
+
 
 def test_labels_of_a_year(benchmark, year):
     benchmark.group = "labels and features of a year"
     patterns = detect_timeframes(by_timeframe(year))
-    assert len(benchmark.pedantic(label_patterns, (year, patterns, "BTCUSDT"), warmup_rounds=1, rounds=5)) > 1000
+    assert (
+        len(benchmark.pedantic(label_patterns, (year, patterns, "BTCUSDT"), warmup_rounds=1, rounds=5)) > 1000
+    )
+
 
 def test_fifty_thousand_trades(benchmark, long_walk):
     "Limit orders and barriers of 50,000 events on 200,000 candles, from arrays."
@@ -104,23 +171,47 @@ def test_fifty_thousand_trades(benchmark, long_walk):
     open_, high, low = (candles[name].to_numpy() for name in ("open", "high", "low"))
     start, side = np.sort(generator.integers(20, 199_000, count)), generator.choice([-1, 1], count)
     limit = open_[start] * (1 - side * generator.uniform(0, 0.004, count))
+
     def outcomes():
         filled, price = limit_fills(open_, high, low, start, side, limit, 144)
-        return barrier_exits(open_, high, low, filled, side, price * (1 - 0.006 * side), price * (1 + 0.009 * side), 144, 0, price)
+        return barrier_exits(
+            open_,
+            high,
+            low,
+            filled,
+            side,
+            price * (1 - 0.006 * side),
+            price * (1 + 0.009 * side),
+            144,
+            0,
+            price,
+        )
+
     benchmark.group = "labels of 50,000 events on 200,000 candles"
     assert (benchmark.pedantic(outcomes, warmup_rounds=1, rounds=10)[0] >= 0).sum() > 25_000
     within(benchmark, 0.2)
+
 
 @pytest.mark.parametrize("entry", ["next_open", "limit_edge"])
 def test_fifty_thousand_labels(benchmark, long_walk, entry):
     "The whole table, checks and confluence included."
     candles = long_walk.iloc[:200_000]
-    config = LabelingConfig(entry=entry, timeframes=["5m"], kinds=["order_block", "fair_value_gap", "liquidity_sweep"])
+    config = LabelingConfig(
+        entry=entry, timeframes=["5m"], kinds=["order_block", "fair_value_gap", "liquidity_sweep"]
+    )
     patterns = detect_timeframes(by_timeframe(candles))
     benchmark.group = "labels of 50,000 events on 200,000 candles"
-    assert len(benchmark.pedantic(label_patterns, (candles, patterns, "WALK", config), warmup_rounds=1, rounds=5)) > 10_000
+    assert (
+        len(
+            benchmark.pedantic(label_patterns, (candles, patterns, "WALK", config), warmup_rounds=1, rounds=5)
+        )
+        > 10_000
+    )
+
 
 def test_features_of_a_year(benchmark, year):
     benchmark.group = "labels and features of a year"
     patterns = detect_timeframes(by_timeframe(year))
-    assert np.isfinite(benchmark.pedantic(smc_features, (year, patterns), warmup_rounds=1, rounds=5).iloc[-1]).all()
+    assert np.isfinite(
+        benchmark.pedantic(smc_features, (year, patterns), warmup_rounds=1, rounds=5).iloc[-1]
+    ).all()

@@ -7,66 +7,89 @@ __all__ = ['cross_check', 'require_agreement', 'run_anywhere', 'HistoricalDataCo
            'compared', 'collect']
 
 # %% ../../../nbs/data/collection/05_collector.ipynb #403f6091
-import asyncio, os
+import asyncio
+import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
 import pandas as pd
+
 from ...candles import PRICES, TIMEFRAMES, CandleError, candle_facts, read_candles, resample
-from ..quality.calendars import is_expected
 from .config import DataCollectionConfig, Wanted, by_venue, source_folder, wanted_series
 from .download import collect_exchange, side_by_side
 from .local import collect_files, collect_simulated
 from .recordings import collect_recordings
-from ..sources.base import CandleSource
 from .store import series_name
+from ..quality.calendars import is_expected
+from ..sources.base import CandleSource
 
 # %% ../../../nbs/data/collection/05_collector.ipynb #6fce855f
-def cross_check(base: pd.DataFrame,       # 5m candles
-                served: pd.DataFrame,     # of the higher timeframe
-                timeframe: str,
-                tolerance: float = 1e-6,  # relative
-               ) -> tuple[int, pd.DataFrame]:
+def cross_check(
+    base: pd.DataFrame,  # 5m candles
+    served: pd.DataFrame,  # of the higher timeframe
+    timeframe: str,
+    tolerance: float = 1e-6,  # relative
+) -> tuple[int, pd.DataFrame]:
     "How many candles were compared, and one row for each value that differs."
     made, columns = resample(base, "5m", timeframe), [*PRICES, "volume"]
     both = made.index.intersection(served.index)
     one, other = made.loc[both, columns], served.loc[both, columns]
     differs = ((one - other).abs() > tolerance * other.abs()).to_numpy()
     rows, places = differs.nonzero()
-    return len(both), pd.DataFrame({"open_time": both[rows], "column": [columns[place] for place in places],
-                                    "made": one.to_numpy()[rows, places], "served": other.to_numpy()[rows, places]})
+    return len(both), pd.DataFrame(
+        {
+            "open_time": both[rows],
+            "column": [columns[place] for place in places],
+            "made": one.to_numpy()[rows, places],
+            "served": other.to_numpy()[rows, places],
+        }
+    )
+
 
 def require_agreement(compared: int, differing: pd.DataFrame, want: Wanted, share: float) -> None:
     "Raise where more than `share` of the candles that were compared disagree."
     candles = differing["open_time"].nunique()
-    if candles <= share * compared: return
+    if candles <= share * compared:
+        return
     first = differing.iloc[0]
-    raise CandleError(f"{want.name}: {candles} of {compared} candles disagree with those made from 5m candles, first column {first['column']} at {first['open_time']} "
-                      f"({first['served']:g} served, {first['made']:g} made): check collect.symbols and collect.market, or raise collect.cross_check_share")
+    raise CandleError(
+        f"{want.name}: {candles} of {compared} candles disagree with those made from 5m candles, first column {first['column']} at {first['open_time']} "
+        f"({first['served']:g} served, {first['made']:g} made): check collect.symbols and collect.market, or raise collect.cross_check_share"
+    )
 
 # %% ../../../nbs/data/collection/05_collector.ipynb #6c82481f
 def run_anywhere(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     "Run a coroutine to its end; in a thread of its own where this one has a running loop."
-    try: asyncio.get_running_loop()
-    except RuntimeError: return asyncio.run(work())
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
     running = []
+
     async def main() -> Any:
         running.extend([asyncio.get_running_loop(), asyncio.current_task()])
         return await work()
+
     with ThreadPoolExecutor(1) as thread:
         result = thread.submit(lambda: asyncio.run(main()))
-        try: return result.result()
+        try:
+            return result.result()
         except KeyboardInterrupt:
-            if running: running[0].call_soon_threadsafe(running[1].cancel)
+            if running:
+                running[0].call_soon_threadsafe(running[1].cancel)
             raise
 
 # %% ../../../nbs/data/collection/05_collector.ipynb #dab3272d
 class HistoricalDataCollector:
     "Keeps the raw series of a configuration up to date and tells what there is."
-    def __init__(self, config: DataCollectionConfig,
-                 source: CandleSource | None = None, # instead of the client of the configured source
-                ):
+
+    def __init__(
+        self,
+        config: DataCollectionConfig,
+        source: CandleSource | None = None,  # instead of the client of the configured source
+    ):
         self.config, self.source, self.venues = config, source, by_venue(config)
         self._before: dict[Path, int] = {}
         self._checked: dict[Path, tuple[int, pd.DataFrame]] = {}
@@ -74,10 +97,18 @@ class HistoricalDataCollector:
     async def collect_all_historical_data(self) -> dict[str, Path]:
         "Fetch what the snapshot lacks; the path of each symbol's 5m candles of the source."
         series = [want for venue in self.venues for want in wanted_series(venue)]
-        self._before = {want.path: candle_facts(want.path)["rows"] if want.path.exists() else 0 for want in series}
-        await side_by_side([_collect_venue(venue, self.source if venue is self.venues[0] else None) for venue in self.venues])
+        self._before = {
+            want.path: candle_facts(want.path)["rows"] if want.path.exists() else 0 for want in series
+        }
+        await side_by_side(
+            [_collect_venue(venue, self.source if venue is self.venues[0] else None) for venue in self.venues]
+        )
         collect_recordings(self.config)
-        self._checked = {path: found for venue in self.venues for path, found in cross_check_series(wanted_series(venue), venue).items()}
+        self._checked = {
+            path: found
+            for venue in self.venues
+            for path, found in cross_check_series(wanted_series(venue), venue).items()
+        }
         return base_paths(self.venues[0])
 
     def collect(self) -> dict[str, Path]:
@@ -86,52 +117,111 @@ class HistoricalDataCollector:
 
     def get_collection_summary(self) -> pd.DataFrame:
         "One row a series: span, rows, how many came with the last run, gaps, content; and what the cross-check found, where there was one."
-        rows = [_summary_row(want, venue, self._before.get(want.path), self._checked.get(want.path)) for venue in self.venues for want in wanted_series(venue) if want.path.exists()]
+        rows = [
+            _summary_row(want, venue, self._before.get(want.path), self._checked.get(want.path))
+            for venue in self.venues
+            for want in wanted_series(venue)
+            if want.path.exists()
+        ]
         summary = pd.DataFrame(rows, columns=_SUMMARY).set_index(["source", "symbol", "timeframe"])
         return summary if summary["compared"].any() else summary.drop(columns=["compared", "disagreeing"])
 
+
 async def _collect_venue(config: DataCollectionConfig, source: CandleSource | None) -> None:
-    if config.source == "simulated": await collect_simulated(config)
-    elif config.source == "files": await collect_files(config)
-    else: await collect_exchange(config, source)
+    if config.source == "simulated":
+        await collect_simulated(config)
+    elif config.source == "files":
+        await collect_files(config)
+    else:
+        await collect_exchange(config, source)
+
 
 def base_paths(config: DataCollectionConfig) -> dict[str, Path]:
     "Where the 5m candles of each symbol lie."
     return {series_name(want.symbol): want.path for want in wanted_series(config) if want.timeframe == "5m"}
 
 # %% ../../../nbs/data/collection/05_collector.ipynb #b3493c16
-_SUMMARY = ["source", "symbol", "timeframe", "first", "last", "rows", "added", "gaps", "missing", "compared", "disagreeing", "content"]
+_SUMMARY = [
+    "source",
+    "symbol",
+    "timeframe",
+    "first",
+    "last",
+    "rows",
+    "added",
+    "gaps",
+    "missing",
+    "compared",
+    "disagreeing",
+    "content",
+]
 
-def cross_check_series(series: Sequence[Wanted], config: DataCollectionConfig) -> dict[Path, tuple[int, pd.DataFrame]]:
+
+def cross_check_series(
+    series: Sequence[Wanted], config: DataCollectionConfig
+) -> dict[Path, tuple[int, pd.DataFrame]]:
     "Compare every higher series with its base; an error where too many candles disagree."
     base, checked = {want.symbol: want.path for want in series if want.timeframe == "5m"}, {}
     for want in series:
-        if want.timeframe == "5m" or not want.path.exists(): continue
-        checked[want.path] = cross_check(read_candles(base[want.symbol]), read_candles(want.path), want.timeframe, config.cross_check_tolerance)
+        if want.timeframe == "5m" or not want.path.exists():
+            continue
+        checked[want.path] = cross_check(
+            read_candles(base[want.symbol]),
+            read_candles(want.path),
+            want.timeframe,
+            config.cross_check_tolerance,
+        )
         require_agreement(*checked[want.path], want, config.cross_check_share)
     return checked
 
+
 def _missing(facts: dict, timeframe: str, calendar: str | None) -> list[int]:
     "Candles missing in each gap of a series while the market was open."
-    counts = [int(is_expected(pd.date_range(*gap, freq=TIMEFRAMES[timeframe], inclusive="left"), timeframe, calendar).sum()) for gap in facts.get("gaps", [])]
+    counts = [
+        int(
+            is_expected(
+                pd.date_range(*gap, freq=TIMEFRAMES[timeframe], inclusive="left"), timeframe, calendar
+            ).sum()
+        )
+        for gap in facts.get("gaps", [])
+    ]
     return [count for count in counts if count]
 
-def _summary_row(want: Wanted, config: DataCollectionConfig, before: int | None, checked: tuple[int, pd.DataFrame] | None) -> dict[str, Any]:
+
+def _summary_row(
+    want: Wanted, config: DataCollectionConfig, before: int | None, checked: tuple[int, pd.DataFrame] | None
+) -> dict[str, Any]:
     "What the file says of itself, and what the last run did to it."
     facts, (compared, differing) = candle_facts(want.path), checked or (0, pd.DataFrame({"open_time": []}))
     missing = _missing(facts, want.timeframe, config.calendar)
-    return {"source": source_folder(config), "symbol": series_name(want.symbol), "timeframe": want.timeframe, "first": pd.Timestamp(facts["first"]), "last": pd.Timestamp(facts["last"]),
-            "rows": facts["rows"], "added": 0 if before is None else facts["rows"] - before, "gaps": len(missing), "missing": sum(missing),
-            "compared": compared, "disagreeing": differing["open_time"].nunique(), "content": facts["content"][:12]}
+    return {
+        "source": source_folder(config),
+        "symbol": series_name(want.symbol),
+        "timeframe": want.timeframe,
+        "first": pd.Timestamp(facts["first"]),
+        "last": pd.Timestamp(facts["last"]),
+        "rows": facts["rows"],
+        "added": 0 if before is None else facts["rows"] - before,
+        "gaps": len(missing),
+        "missing": sum(missing),
+        "compared": compared,
+        "disagreeing": differing["open_time"].nunique(),
+        "content": facts["content"][:12],
+    }
+
 
 def compared(summary: pd.DataFrame) -> str:
     "What the comparison of the higher timeframes found, in a sentence."
-    if "compared" not in summary: return "Only 5m candles were collected; the higher timeframes are made of them."
+    if "compared" not in summary:
+        return "Only 5m candles were collected; the higher timeframes are made of them."
     return f"Of the higher timeframes as the exchange makes them, {summary['disagreeing'].sum():,} of {summary['compared'].sum():,} candles differ from those made of 5m candles."
 
-def collect(config: DataCollectionConfig,
-            folder: str | os.PathLike | None = None, # of the snapshot; None: the configured one
-           ) -> dict[str, Path]:
+
+def collect(
+    config: DataCollectionConfig,
+    folder: str | os.PathLike | None = None,  # of the snapshot; None: the configured one
+) -> dict[str, Path]:
     "Bring the snapshot up to date; the path of each symbol's base candles."
-    if folder is not None: config = config.model_copy(update={"data_dir": str(folder)})
+    if folder is not None:
+        config = config.model_copy(update={"data_dir": str(folder)})
     return HistoricalDataCollector(config).collect()

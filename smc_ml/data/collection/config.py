@@ -10,74 +10,140 @@ __all__ = ['Exchange', 'EXCHANGES', 'Places', 'moment', 'SourceConfig', 'DataCol
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+
 import pandas as pd
 from pydantic import Field, model_validator
+
 from ...candles import TIMEFRAMES, CandleError, validate_candles
 from ...config import Section
+from .store import raw_path, series_name
+from ..quality.assessment import RepairConfig
+from ..quality.calendars import is_expected
+from ..sources.base import CandleSource, SourceError, clock_zone
 from ..sources.exchanges import ExchangeSource, Patience
 from ..sources.files import FileSource
 from ..sources.oanda import OandaSource
-from ..quality.calendars import is_expected
-from ..quality.assessment import RepairConfig
 from ...simulation.market import SimulationConfig
-from ..sources.base import CandleSource, SourceError, clock_zone
-from .store import raw_path, series_name
 
 # %% ../../../nbs/data/collection/01_config.ipynb #ab9293b2
 Exchange = Literal["binance", "bybit", "oanda"]
 EXCHANGES = ("binance", "bybit", "oanda")
-Places = str | Annotated[tuple[str, ...], Field(strict=False)]   # a file, a folder, or several
-warnings.filterwarnings("ignore", message='Field name "validate" in "DataCollectionConfig"')   # pydantic's own old method of that name
+Places = str | Annotated[tuple[str, ...], Field(strict=False)]  # a file, a folder, or several
+warnings.filterwarnings(
+    "ignore", message='Field name "validate" in "DataCollectionConfig"'
+)  # pydantic's own old method of that name
+
 
 def moment(date: str) -> pd.Timestamp:
     "A date of the settings as a time, UTC."
     return pd.Timestamp(date, tz="UTC")
 
+
 def _check_span(start: str | None, end: str | None) -> None:
     "Raise for what is no date, and for a span that ends before it starts."
     for name, date in (("start", start), ("end", end)):
-        try: known = date is None or moment(date) is not pd.NaT
-        except ValueError: known = False
-        if not known: raise ValueError(f"collect.{name}: {date!r} is no date: write it like \"2024-01-31\"")
-    if start and end and moment(start) >= moment(end): raise ValueError(f"collect.start ({start}) must be before collect.end ({end})")
+        try:
+            known = date is None or moment(date) is not pd.NaT
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError(f'collect.{name}: {date!r} is no date: write it like "2024-01-31"')
+    if start and end and moment(start) >= moment(end):
+        raise ValueError(f"collect.start ({start}) must be before collect.end ({end})")
 
 # %% ../../../nbs/data/collection/01_config.ipynb #e5363b59
 def _check_source(config: "DataCollectionConfig") -> None:
     "Raise for a source that lacks what it needs."
-    if config.source == "files" and not config.files: raise ValueError("collect.files names no file: give a folder, files, or symbol: path")
-    if config.source == "simulated" and not (config.start and config.end): raise ValueError("a simulated market needs collect.start and collect.end")
-    if config.offset is not None: clock_zone(config.offset)
+    if config.source == "files" and not config.files:
+        raise ValueError("collect.files names no file: give a folder, files, or symbol: path")
+    if config.source == "simulated" and not (config.start and config.end):
+        raise ValueError("a simulated market needs collect.start and collect.end")
+    if config.offset is not None:
+        clock_zone(config.offset)
     names = [series_name(symbol) for symbol in config.symbols]
-    if twice := next((name for name in names if names.count(name) > 1), None): raise ValueError(f"collect.symbols: {twice} is there twice")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"collect.symbols: {twice} is there twice")
+
 
 def _check_exchanges(config: "DataCollectionConfig") -> None:
     "Raise for an exchange that cannot be asked with these settings."
     asked = [venue for venue in config.venues if venue in EXCHANGES]
-    if config.source == "simulated" and config.exchanges: raise ValueError("collect.exchanges: a simulated market has nothing in common with an exchange: choose another collect.source")
-    if asked and not config.start: raise ValueError(f"{asked[0]} needs collect.start: write it like \"2024-01-31\"")
-    if config.source in EXCHANGES and "symbols" not in config.model_fields_set: raise ValueError(f"{config.source} needs collect.symbols: write them like {'[EUR_USD]' if config.source == 'oanda' else '[BTCUSDT]'}")
-    if len(asked) > 1 and isinstance(config.base_url, str): raise ValueError(f"collect.base_url: one address cannot stand in for {' and '.join(asked)}: write one for each, like {{{asked[0]}: \"http://…\"}}")
-    if config.funding and not (config.market == "perpetual" and config.source in ("binance", "bybit")): raise ValueError("collect.funding: only perpetual futures of Binance and Bybit have funding rates")
+    if config.source == "simulated" and config.exchanges:
+        raise ValueError(
+            "collect.exchanges: a simulated market has nothing in common with an exchange: choose another collect.source"
+        )
+    if asked and not config.start:
+        raise ValueError(f'{asked[0]} needs collect.start: write it like "2024-01-31"')
+    if config.source in EXCHANGES and "symbols" not in config.model_fields_set:
+        raise ValueError(
+            f"{config.source} needs collect.symbols: write them like {'[EUR_USD]' if config.source == 'oanda' else '[BTCUSDT]'}"
+        )
+    if len(asked) > 1 and isinstance(config.base_url, str):
+        raise ValueError(
+            f'collect.base_url: one address cannot stand in for {" and ".join(asked)}: write one for each, like {{{asked[0]}: "http://…"}}'
+        )
+    if config.funding and not (config.market == "perpetual" and config.source in ("binance", "bybit")):
+        raise ValueError("collect.funding: only perpetual futures of Binance and Bybit have funding rates")
     for name in ("books", "trades"):
-        if odd := next((symbol for symbol in getattr(config, name) if config.source != "files" and symbol not in config.symbols), None): raise ValueError(f"collect.{name}: {odd} is not among collect.symbols")
+        if odd := next(
+            (
+                symbol
+                for symbol in getattr(config, name)
+                if config.source != "files" and symbol not in config.symbols
+            ),
+            None,
+        ):
+            raise ValueError(f"collect.{name}: {odd} is not among collect.symbols")
 
 # %% ../../../nbs/data/collection/01_config.ipynb #740da8fe
 class SourceConfig(Section):
     "Where candles come from."
+
     model_config = {"title": "collect"}
-    source: Literal["simulated", "files", "binance", "bybit", "oanda"] = Field("simulated", description="a simulated market, files of real candles, or an exchange")
-    exchanges: tuple[Exchange, ...] = Field((), strict=False, description="exchanges that are asked for the same series too, to be held against the source; without a source the first of them is it")
-    market: Literal["spot", "perpetual"] = Field("perpetual", description="of Binance and Bybit: the spot market, or perpetual futures settled in USDT")
-    symbols: tuple[str, ...] = Field(("SIM-A", "SIM-B"), strict=False, min_length=1, description="symbols of the simulated market, of the exchange or of the files; null: all that the files have")
-    files: Places | dict[str, Places] = Field({}, description="folder or files of 5m candles, or those of each symbol")
-    offset: float | str | None = Field(None, description="how far the clock of times without a zone was ahead of UTC: hours, \"new_york+7\" or a zone")
-    books: dict[str, str] = Field({}, description="recorded order book of a symbol: file of snapshots; its measures become columns of the candles")
-    trades: dict[str, str] = Field({}, description="recorded trades of a symbol: file; their signed volume becomes a column of the candles")
+    source: Literal["simulated", "files", "binance", "bybit", "oanda"] = Field(
+        "simulated", description="a simulated market, files of real candles, or an exchange"
+    )
+    exchanges: tuple[Exchange, ...] = Field(
+        (),
+        strict=False,
+        description="exchanges that are asked for the same series too, to be held against the source; without a source the first of them is it",
+    )
+    market: Literal["spot", "perpetual"] = Field(
+        "perpetual", description="of Binance and Bybit: the spot market, or perpetual futures settled in USDT"
+    )
+    symbols: tuple[str, ...] = Field(
+        ("SIM-A", "SIM-B"),
+        strict=False,
+        min_length=1,
+        description="symbols of the simulated market, of the exchange or of the files; null: all that the files have",
+    )
+    files: Places | dict[str, Places] = Field(
+        {}, description="folder or files of 5m candles, or those of each symbol"
+    )
+    offset: float | str | None = Field(
+        None,
+        description='how far the clock of times without a zone was ahead of UTC: hours, "new_york+7" or a zone',
+    )
+    books: dict[str, str] = Field(
+        {},
+        description="recorded order book of a symbol: file of snapshots; its measures become columns of the candles",
+    )
+    trades: dict[str, str] = Field(
+        {},
+        description="recorded trades of a symbol: file; their signed volume becomes a column of the candles",
+    )
     funding: bool = Field(False, description="fetch the funding rates of perpetual futures too")
     account: Literal["practice", "live"] = Field("practice", description="of OANDA: which of its two servers")
-    base_url: str | dict[Exchange, str] | None = Field(None, description="address that stands in for the exchange's own, such as a proxy's; of several exchanges: one for each")
-    patience: Patience = Field(Patience(), description="attempts and waits where a server refuses or breaks off")
-    at_once: int = Field(8, ge=1, description="series fetched at the same time, under the exchange's one rate limit")
+    base_url: str | dict[Exchange, str] | None = Field(
+        None,
+        description="address that stands in for the exchange's own, such as a proxy's; of several exchanges: one for each",
+    )
+    patience: Patience = Field(
+        Patience(), description="attempts and waits where a server refuses or breaks off"
+    )
+    at_once: int = Field(
+        8, ge=1, description="series fetched at the same time, under the exchange's one rate limit"
+    )
     kept_every: int = Field(15_000, ge=1, description="candles after which an unfinished download is kept")
     simulated: SimulationConfig = SimulationConfig()
 
@@ -85,8 +151,10 @@ class SourceConfig(Section):
     @classmethod
     def _unsaid(cls, values: Any) -> Any:
         "Exchanges without a source: the first one is it. Symbols that are null are not named."
-        if not isinstance(values, dict): return values
-        if values.get("exchanges") and "source" not in values: values = values | {"source": values["exchanges"][0]}
+        if not isinstance(values, dict):
+            return values
+        if values.get("exchanges") and "source" not in values:
+            values = values | {"source": values["exchanges"][0]}
         return {name: value for name, value in values.items() if not (name == "symbols" and value is None)}
 
     @property
@@ -97,18 +165,44 @@ class SourceConfig(Section):
 # %% ../../../nbs/data/collection/01_config.ipynb #ddd55af2
 class DataCollectionConfig(SourceConfig):
     "Where candles come from, which span of them is wanted, and what may be wrong with them."
-    start: str | None = Field(None, description="first open time wanted, UTC; null: the beginning of the files")
-    end: str | None = Field(None, description="open time before which to stop, UTC; null: the end of the files, or the exchange's last closed candle")
-    timeframes: tuple[str, ...] = Field(("15m", "1h", "4h", "1d"), strict=False, description="timeframes made from the 5m candles")
+
+    start: str | None = Field(
+        None, description="first open time wanted, UTC; null: the beginning of the files"
+    )
+    end: str | None = Field(
+        None,
+        description="open time before which to stop, UTC; null: the end of the files, or the exchange's last closed candle",
+    )
+    timeframes: tuple[str, ...] = Field(
+        ("15m", "1h", "4h", "1d"), strict=False, description="timeframes made from the 5m candles"
+    )
     data_dir: str = Field("data", description="folder of the snapshot")
-    validate: bool = Field(True, description="refuse impossible candles before they are stored; else they are stored as they came, and judged when candles are made")
-    allow_gaps: bool = Field(False, description="accept holes; a long one (patterns.maximum_hole) ends a segment, and nothing reaches across")
+    validate: bool = Field(
+        True,
+        description="refuse impossible candles before they are stored; else they are stored as they came, and judged when candles are made",
+    )
+    allow_gaps: bool = Field(
+        False,
+        description="accept holes; a long one (patterns.maximum_hole) ends a segment, and nothing reaches across",
+    )
     ask_again: bool = Field(False, description="ask once more for spans that were empty at the source")
-    calendar: Literal["forex"] | None = Field(None, description="times at which no candle is expected; null: the market never closes")
-    repair: RepairConfig = Field(RepairConfig(), description="what may be mended in the candles for the stages; the snapshot stays as it came")
-    cross_check: bool = Field(True, description="fetch from an exchange the higher timeframes too, and compare them with those made from the 5m candles")
-    cross_check_tolerance: float = Field(1e-6, ge=0, description="relative difference of a price or volume that is none")
-    cross_check_share: float = Field(0.001, ge=0, le=1, description="share of the higher candles that may disagree")
+    calendar: Literal["forex"] | None = Field(
+        None, description="times at which no candle is expected; null: the market never closes"
+    )
+    repair: RepairConfig = Field(
+        RepairConfig(),
+        description="what may be mended in the candles for the stages; the snapshot stays as it came",
+    )
+    cross_check: bool = Field(
+        True,
+        description="fetch from an exchange the higher timeframes too, and compare them with those made from the 5m candles",
+    )
+    cross_check_tolerance: float = Field(
+        1e-6, ge=0, description="relative difference of a price or volume that is none"
+    )
+    cross_check_share: float = Field(
+        0.001, ge=0, le=1, description="share of the higher candles that may disagree"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "DataCollectionConfig":
@@ -116,7 +210,8 @@ class DataCollectionConfig(SourceConfig):
         _check_exchanges(self)
         _check_span(self.start, self.end)
         unknown = [t for t in self.timeframes if t not in TIMEFRAMES]
-        if unknown: raise ValueError(f"collect.timeframes: {unknown[0]} is unknown (known: {', '.join(TIMEFRAMES)})")
+        if unknown:
+            raise ValueError(f"collect.timeframes: {unknown[0]} is unknown (known: {', '.join(TIMEFRAMES)})")
         return self
 
 # %% ../../../nbs/data/collection/01_config.ipynb #c6b734f3
@@ -124,66 +219,127 @@ def file_source(config: DataCollectionConfig) -> FileSource:
     "The configured files."
     return FileSource(config.files, config.offset)
 
+
 def file_symbols(config: DataCollectionConfig) -> list[str]:
     "Symbols that are wanted of the files: those named with them, those asked for, or all."
-    if isinstance(config.files, dict): return list(config.files)
-    if "symbols" in config.model_fields_set: return list(config.symbols)
+    if isinstance(config.files, dict):
+        return list(config.files)
+    if "symbols" in config.model_fields_set:
+        return list(config.symbols)
     series = file_source(config).series
     found = sorted(symbol for symbol, timeframe in series if timeframe == "5m")
-    if found: return found
-    raise SourceError(f"the files hold no 5m candles (there are {', '.join(f'{timeframe} of {symbol}' for symbol, timeframe in sorted(series))}): name files of 5m candles in collect.files")
+    if found:
+        return found
+    raise SourceError(
+        f"the files hold no 5m candles (there are {', '.join(f'{timeframe} of {symbol}' for symbol, timeframe in sorted(series))}): name files of 5m candles in collect.files"
+    )
+
 
 def by_venue(config: DataCollectionConfig) -> list[DataCollectionConfig]:
     "The configuration of each venue alone, the source first; all want the same symbols."
     symbols = tuple(file_symbols(config)) if config.source == "files" and config.exchanges else config.symbols
-    addresses = config.base_url if isinstance(config.base_url, dict) else dict.fromkeys(config.venues, config.base_url)
+    addresses = (
+        config.base_url
+        if isinstance(config.base_url, dict)
+        else dict.fromkeys(config.venues, config.base_url)
+    )
     alone = {"exchanges": (), **({"symbols": symbols} if config.exchanges else {})}
-    return [config.model_copy(update=alone | {"source": venue, "base_url": addresses.get(venue), "funding": config.funding and venue == config.source}) for venue in config.venues]
+    return [
+        config.model_copy(
+            update=alone
+            | {
+                "source": venue,
+                "base_url": addresses.get(venue),
+                "funding": config.funding and venue == config.source,
+            }
+        )
+        for venue in config.venues
+    ]
+
 
 def source_of(config: DataCollectionConfig) -> CandleSource:
     "What serves the candles of one venue: files or the client of an exchange."
-    if config.source == "files": return file_source(config)
-    if config.source == "oanda": return OandaSource(config.account, config.base_url, config.patience)
+    if config.source == "files":
+        return file_source(config)
+    if config.source == "oanda":
+        return OandaSource(config.account, config.base_url, config.patience)
     return ExchangeSource(config.source, config.market, config.base_url, config.patience)
 
 # %% ../../../nbs/data/collection/01_config.ipynb #18916f40
 class Wanted(NamedTuple):
     "One series that the configuration asks for."
+
     symbol: str
     timeframe: str
     path: Path
-    name: str      # in errors
+    name: str  # in errors
+
 
 def source_folder(config: DataCollectionConfig) -> str:
     "Name of the source's folder in the snapshot."
-    return f"{config.source}_spot" if config.source in ("binance", "bybit") and config.market == "spot" else config.source
+    return (
+        f"{config.source}_spot"
+        if config.source in ("binance", "bybit") and config.market == "spot"
+        else config.source
+    )
+
 
 def wanted_series(config: DataCollectionConfig) -> list[Wanted]:
     "Every series that the configuration asks for, symbol by symbol."
     symbols = file_symbols(config) if config.source == "files" else config.symbols
-    higher = [t for t in config.timeframes if t != "5m"] if config.cross_check and config.source in EXCHANGES else []
+    higher = (
+        [t for t in config.timeframes if t != "5m"]
+        if config.cross_check and config.source in EXCHANGES
+        else []
+    )
     folder = source_folder(config)
-    return [Wanted(symbol, timeframe, raw_path(config.data_dir, folder, symbol, timeframe), f"{folder} {symbol} {timeframe}")
-            for symbol in symbols for timeframe in ("5m", *higher)]
+    return [
+        Wanted(
+            symbol,
+            timeframe,
+            raw_path(config.data_dir, folder, symbol, timeframe),
+            f"{folder} {symbol} {timeframe}",
+        )
+        for symbol in symbols
+        for timeframe in ("5m", *higher)
+    ]
 
 # %% ../../../nbs/data/collection/01_config.ipynb #5ef4ee2d
 def checked(candles: pd.DataFrame, config: DataCollectionConfig, name: str) -> pd.DataFrame:
     "The candles unchanged, or an error; holes are one unless the configuration or the calendar allows them."
     validate_candles(candles, "5m", name, config.allow_gaps or config.calendar is not None)
-    if config.allow_gaps or config.calendar is None: return candles
-    absent = pd.date_range(candles.index[0], candles.index[-1], freq=TIMEFRAMES["5m"]).difference(candles.index)
+    if config.allow_gaps or config.calendar is None:
+        return candles
+    absent = pd.date_range(candles.index[0], candles.index[-1], freq=TIMEFRAMES["5m"]).difference(
+        candles.index
+    )
     absent = absent[is_expected(absent, "5m", config.calendar)]
-    if not len(absent): return candles
+    if not len(absent):
+        return candles
     odd = candles.index[~is_expected(candles.index, "5m", config.calendar)]
-    remedy = f"{len(odd)} others lie at hours at which it is closed (first {odd[0]}): check collect.offset" if len(odd) >= len(absent) / 2 else "fetch them again, let short holes be filled (collect.repair.fill_up_to), or set collect.allow_gaps to keep the holes as they are"
-    raise CandleError(f"{name}: {len(absent)} {'candle is' if len(absent) == 1 else 'candles are'} missing while the market was open, first open_time {absent[0]}: {remedy}")
+    remedy = (
+        f"{len(odd)} others lie at hours at which it is closed (first {odd[0]}): check collect.offset"
+        if len(odd) >= len(absent) / 2
+        else "fetch them again, let short holes be filled (collect.repair.fill_up_to), or set collect.allow_gaps to keep the holes as they are"
+    )
+    raise CandleError(
+        f"{name}: {len(absent)} {'candle is' if len(absent) == 1 else 'candles are'} missing while the market was open, first open_time {absent[0]}: {remedy}"
+    )
+
 
 def mends(config: RepairConfig) -> bool:
     "Whether any repair is allowed."
     return config != RepairConfig()
 
+
 def in_span(candles: pd.DataFrame, config: DataCollectionConfig, source: str) -> pd.DataFrame:
     "The candles in [start, end); an error that names what there is where there are none."
-    inside = candles[(candles.index >= (moment(config.start) if config.start else candles.index.min())) & ((candles.index < moment(config.end)) if config.end else True)]
-    if len(inside): return inside
-    raise CandleError(f"{source}: no open_time from {config.start or 'the beginning'} to {config.end or 'the end'}; the file has {candles.index.min()} to {candles.index.max()}: mend collect.start and collect.end")
+    inside = candles[
+        (candles.index >= (moment(config.start) if config.start else candles.index.min()))
+        & ((candles.index < moment(config.end)) if config.end else True)
+    ]
+    if len(inside):
+        return inside
+    raise CandleError(
+        f"{source}: no open_time from {config.start or 'the beginning'} to {config.end or 'the end'}; the file has {candles.index.min()} to {candles.index.max()}: mend collect.start and collect.end"
+    )

@@ -7,24 +7,47 @@ __all__ = ['logger', 'STILL_COMING', 'lacking', 'stretches', 'fetch_stretch', 'f
            'lacking_funding', 'update_funding', 'collect_exchange', 'side_by_side']
 
 # %% ../../../nbs/data/collection/02_download.ipynb #b4993605
-import asyncio, logging
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+
 import pandas as pd
 from tqdm import tqdm
+
 from ...candles import TIMEFRAMES, content_hash, validate_candles
 from ...config import ConfigError, UserError
-from .config import DataCollectionConfig, Wanted, moment, source_folder, source_of, wanted_series
-from ..sources.exchanges import ExchangeSource
+from smc_ml.data.collection.config import (
+    DataCollectionConfig,
+    Wanted,
+    moment,
+    source_folder,
+    source_of,
+    wanted_series,
+)
+from smc_ml.data.collection.store import (
+    Span,
+    forget_parts,
+    join_spans,
+    locked,
+    merge_candles,
+    missing_spans,
+    raw_path,
+    read_parts,
+    read_series,
+    save_part,
+    write_series,
+)
 from ..sources.base import CandleSource, SourceError
-from .store import Span, forget_parts, join_spans, locked, merge_candles, missing_spans, raw_path, read_parts, read_series, save_part, write_series
+from ..sources.exchanges import ExchangeSource
 from ...writing import write_table
 
 logger = logging.getLogger(__name__)
 
 # %% ../../../nbs/data/collection/02_download.ipynb #2e4b7fa1
-STILL_COMING = pd.Timedelta("1D")   # before now: what is missing there may yet appear
+STILL_COMING = pd.Timedelta("1D")  # before now: what is missing there may yet appear
+
 
 def lacking(want: Wanted, start: pd.Timestamp, end: pd.Timestamp, ask_again: bool = False) -> list[Span]:
     "The spans of [start, end) that neither the series nor its parts know about."
@@ -32,29 +55,36 @@ def lacking(want: Wanted, start: pd.Timestamp, end: pd.Timestamp, ask_again: boo
     answered = [span for part in parts for span in part.answered] + ([] if ask_again else series.answered)
     return missing_spans(series.candles.index, start, end, want.timeframe, answered)
 
+
 def stretches(span: Span, timeframe: str, candles: int) -> list[Span]:
     "The span in pieces of so many candles."
     starts = pd.date_range(*span, freq=TIMEFRAMES[timeframe] * candles, inclusive="left")
     return list(zip(starts, [*starts[1:], span[1]]))
 
 # %% ../../../nbs/data/collection/02_download.ipynb #6ec3ace5
-async def fetch_stretch(source: CandleSource, want: Wanted, span: Span,
-                        settled: pd.Timestamp,            # up to here an empty answer is final
-                        advance: Callable[[int], object], # told how many candles were passed
-                       ) -> None:
+async def fetch_stretch(
+    source: CandleSource,
+    want: Wanted,
+    span: Span,
+    settled: pd.Timestamp,  # up to here an empty answer is final
+    advance: Callable[[int], object],  # told how many candles were passed
+) -> None:
     "Ask for one stretch to its end, and keep the answer as a part."
     (start, end), step, pages = span, TIMEFRAMES[want.timeframe], []
     reached = start
     async with aclosing(source.pages(want.symbol, want.timeframe, start, end)) as answers:
         async for page in answers:
             pages.append(page[(page.index >= start) & (page.index < end)])
-            if not len(pages[-1]): continue
+            if not len(pages[-1]):
+                continue
             further = max(reached, pages[-1].index.max() + step)
             advance((further - reached) // step)
             reached = further
     advance((end - reached) // step)
     known = max(reached, min(end, settled.floor(step)))
-    if known > start: save_part(want.path, merge_candles(pages, want.name), (start, known))
+    if known > start:
+        save_part(want.path, merge_candles(pages, want.name), (start, known))
+
 
 def finish_series(want: Wanted, config: DataCollectionConfig) -> int:
     "Join what was stored before and the parts, write the series once; the number of candles that are new."
@@ -62,16 +92,34 @@ def finish_series(want: Wanted, config: DataCollectionConfig) -> int:
     candles = merge_candles([before.candles, *(part.candles for part in parts)], want.name)
     if not len(candles):
         forget_parts(want.path)
-        if want.timeframe != "5m": return 0            # a short span holds no whole one
-        raise SourceError(f"{want.name}: the source has no candles from {config.start} to {config.end or 'now'}: check collect.symbols, collect.market and the span")
-    if config.validate: validate_candles(candles, want.timeframe, want.name, allow_gaps=True)
-    write_series(want.path, candles, want.timeframe, [span for part in (before, *parts) for span in part.answered],
-                 source=config.source, symbol=want.symbol, **({"market": config.market} if config.source in ("binance", "bybit") else {}))
+        if want.timeframe != "5m":
+            return 0  # a short span holds no whole one
+        raise SourceError(
+            f"{want.name}: the source has no candles from {config.start} to {config.end or 'now'}: check collect.symbols, collect.market and the span"
+        )
+    if config.validate:
+        validate_candles(candles, want.timeframe, want.name, allow_gaps=True)
+    write_series(
+        want.path,
+        candles,
+        want.timeframe,
+        [span for part in (before, *parts) for span in part.answered],
+        source=config.source,
+        symbol=want.symbol,
+        **({"market": config.market} if config.source in ("binance", "bybit") else {}),
+    )
     forget_parts(want.path)
     return len(candles) - len(before.candles)
 
 # %% ../../../nbs/data/collection/02_download.ipynb #8ef63036
-async def update_series(source: CandleSource, want: Wanted, config: DataCollectionConfig, end: pd.Timestamp, now: pd.Timestamp, advance: Callable[[int], object]) -> int:
+async def update_series(
+    source: CandleSource,
+    want: Wanted,
+    config: DataCollectionConfig,
+    end: pd.Timestamp,
+    now: pd.Timestamp,
+    advance: Callable[[int], object],
+) -> int:
     "Bring one series up to date, alone in its file; the number of candles that are new."
     async with locked(want.path):
         for span in lacking(want, moment(config.start), end, config.ask_again):
@@ -84,77 +132,148 @@ def funding_path(config: DataCollectionConfig, symbol: str) -> Path:
     "Where the funding rates of a symbol lie in the snapshot."
     return raw_path(config.data_dir, source_folder(config), symbol, "funding")
 
+
 def lacking_funding(symbol: str, config: DataCollectionConfig, end: pd.Timestamp) -> list[Span]:
     "The spans up to `end` for which nobody has asked yet."
     stored = read_series(funding_path(config, symbol))
     return missing_spans(stored.candles.index[:0], moment(config.start), end, "5m", stored.answered)
 
-async def update_funding(source: ExchangeSource, symbol: str, config: DataCollectionConfig, now: pd.Timestamp) -> None:
+
+async def update_funding(
+    source: ExchangeSource, symbol: str, config: DataCollectionConfig, now: pd.Timestamp
+) -> None:
     "Fetch the funding rates that are not there yet, and write them once."
-    path, end = funding_path(config, symbol), min(moment(config.end) if config.end else now, now).floor("5min")
+    path, end = (
+        funding_path(config, symbol),
+        min(moment(config.end) if config.end else now, now).floor("5min"),
+    )
     async with locked(path):
         before, spans = read_series(path), lacking_funding(symbol, config, end)
-        if not spans: return
-        rates = merge_candles([before.candles, *[await source.funding(symbol, *span) for span in spans]], str(path))
-        if not len(rates): raise SourceError(f"{source.name} {symbol}: the source has no funding rates from {config.start} to {config.end or 'now'}: check the span, or set collect.funding to false")
-        answered = join_spans([*before.answered, *((start, min(stop, (now - STILL_COMING).floor("5min"))) for start, stop in spans if start < now - STILL_COMING)])
-        write_table(rates, path, {"source": config.source, "symbol": symbol, "first": str(rates.index[0]), "last": str(rates.index[-1]), "rows": len(rates),
-                                  "answered": [[str(start), str(stop)] for start, stop in answered], "content": content_hash(rates)})
+        if not spans:
+            return
+        rates = merge_candles(
+            [before.candles, *[await source.funding(symbol, *span) for span in spans]], str(path)
+        )
+        if not len(rates):
+            raise SourceError(
+                f"{source.name} {symbol}: the source has no funding rates from {config.start} to {config.end or 'now'}: check the span, or set collect.funding to false"
+            )
+        answered = join_spans(
+            [
+                *before.answered,
+                *(
+                    (start, min(stop, (now - STILL_COMING).floor("5min")))
+                    for start, stop in spans
+                    if start < now - STILL_COMING
+                ),
+            ]
+        )
+        write_table(
+            rates,
+            path,
+            {
+                "source": config.source,
+                "symbol": symbol,
+                "first": str(rates.index[0]),
+                "last": str(rates.index[-1]),
+                "rows": len(rates),
+                "answered": [[str(start), str(stop)] for start, stop in answered],
+                "content": content_hash(rates),
+            },
+        )
 
 # %% ../../../nbs/data/collection/02_download.ipynb #1851586f
 def _check_clock(config: DataCollectionConfig, now: pd.Timestamp) -> None:
     "Raise for a span that the exchange's clock has not reached."
     for name, date, latest in (("start", config.start, now), ("end", config.end, now + pd.Timedelta("1D"))):
         if date and moment(date) >= latest:
-            raise ConfigError(f"collect.{name} ({date}) lies in the future, the clock of {config.source} says {now:%Y-%m-%d %H:%M} UTC: choose an earlier time" + ", or null for all there is" * (name == "end"))
+            raise ConfigError(
+                f"collect.{name} ({date}) lies in the future, the clock of {config.source} says {now:%Y-%m-%d %H:%M} UTC: choose an earlier time"
+                + ", or null for all there is" * (name == "end")
+            )
 
-async def _clock(source: CandleSource, config: DataCollectionConfig, lack: Sequence[Wanted]) -> pd.Timestamp | None:
+
+async def _clock(
+    source: CandleSource, config: DataCollectionConfig, lack: Sequence[Wanted]
+) -> pd.Timestamp | None:
     "The exchange's time; None where it cannot be reached and an open-ended wish can be met from the snapshot."
-    try: now = await source.now()
+    try:
+        now = await source.now()
     except SourceError as error:
-        if config.end or not all(want.path.exists() and not lacking(want, moment(config.start), read_series(want.path).candles.index[-1]) for want in lack): raise
+        if config.end or not all(
+            want.path.exists()
+            and not lacking(want, moment(config.start), read_series(want.path).candles.index[-1])
+            for want in lack
+        ):
+            raise
         logger.warning("%s; working from the snapshot as it is", error)
         return None
     _check_clock(config, now)
     return now
 
+
 @asynccontextmanager
 async def _closing(source: CandleSource) -> AsyncIterator[CandleSource]:
     "The source, closed at the end."
-    try: yield source
-    finally: await source.close()
+    try:
+        yield source
+    finally:
+        await source.close()
 
-async def collect_exchange(config: DataCollectionConfig,
-                           source: CandleSource | None = None, # instead of the configured exchange's client
-                          ) -> None:
+
+async def collect_exchange(
+    config: DataCollectionConfig,
+    source: CandleSource | None = None,  # instead of the configured exchange's client
+) -> None:
     "Bring every series of an exchange up to date; nobody is asked where nothing is missing."
     last, lack = moment(config.end or "2200-01-01"), []
     for want in wanted_series(config):
-        if lacking(want, moment(config.start), last, config.ask_again): lack.append(want)
-        elif read_parts(want.path):                    # killed when all was there but not yet joined
-            async with locked(want.path): finish_series(want, config)
+        if lacking(want, moment(config.start), last, config.ask_again):
+            lack.append(want)
+        elif read_parts(want.path):  # killed when all was there but not yet joined
+            async with locked(want.path):
+                finish_series(want, config)
     rates = [symbol for symbol in config.symbols if config.funding and lacking_funding(symbol, config, last)]
-    if not (lack or rates): return
+    if not (lack or rates):
+        return
     async with _closing(source or source_of(config)) as source:
         now = await _clock(source, config, lack)
-        if now is None: return
-        if lack: await _update_all(source, lack, config, now)
-        for symbol in rates: await update_funding(source, symbol, config, now)
+        if now is None:
+            return
+        if lack:
+            await _update_all(source, lack, config, now)
+        for symbol in rates:
+            await update_funding(source, symbol, config, now)
 
 # %% ../../../nbs/data/collection/02_download.ipynb #82ca20d0
 async def side_by_side(work: Iterable[Coroutine]) -> None:
     "Run all at once; the first error stops the others and is raised."
     try:
         async with asyncio.TaskGroup() as group:
-            for one in work: group.create_task(one)
+            for one in work:
+                group.create_task(one)
     except BaseExceptionGroup as failed:
-        raise next((error for error in failed.exceptions if isinstance(error, UserError)), failed.exceptions[0]) from None
+        raise next(
+            (error for error in failed.exceptions if isinstance(error, UserError)), failed.exceptions[0]
+        ) from None
 
-async def _update_all(source: CandleSource, lack: Sequence[Wanted], config: DataCollectionConfig, now: pd.Timestamp) -> None:
+
+async def _update_all(
+    source: CandleSource, lack: Sequence[Wanted], config: DataCollectionConfig, now: pd.Timestamp
+) -> None:
     "Update series side by side."
     end, slots = min(moment(config.end) if config.end else now, now), asyncio.Semaphore(config.at_once)
-    total = sum((b - a) // TIMEFRAMES[want.timeframe] for want in lack for a, b in lacking(want, moment(config.start), end, config.ask_again))
+    total = sum(
+        (b - a) // TIMEFRAMES[want.timeframe]
+        for want in lack
+        for a, b in lacking(want, moment(config.start), end, config.ask_again)
+    )
+
     async def update(want: Wanted) -> None:
-        async with slots: await update_series(source, want, config, end, now, bar.update)
-    with tqdm(total=total, desc=source_folder(config), unit="candle", unit_scale=True, disable=not total) as bar:
+        async with slots:
+            await update_series(source, want, config, end, now, bar.update)
+
+    with tqdm(
+        total=total, desc=source_folder(config), unit="candle", unit_scale=True, disable=not total
+    ) as bar:
         await side_by_side(update(want) for want in lack)

@@ -8,13 +8,23 @@ __all__ = ['logger', 'collect_simulated', 'only_snapshot', 'collect_files']
 # %% ../../../nbs/data/collection/03_local.ipynb #3cd20dbb
 import logging
 from pathlib import Path
+
 import pandas as pd
 from tqdm import tqdm
+
 from ...candles import candle_facts
-from .config import DataCollectionConfig, checked, file_source, file_symbols, in_span, mends, moment
+from smc_ml.data.collection.config import (
+    DataCollectionConfig,
+    checked,
+    file_source,
+    file_symbols,
+    in_span,
+    mends,
+    moment,
+)
+from .store import locked, raw_path, write_series
 from ..sources.files import FileSource, open_candle_file, plain_symbol
 from ...simulation.market import simulate_market
-from .store import locked, raw_path, write_series
 from ...writing import write_table
 
 logger = logging.getLogger(__name__)
@@ -22,37 +32,70 @@ logger = logging.getLogger(__name__)
 # %% ../../../nbs/data/collection/03_local.ipynb #01e0f27e
 async def collect_simulated(config: DataCollectionConfig) -> None:
     "Simulate the market unless the snapshot holds this very one; the truth is stored beside the candles."
-    wish = {"symbols": list(config.symbols), "start": config.start, "end": config.end, **config.simulated.model_dump()}
+    wish = {
+        "symbols": list(config.symbols),
+        "start": config.start,
+        "end": config.end,
+        **config.simulated.model_dump(),
+    }
     paths = {symbol: raw_path(config.data_dir, "simulated", symbol) for symbol in config.symbols}
-    if all(path.exists() and candle_facts(path).get("simulation") == wish for path in paths.values()): return
+    if all(path.exists() and candle_facts(path).get("simulation") == wish for path in paths.values()):
+        return
     for symbol, market in simulate_market(config.symbols, config.start, config.end, config.simulated).items():
         async with locked(paths[symbol]):
             write_table(market.truth, raw_path(config.data_dir, "simulated", symbol, "truth"))
-            write_series(paths[symbol], market.candles, "5m", source="simulated", symbol=symbol, simulation=wish)
+            write_series(
+                paths[symbol], market.candles, "5m", source="simulated", symbol=symbol, simulation=wish
+            )
 
 # %% ../../../nbs/data/collection/03_local.ipynb #de9d27a3
 async def _file_candles(source: FileSource, symbol: str) -> tuple[pd.DataFrame, str]:
     "Candles of a symbol and the name for errors; of a single file in its own order, of several joined."
     paths = source.series.get((plain_symbol(symbol), "5m"), [])
-    if len(paths) == 1: return open_candle_file(paths[0], source.offset).candles, str(paths[0])
-    return pd.concat([page async for page in source.pages(symbol, "5m", moment("1900-01-01"), moment("2200-01-01"))]), symbol
+    if len(paths) == 1:
+        return open_candle_file(paths[0], source.offset).candles, str(paths[0])
+    return pd.concat(
+        [page async for page in source.pages(symbol, "5m", moment("1900-01-01"), moment("2200-01-01"))]
+    ), symbol
+
 
 def only_snapshot(config: DataCollectionConfig) -> bool:
     "Whether none of the files is there, and the snapshot was made of files of these names."
-    if not isinstance(config.files, dict): return False
-    places = {symbol: [Path(place) for place in ([named] if isinstance(named, str) else named)] for symbol, named in config.files.items()}
+    if not isinstance(config.files, dict):
+        return False
+    places = {
+        symbol: [Path(place) for place in ([named] if isinstance(named, str) else named)]
+        for symbol, named in config.files.items()
+    }
     paths = {symbol: raw_path(config.data_dir, "files", symbol) for symbol in places}
-    if any(place.exists() for named in places.values() for place in named): return False
-    return all(paths[symbol].exists() and candle_facts(paths[symbol]).get("file") == ", ".join(place.name for place in named) for symbol, named in places.items())
+    if any(place.exists() for named in places.values() for place in named):
+        return False
+    return all(
+        paths[symbol].exists()
+        and candle_facts(paths[symbol]).get("file") == ", ".join(place.name for place in named)
+        for symbol, named in places.items()
+    )
+
 
 async def collect_files(config: DataCollectionConfig) -> None:
     "Read, check and keep the candles of files; all are read before any is written."
-    if only_snapshot(config): return logger.warning("collect.files: none of the files is there; working from the snapshot as it is")
+    if only_snapshot(config):
+        return logger.warning("collect.files: none of the files is there; working from the snapshot as it is")
     source, read = file_source(config), {}
     for symbol in tqdm(file_symbols(config), desc="files", unit="symbol"):
         candles, name = await _file_candles(source, symbol)
         candles = in_span(candles, config, name)
-        read[symbol] = candles if mends(config.repair) or not config.validate else checked(candles, config, name)
+        read[symbol] = (
+            candles if mends(config.repair) or not config.validate else checked(candles, config, name)
+        )
     for symbol, candles in read.items():
         path, files = raw_path(config.data_dir, "files", symbol), source.series[plain_symbol(symbol), "5m"]
-        async with locked(path): write_series(path, candles, "5m", source="files", symbol=symbol, file=", ".join(file.name for file in files))
+        async with locked(path):
+            write_series(
+                path,
+                candles,
+                "5m",
+                source="files",
+                symbol=symbol,
+                file=", ".join(file.name for file in files),
+            )

@@ -9,33 +9,48 @@ __all__ = ['base_candles', 'make_candles', 'mended_table', 'held_against']
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
 import pandas as pd
 from tqdm import tqdm
+
 from ...candles import CandleError, candle_facts, candles_path, read_candles, resample, write_candles
-from .config import EXCHANGES, DataCollectionConfig, by_venue, checked, in_span, mends
 from .collector import base_paths
-from ..quality.assessment import assess_quality, repair
+from .config import EXCHANGES, DataCollectionConfig, by_venue, checked, in_span, mends
 from .recordings import with_recordings
+from ..quality.assessment import assess_quality, repair
 
 # %% ../../../nbs/data/collection/06_preparation.ipynb #4b61ace4
-def base_candles(path: str | os.PathLike, config: DataCollectionConfig) -> tuple[pd.DataFrame, dict[str, int]]:
+def base_candles(
+    path: str | os.PathLike, config: DataCollectionConfig
+) -> tuple[pd.DataFrame, dict[str, int]]:
     "The snapshot's 5m candles of the configured span, mended as far as allowed and checked; and what was mended."
     candles, counts = read_candles(path), {}
-    if config.source in EXCHANGES: candles = in_span(candles, config, str(path))
+    if config.source in EXCHANGES:
+        candles = in_span(candles, config, str(path))
     if mends(config.repair):
-        candles, counts = repair(candles, assess_quality(candles, "5m", config.calendar, name=str(path)), config.repair)
+        candles, counts = repair(
+            candles, assess_quality(candles, "5m", config.calendar, name=str(path)), config.repair
+        )
     return checked(candles, config, str(path)), counts
 
-def make_candles(raw: Mapping[str, Path], config: DataCollectionConfig, folder: str | os.PathLike = "artifacts/candles") -> dict[str, pd.DataFrame]:
+
+def make_candles(
+    raw: Mapping[str, Path], config: DataCollectionConfig, folder: str | os.PathLike = "artifacts/candles"
+) -> dict[str, pd.DataFrame]:
     "Check the snapshot's candles, resample them and write every timeframe; returns the base candles by symbol."
     series = {}
     for symbol, path in tqdm(raw.items(), desc="candles", unit="symbol"):
         (base, mended), facts = base_candles(path, config), candle_facts(path)
         base = with_recordings(base, config, symbol)
-        kept = {name: facts[name] for name in ("source", "market", "file", "simulation") if name in facts} | ({"mended": mended} if mended else {})
+        kept = {name: facts[name] for name in ("source", "market", "file", "simulation") if name in facts} | (
+            {"mended": mended} if mended else {}
+        )
         for timeframe in ("5m", *(t for t in config.timeframes if t != "5m")):
             candles = base if timeframe == "5m" else resample(base, "5m", timeframe)
-            if not len(candles): raise CandleError(f"{path}: not one whole {timeframe} candle: collect a longer span or leave {timeframe} out of collect.timeframes")
+            if not len(candles):
+                raise CandleError(
+                    f"{path}: not one whole {timeframe} candle: collect a longer span or leave {timeframe} out of collect.timeframes"
+                )
             write_candles(candles, candles_path(folder, symbol, timeframe), timeframe, symbol=symbol, **kept)
         series[symbol] = base
     return series
@@ -43,7 +58,16 @@ def make_candles(raw: Mapping[str, Path], config: DataCollectionConfig, folder: 
 # %% ../../../nbs/data/collection/06_preparation.ipynb #73993feb
 def mended_table(symbols: Iterable[str], folder: str | os.PathLike = "artifacts/candles") -> pd.DataFrame:
     "One row a symbol, one column a repair: how many rows it changed; no columns where none was allowed."
-    return pd.DataFrame.from_dict({symbol: {name.replace("_", " "): count for name, count in candle_facts(candles_path(folder, symbol)).get("mended", {}).items()} for symbol in symbols}, orient="index").rename_axis("symbol")
+    return pd.DataFrame.from_dict(
+        {
+            symbol: {
+                name.replace("_", " "): count
+                for name, count in candle_facts(candles_path(folder, symbol)).get("mended", {}).items()
+            }
+            for symbol in symbols
+        },
+        orient="index",
+    ).rename_axis("symbol")
 
 # %% ../../../nbs/data/collection/06_preparation.ipynb #be7caff0
 def held_against(config: DataCollectionConfig) -> dict[str, tuple[str, pd.DataFrame | None]]:

@@ -8,10 +8,19 @@ __all__ = ['logger', 'recorded_symbols', 'measures_path', 'collect_recordings', 
 # %% ../../../nbs/data/collection/04_recordings.ipynb #991115a3
 import logging
 from pathlib import Path
+
 import pandas as pd
+
 from .config import DataCollectionConfig, source_folder
-from ..sources.order_book import add_order_book, book_candles, order_book_candles, read_books, read_trades, trade_candles
 from .store import raw_path
+from smc_ml.data.sources.order_book import (
+    add_order_book,
+    book_candles,
+    order_book_candles,
+    read_books,
+    read_trades,
+    trade_candles,
+)
 from ...tables import read_table
 from ...writing import write_table
 
@@ -22,27 +31,42 @@ def recorded_symbols(config: DataCollectionConfig) -> list[str]:
     "Symbols of which there is a recording."
     return list(dict.fromkeys((*config.books, *config.trades)))
 
+
 def measures_path(config: DataCollectionConfig, symbol: str) -> Path:
     "Where the measures of a recording lie in the snapshot."
     return raw_path(config.data_dir, source_folder(config), symbol, "order_book")
 
+
 def _measures(books: str | None, trades: str | None) -> pd.DataFrame:
     "One row a 5m candle that lies wholly within the recording."
-    if books and trades: return order_book_candles(read_books(books), read_trades(trades))
+    if books and trades:
+        return order_book_candles(read_books(books), read_trades(trades))
     return book_candles(read_books(books)) if books else trade_candles(read_trades(trades))
+
 
 def collect_recordings(config: DataCollectionConfig) -> None:
     "Measure every recording; where its files are not there, the measures in the snapshot serve."
     for symbol in recorded_symbols(config):
-        path, files = measures_path(config, symbol), [file for file in (config.books.get(symbol), config.trades.get(symbol)) if file]
+        path, files = (
+            measures_path(config, symbol),
+            [file for file in (config.books.get(symbol), config.trades.get(symbol)) if file],
+        )
         if path.exists() and not any(Path(file).exists() for file in files):
-            logger.warning("%s: the recording of %s is not there; working from the snapshot as it is", files[0], symbol)
+            logger.warning(
+                "%s: the recording of %s is not there; working from the snapshot as it is", files[0], symbol
+            )
             continue
         measures = _measures(config.books.get(symbol), config.trades.get(symbol))
-        write_table(measures, path, {"symbol": symbol, "files": [Path(file).name for file in files], "rows": len(measures)})
+        write_table(
+            measures,
+            path,
+            {"symbol": symbol, "files": [Path(file).name for file in files], "rows": len(measures)},
+        )
+
 
 def with_recordings(candles: pd.DataFrame, config: DataCollectionConfig, symbol: str) -> pd.DataFrame:
     "The candles with the columns of their recording, NaN where nothing was recorded."
-    if symbol not in recorded_symbols(config): return candles
+    if symbol not in recorded_symbols(config):
+        return candles
     path = measures_path(config, symbol)
     return add_order_book(candles, read_table(path), str(path))

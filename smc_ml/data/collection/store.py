@@ -8,15 +8,19 @@ __all__ = ['logger', 'Span', 'StoreError', 'series_name', 'raw_path', 'progress_
            'forget_parts', 'locked']
 
 # %% ../../../nbs/data/collection/00_store.ipynb #36ba8edc
-import logging, os, re
+import logging
+import os
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from filelock import AsyncFileLock, Timeout
-from ...candles import TIMEFRAMES, candle_facts, content_hash, read_candles, validate_candles
+
+from ...candles import TIMEFRAMES, candle_facts, content_hash, read_candles
 from ...config import UserError
 from ...writing import parquet_bytes, write_table, write_whole
 
@@ -26,50 +30,69 @@ logger = logging.getLogger(__name__)
 class StoreError(UserError):
     "A series that cannot be stored or read; names the file and the remedy."
 
+
 def series_name(symbol: str) -> str:
     "The symbol as it stands in file names."
     name = symbol.split(":")[0].replace("/", "")
-    if re.fullmatch(r"[\w^#][\w^#.+& -]*", name): return name
-    raise StoreError(f"{symbol!r} cannot be part of a file name: write a symbol of letters and digits, like BTCUSDT, BTC/USDT or EUR_USD")
+    if re.fullmatch(r"[\w^#][\w^#.+& -]*", name):
+        return name
+    raise StoreError(
+        f"{symbol!r} cannot be part of a file name: write a symbol of letters and digits, like BTCUSDT, BTC/USDT or EUR_USD"
+    )
+
 
 def raw_path(folder: str | os.PathLike, source: str, symbol: str, timeframe: str = "5m") -> Path:
     "Where a series lies in the snapshot."
-    return Path(folder)/"raw"/source/f"{series_name(symbol)}_{timeframe}.parquet"
+    return Path(folder) / "raw" / source / f"{series_name(symbol)}_{timeframe}.parquet"
+
 
 def progress_folder(path: Path) -> Path:
     "The hidden folder of the work in progress on a series."
-    return path.parent/".progress"/path.stem
+    return path.parent / ".progress" / path.stem
 
 # %% ../../../nbs/data/collection/00_store.ipynb #80282d8f
-Span = tuple[pd.Timestamp, pd.Timestamp]   # [start, end)
+Span = tuple[pd.Timestamp, pd.Timestamp]  # [start, end)
 
-def _ticks(spans: Iterable[Span]) -> np.ndarray: return np.array([(start.value, end.value) for start, end in spans], dtype=np.int64).reshape(-1, 2)
-def _spans(ticks: np.ndarray) -> list[Span]: return [(pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC")) for start, end in ticks.tolist()]
+
+def _ticks(spans: Iterable[Span]) -> np.ndarray:
+    return np.array([(start.value, end.value) for start, end in spans], dtype=np.int64).reshape(-1, 2)
+
+
+def _spans(ticks: np.ndarray) -> list[Span]:
+    return [(pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC")) for start, end in ticks.tolist()]
+
 
 def _stretches(index: pd.DatetimeIndex, step: int) -> np.ndarray:
     "One row (start, end) for each run of candles without a hole."
     times = index.as_unit("ns").asi8
     cuts = np.flatnonzero(np.diff(times) > step)
-    return np.column_stack([times[np.r_[0, cuts + 1]], times[np.r_[cuts, len(times) - 1]] + step]) if len(times) else np.empty((0, 2), np.int64)
+    return (
+        np.column_stack([times[np.r_[0, cuts + 1]], times[np.r_[cuts, len(times) - 1]] + step])
+        if len(times)
+        else np.empty((0, 2), np.int64)
+    )
+
 
 def _union(ticks: np.ndarray) -> np.ndarray:
     "The same times in as few spans as possible, in order."
     ticks = ticks[np.argsort(ticks[:, 0], kind="stable")]
     reached = np.maximum.accumulate(ticks[:, 1])
-    first = np.r_[True, ticks[1:, 0] > reached[:-1]][:len(ticks)]
-    return np.column_stack([ticks[first, 0], reached[np.r_[first[1:], True][:len(ticks)]]])
+    first = np.r_[True, ticks[1:, 0] > reached[:-1]][: len(ticks)]
+    return np.column_stack([ticks[first, 0], reached[np.r_[first[1:], True][: len(ticks)]]])
+
 
 def join_spans(spans: Iterable[Span]) -> list[Span]:
     "The same times in as few spans as possible, in order."
     return _spans(_union(_ticks(spans)))
 
 # %% ../../../nbs/data/collection/00_store.ipynb #1781e956
-def missing_spans(index: pd.DatetimeIndex,       # open times that are there, in order
-                  start: pd.Timestamp,           # first open time wanted
-                  end: pd.Timestamp,             # open time before which to stop
-                  timeframe: str,
-                  answered: Iterable[Span] = (), # spans that the source has answered: what they lack it does not have
-                 ) -> list[Span]:
+def missing_spans(
+    index: pd.DatetimeIndex,  # open times that are there, in order
+    start: pd.Timestamp,  # first open time wanted
+    end: pd.Timestamp,  # open time before which to stop
+    timeframe: str,
+    answered: Iterable[Span] = (),  # spans that the source has answered: what they lack it does not have
+) -> list[Span]:
     "The spans of [start, end) about which nothing is known: the head, the tail and the holes."
     step = TIMEFRAMES[timeframe].value
     first, last = -(-start.value // step) * step, end.value // step * step
@@ -77,6 +100,7 @@ def missing_spans(index: pd.DatetimeIndex,       # open times that are there, in
     known = known[(known[:, 1] > first) & (known[:, 0] < last)]
     between = np.column_stack([np.r_[first, known[:, 1]], np.r_[known[:, 0], last]])
     return _spans(between[between[:, 0] < between[:, 1]])
+
 
 def gaps_of(index: pd.DatetimeIndex, timeframe: str) -> list[Span]:
     "The holes between the first and the last candle."
@@ -87,14 +111,19 @@ def _one_source(parts: Sequence[pd.DataFrame], name: str) -> None:
     "Raise where the parts have different columns."
     for part in parts[1:]:
         if odd := sorted(set(part.columns) ^ set(parts[0].columns)):
-            raise StoreError(f"{name}: column {odd[0]} is in some candles of this series and not in others (from {part.index[0]} on): delete the file and collect it again")
+            raise StoreError(
+                f"{name}: column {odd[0]} is in some candles of this series and not in others (from {part.index[0]} on): delete the file and collect it again"
+            )
 
-def merge_candles(parts: Iterable[pd.DataFrame], # each in any order
-                  name: str,                     # of the series, for errors
-                 ) -> pd.DataFrame:
+
+def merge_candles(
+    parts: Iterable[pd.DataFrame],  # each in any order
+    name: str,  # of the series, for errors
+) -> pd.DataFrame:
     "All candles once and in order; a `StoreError` that names time, column and both values where two of one time differ."
     parts = [part for part in parts if len(part)]
-    if not parts: return pd.DataFrame(index=pd.DatetimeIndex([], tz="UTC", name="open_time").as_unit("ns"))
+    if not parts:
+        return pd.DataFrame(index=pd.DatetimeIndex([], tz="UTC", name="open_time").as_unit("ns"))
     _one_source(parts, name)
     merged = pd.concat([part[parts[0].columns] for part in parts]).sort_index(kind="stable")
     twice = np.flatnonzero(merged.index[1:] == merged.index[:-1])
@@ -102,41 +131,62 @@ def merge_candles(parts: Iterable[pd.DataFrame], # each in any order
     differs = (one != other) & ~(np.isnan(one) & np.isnan(other))
     if differs.any():
         row, column = np.argwhere(differs)[0]
-        raise StoreError(f"{name}: column {merged.columns[column]} at {merged.index[twice[row]]} is {one[row, column]} in one answer and {other[row, column]} in another: "
-                         "find out which one is right; to take what the source says now, delete the file and collect it again")
+        raise StoreError(
+            f"{name}: column {merged.columns[column]} at {merged.index[twice[row]]} is {one[row, column]} in one answer and {other[row, column]} in another: "
+            "find out which one is right; to take what the source says now, delete the file and collect it again"
+        )
     return merged[~merged.index.duplicated()]
 
 # %% ../../../nbs/data/collection/00_store.ipynb #7fca28f8
 class Series(NamedTuple):
     "What the store holds of one series."
-    candles: pd.DataFrame  # as the source gave them, in order
-    answered: list[Span]   # spans that the source has answered in full
-    facts: dict            # as they stand in the file
 
-def _written(spans: Iterable[Span]) -> list[list[str]]: return [[str(start), str(end)] for start, end in spans]
+    candles: pd.DataFrame  # as the source gave them, in order
+    answered: list[Span]  # spans that the source has answered in full
+    facts: dict  # as they stand in the file
+
+
+def _written(spans: Iterable[Span]) -> list[list[str]]:
+    return [[str(start), str(end)] for start, end in spans]
+
 
 def read_series(path: str | os.PathLike) -> Series:
     "The series, without candles where there is no file yet; a `CandleError` where the file was damaged or changed."
-    if not Path(path).exists(): return Series(merge_candles([], str(path)), [], {})
+    if not Path(path).exists():
+        return Series(merge_candles([], str(path)), [], {})
     candles, facts = read_candles(path), candle_facts(path)
-    return Series(candles, [(pd.Timestamp(start), pd.Timestamp(end)) for start, end in facts.get("answered", [])], facts)
+    return Series(
+        candles, [(pd.Timestamp(start), pd.Timestamp(end)) for start, end in facts.get("answered", [])], facts
+    )
+
 
 def series_facts(candles: pd.DataFrame, timeframe: str, answered: Iterable[Span] = (), **facts) -> dict:
     "What stands in the metadata of a series: span, rows, gaps, what was answered, hash of the content."
     gaps, step = gaps_of(candles.index.unique().sort_values(), timeframe), TIMEFRAMES[timeframe]
-    return {**facts, "timeframe": timeframe, "first": str(candles.index.min()), "last": str(candles.index.max()), "rows": len(candles),
-            "gaps": _written(gaps), "missing": sum((end - start) // step for start, end in gaps),
-            "answered": _written(join_spans(answered)), "content": content_hash(candles)}
+    return {
+        **facts,
+        "timeframe": timeframe,
+        "first": str(candles.index.min()),
+        "last": str(candles.index.max()),
+        "rows": len(candles),
+        "gaps": _written(gaps),
+        "missing": sum((end - start) // step for start, end in gaps),
+        "answered": _written(join_spans(answered)),
+        "content": content_hash(candles),
+    }
 
-def write_series(path: Path,
-                 candles: pd.DataFrame,         # in order, each once
-                 timeframe: str,
-                 answered: Iterable[Span] = (), # spans that the source has answered in full
-                 **facts,                       # source, market, symbol, ...
-                ) -> bool:
+
+def write_series(
+    path: Path,
+    candles: pd.DataFrame,  # in order, each once
+    timeframe: str,
+    answered: Iterable[Span] = (),  # spans that the source has answered in full
+    **facts,  # source, market, symbol, ...
+) -> bool:
     "Store a series with its facts; False where the file says all of that already and was left alone."
     facts = series_facts(candles, timeframe, answered, **facts)
-    if path.exists() and candle_facts(path) == facts: return False
+    if path.exists() and candle_facts(path) == facts:
+        return False
     write_whole(path, parquet_bytes(candles, facts), progress_folder(path).parent)
     return True
 
@@ -144,15 +194,22 @@ def write_series(path: Path,
 def save_part(path: Path, candles: pd.DataFrame, span: Span) -> None:
     "Keep candles of a series that is not complete yet, and the span that they answer."
     name = "-".join(f"{time.value // 10**9:012d}" for time in span)
-    write_table(candles, progress_folder(path)/f"{name}.parquet", {"answered": _written([span]), "content": content_hash(candles)})
+    write_table(
+        candles,
+        progress_folder(path) / f"{name}.parquet",
+        {"answered": _written([span]), "content": content_hash(candles)},
+    )
+
 
 def read_parts(path: Path) -> list[Series]:
     "The parts that were kept of a series, in order."
     return [read_series(part) for part in sorted(progress_folder(path).glob("*.parquet"))]
 
+
 def forget_parts(path: Path) -> None:
     "Delete the parts of a series once it is written; the lock stays."
-    for part in progress_folder(path).rglob("*.parquet*"): part.unlink()
+    for part in progress_folder(path).rglob("*.parquet*"):
+        part.unlink()
 
 # %% ../../../nbs/data/collection/00_store.ipynb #242436af
 @asynccontextmanager
@@ -162,11 +219,20 @@ async def locked(path: Path, wait: float = 3600.0) -> AsyncIterator[None]:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = AsyncFileLock(place, fallback_to_soft=False)
-        try: await lock.acquire(timeout=0)
+        try:
+            await lock.acquire(timeout=0)
         except Timeout:
             logger.warning("%s: another collector is writing it; waiting for it", path)
             await lock.acquire(timeout=wait)
-    except Timeout: raise StoreError(f"{path}: another collector has been writing it for {wait:.0f} s: wait for it or stop it, then collect again") from None
-    except OSError as error: raise StoreError(f"{path}: it cannot be locked ({error.strerror}): make {place.parent} writable and collect again") from None
-    try: yield
-    finally: await lock.release()
+    except Timeout:
+        raise StoreError(
+            f"{path}: another collector has been writing it for {wait:.0f} s: wait for it or stop it, then collect again"
+        ) from None
+    except OSError as error:
+        raise StoreError(
+            f"{path}: it cannot be locked ({error.strerror}): make {place.parent} writable and collect again"
+        ) from None
+    try:
+        yield
+    finally:
+        await lock.release()

@@ -9,42 +9,70 @@ __all__ = ['QualityReport', 'assess_quality', 'RepairConfig', 'repair']
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from ...candles import CandleError, PRICES, validate_candles
+
+from ...candles import PRICES, CandleError, validate_candles
 from ...config import Section
 from .calendars import Calendar, Slots, stretch_of
 from .candle_series import ready_table, series_of, slot_times
 from .defects import find_disorder, find_duplicates, find_violations
 from .findings import Findings, find_defects, findings_table, metrics_of
-from .words import counted, moment_of, sentences_of
 from .price_shapes import QualityConfig
+from .words import counted, moment_of, sentences_of
 
 # %% ../../../nbs/data/quality/09_assessment.ipynb #6cbf68c7
 class QualityReport(Findings):
     "What was found in one series; each table carries the times of its defects."
-    def findings(self) -> pd.DataFrame: return findings_table(self)
-    def metrics(self) -> dict[str, int | float | str | bool | None]: return metrics_of(self)
-    def sentences(self) -> list[str]: return sentences_of(self)
 
-def assess_quality(candles: pd.DataFrame,                       # raw: any order, doubled rows, gaps
-                   timeframe: str,
-                   calendar: str | Calendar | None = None,      # None: always open; "forex"
-                   other: pd.DataFrame | None = None,           # the same symbol elsewhere, or one that moves with it
-                   *, name: str = "candles", other_name: str = "other",
-                   config: QualityConfig = QualityConfig()) -> QualityReport:
+    def findings(self) -> pd.DataFrame:
+        return findings_table(self)
+
+    def metrics(self) -> dict[str, int | float | str | bool | None]:
+        return metrics_of(self)
+
+    def sentences(self) -> list[str]:
+        return sentences_of(self)
+
+
+def assess_quality(
+    candles: pd.DataFrame,  # raw: any order, doubled rows, gaps
+    timeframe: str,
+    calendar: str | Calendar | None = None,  # None: always open; "forex"
+    other: pd.DataFrame | None = None,  # the same symbol elsewhere, or one that moves with it
+    *,
+    name: str = "candles",
+    other_name: str = "other",
+    config: QualityConfig = QualityConfig(),
+) -> QualityReport:
     "All that is wrong with a series; a `CandleError` only for what is no table of candles."
-    return QualityReport(**vars(find_defects(candles, timeframe, calendar, other, name=name, other_name=other_name, config=config)))
+    return QualityReport(
+        **vars(
+            find_defects(candles, timeframe, calendar, other, name=name, other_name=other_name, config=config)
+        )
+    )
 
 # %% ../../../nbs/data/quality/09_assessment.ipynb #3387879c
 class RepairConfig(Section):
     "The repairs that are allowed."
+
     model_config = {"title": "repair"}
     drop_duplicates: bool = Field(False, description="of rows that are equal in every column keep the first")
     sort: bool = Field(False, description="put the rows in order of time")
-    drop_impossible: bool = Field(False, description="drop rows with an impossible value or without a time; each leaves a gap")
-    fill_up_to: int = Field(0, ge=0, description="longest gap that is filled with flat candles, expected candles")
+    drop_impossible: bool = Field(
+        False, description="drop rows with an impossible value or without a time; each leaves a gap"
+    )
+    fill_up_to: int = Field(
+        0, ge=0, description="longest gap that is filled with flat candles, expected candles"
+    )
 
 # %% ../../../nbs/data/quality/09_assessment.ipynb #b6ecd4c0
-_ADDED = ("volume", "quote_volume", "trades", "taker_buy_volume", "signed_volume")   # zero in a candle that never was
+_ADDED = (
+    "volume",
+    "quote_volume",
+    "trades",
+    "taker_buy_volume",
+    "signed_volume",
+)  # zero in a candle that never was
+
 
 def _filled(candles: pd.DataFrame, report: Findings, longest: int) -> tuple[pd.DataFrame, int, int]:
     "Flat candles in the expected slots of short gaps; the number of gaps and of candles filled."
@@ -55,34 +83,74 @@ def _filled(candles: pd.DataFrame, report: Findings, longest: int) -> tuple[pd.D
     short = np.flatnonzero((missing > 0) & (missing <= longest))
     width = (after - before)[short]
     row = np.repeat(short, width)
-    slot = np.repeat(before[short], width) + np.arange(width.sum()) - np.repeat(np.cumsum(width) - width, width)
+    slot = (
+        np.repeat(before[short], width) + np.arange(width.sum()) - np.repeat(np.cumsum(width) - width, width)
+    )
     kept = stretch_of(slot, slots.start, slots.end) < 0
-    flat = pd.DataFrame(np.nan, index=slot_times(slot[kept], series).rename("open_time"), columns=candles.columns)
-    for name in PRICES: flat[name] = candles["close"].to_numpy()[row[kept]]
-    for name in set(_ADDED) & set(flat): flat[name] = 0.0
+    flat = pd.DataFrame(
+        np.nan, index=slot_times(slot[kept], series).rename("open_time"), columns=candles.columns
+    )
+    for name in PRICES:
+        flat[name] = candles["close"].to_numpy()[row[kept]]
+    for name in set(_ADDED) & set(flat):
+        flat[name] = 0.0
     marked = candles.get("filled", pd.Series(0.0, candles.index)).fillna(0.0)
-    return pd.concat([candles.assign(filled=marked), flat.assign(filled=1.0)]).sort_index(), len(short), int(kept.sum())
+    return (
+        pd.concat([candles.assign(filled=marked), flat.assign(filled=1.0)]).sort_index(),
+        len(short),
+        int(kept.sum()),
+    )
 
 # %% ../../../nbs/data/quality/09_assessment.ipynb #f44a024e
 def _still_wrong(report: Findings, candles: pd.DataFrame) -> list[str]:
     "What keeps the candles from being valid, each with its remedy."
     after = series_of(candles, report.timeframe)
-    doubled, late, bad, grid = find_duplicates(after), find_disorder(after), find_violations(candles), after.raw.index.asi8[after.dated] % after.step != 0
+    doubled, late, bad, grid = (
+        find_duplicates(after),
+        find_disorder(after),
+        find_violations(candles),
+        after.raw.index.asi8[after.dated] % after.step != 0,
+    )
     wrong = []
     if len(doubled):
         exact = doubled["exact"].all()
-        wrong.append(f"{counted(len(doubled), 'time is', 'times are')} there twice (first {moment_of(doubled['time'].iloc[0])})" + (": set collect.repair.drop_duplicates" if exact else " with rows that differ: fetch them again"))
-    if len(late): wrong.append(f"{counted(len(late), 'row')} out of order (first {moment_of(late['time'].iloc[0])}): set collect.repair.sort")
-    if len(bad): wrong.append(f"{counted(bad['row'].nunique(), 'row')} with an impossible value (first {bad['column'].iloc[0]} {bad['what'].iloc[0]} at {moment_of(bad['time'].iloc[0])}): set collect.repair.drop_impossible")
-    if grid.any(): wrong.append(f"{counted(int(grid.sum()), 'row')} beside the {report.timeframe} grid (first {moment_of(after.raw.index[after.dated][grid][0])}): check the timeframe and the time zone")
-    if (report.clock["kind"] == "no time zone").any(): wrong.append("the times carry no zone: say which one before the repair")
-    if report.facts["unknown_columns"]: wrong.append(f"column {report.facts['unknown_columns'][0]} is not known: drop it")
+        wrong.append(
+            f"{counted(len(doubled), 'time is', 'times are')} there twice (first {moment_of(doubled['time'].iloc[0])})"
+            + (
+                ": set collect.repair.drop_duplicates"
+                if exact
+                else " with rows that differ: fetch them again"
+            )
+        )
+    if len(late):
+        wrong.append(
+            f"{counted(len(late), 'row')} out of order (first {moment_of(late['time'].iloc[0])}): set collect.repair.sort"
+        )
+    if len(bad):
+        wrong.append(
+            f"{counted(bad['row'].nunique(), 'row')} with an impossible value (first {bad['column'].iloc[0]} {bad['what'].iloc[0]} at {moment_of(bad['time'].iloc[0])}): set collect.repair.drop_impossible"
+        )
+    if grid.any():
+        wrong.append(
+            f"{counted(int(grid.sum()), 'row')} beside the {report.timeframe} grid (first {moment_of(after.raw.index[after.dated][grid][0])}): check the timeframe and the time zone"
+        )
+    if (report.clock["kind"] == "no time zone").any():
+        wrong.append("the times carry no zone: say which one before the repair")
+    if report.facts["unknown_columns"]:
+        wrong.append(f"column {report.facts['unknown_columns'][0]} is not known: drop it")
     return wrong
 
 # %% ../../../nbs/data/quality/09_assessment.ipynb #92e9adc5
-def repair(candles: pd.DataFrame, report: Findings, config: RepairConfig = RepairConfig()) -> tuple[pd.DataFrame, dict[str, int]]:
+def repair(
+    candles: pd.DataFrame, report: Findings, config: RepairConfig = RepairConfig()
+) -> tuple[pd.DataFrame, dict[str, int]]:
     "The candles with the allowed repairs, as float64 at UTC nanoseconds, and how many rows each of them changed."
-    mended, counts = ready_table(candles, report.timeframe, report.name), dict.fromkeys(("duplicates_dropped", "rows_moved", "impossible_dropped", "gaps_filled", "candles_filled"), 0)
+    mended, counts = (
+        ready_table(candles, report.timeframe, report.name),
+        dict.fromkeys(
+            ("duplicates_dropped", "rows_moved", "impossible_dropped", "gaps_filled", "candles_filled"), 0
+        ),
+    )
     if config.drop_duplicates:
         twice = mended.reset_index().duplicated().to_numpy()
         mended, counts["duplicates_dropped"] = mended[~twice], int(twice.sum())
@@ -93,6 +161,8 @@ def repair(candles: pd.DataFrame, report: Findings, config: RepairConfig = Repai
         bad = np.isin(np.arange(len(mended)), find_violations(mended)["row"])
         mended, counts["impossible_dropped"] = mended[~bad], int(bad.sum())
     wrong = _still_wrong(report, mended)
-    if wrong: raise CandleError(f"{report.name}: " + "; ".join(wrong))
-    if config.fill_up_to and len(mended): mended, counts["gaps_filled"], counts["candles_filled"] = _filled(mended, report, config.fill_up_to)
+    if wrong:
+        raise CandleError(f"{report.name}: " + "; ".join(wrong))
+    if config.fill_up_to and len(mended):
+        mended, counts["gaps_filled"], counts["candles_filled"] = _filled(mended, report, config.fill_up_to)
     return validate_candles(mended, report.timeframe, report.name, allow_gaps=True), counts

@@ -9,47 +9,71 @@ __all__ = ['NEW_YORK', 'HOUR', 'CALENDARS', 'Closures', 'Calendar', 'AlwaysOpen'
 # %% ../../../nbs/data/quality/00_calendars.ipynb #fb928ae0
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
+
 import numpy as np
 import pandas as pd
-from ...candles import CandleError, TIMEFRAMES
+
+from ...candles import TIMEFRAMES, CandleError
 
 # %% ../../../nbs/data/quality/00_calendars.ipynb #d66c7a36
 class Closures(NamedTuple):
     "Spans without expected trade; integers are nanoseconds since 1970, UTC."
+
     start: np.ndarray
-    end: np.ndarray      # not included
+    end: np.ndarray  # not included
     certain: np.ndarray  # true where a candle inside would be a mistake
+
 
 @runtime_checkable
 class Calendar(Protocol):
     "Says when a market is expected to trade."
+
     name: str
+
     def closures(self, first: int, last: int) -> Closures: ...
+
 
 @dataclass(frozen=True)
 class AlwaysOpen:
     "Trades at all times, as crypto exchanges do."
+
     name: str = "always open"
-    def closures(self, first: int, last: int) -> Closures: return Closures(*(np.empty(0, kind) for kind in ("int64", "int64", bool)))
+
+    def closures(self, first: int, last: int) -> Closures:
+        return Closures(*(np.empty(0, kind) for kind in ("int64", "int64", bool)))
 
 # %% ../../../nbs/data/quality/00_calendars.ipynb #d108dd10
 NEW_YORK = "America/New_York"
 HOUR = 3_600_000_000_000
 
+
 def _new_york(days: pd.DatetimeIndex, hour: int) -> np.ndarray:
     "Nanoseconds of an hour of these days in New York."
     return (days + pd.Timedelta(hours=hour)).tz_localize(NEW_YORK).as_unit("ns").asi8
 
+
 @dataclass(frozen=True)
 class Forex:
     "Closed from Friday to Sunday 17:00 New York; quiet around Christmas and New Year."
+
     name: str = "forex"
 
     def closures(self, first: int, last: int) -> Closures:
         "The weekends and holidays that touch the span."
-        low, high = (pd.Timestamp(int(np.clip(moment, -2_208_988_800_000_000_000, 7_258_118_400_000_000_000))).normalize() for moment in (first, last))
+        low, high = (
+            pd.Timestamp(
+                int(np.clip(moment, -2_208_988_800_000_000_000, 7_258_118_400_000_000_000))
+            ).normalize()
+            for moment in (first, last)
+        )
         fridays = pd.date_range(low - pd.Timedelta("8D"), high + pd.Timedelta("8D"), freq="W-FRI", unit="ns")
-        holidays = pd.DatetimeIndex([f"{year}-{day}" for year in range(low.year, high.year + 2) for day in ("01-01", "12-25")]).as_unit("ns").sort_values()
+        holidays = (
+            pd.DatetimeIndex(
+                [f"{year}-{day}" for year in range(low.year, high.year + 2) for day in ("01-01", "12-25")]
+            )
+            .as_unit("ns")
+            .sort_values()
+        )
         day = pd.Timedelta("1D")
         start = np.concatenate([_new_york(fridays, 17), _new_york(holidays - day, 13)])
         end = np.concatenate([_new_york(fridays + 2 * day, 17), _new_york(holidays + day, 3)])
@@ -58,16 +82,23 @@ class Forex:
 # %% ../../../nbs/data/quality/00_calendars.ipynb #b1ce3894
 CALENDARS = {"always open": AlwaysOpen, "forex": Forex}
 
+
 def calendar_of(calendar: str | Calendar | None) -> Calendar:
     "A calendar by its name; `None` never closes."
-    if calendar is None: return AlwaysOpen()
-    if isinstance(calendar, str) and calendar in CALENDARS: return CALENDARS[calendar]()
-    if isinstance(calendar, Calendar) and not isinstance(calendar, str): return calendar
-    raise CandleError(f"calendar {calendar!r} is not known: give one of {', '.join(CALENDARS)}, or an object with a name and closures")
+    if calendar is None:
+        return AlwaysOpen()
+    if isinstance(calendar, str) and calendar in CALENDARS:
+        return CALENDARS[calendar]()
+    if isinstance(calendar, Calendar) and not isinstance(calendar, str):
+        return calendar
+    raise CandleError(
+        f"calendar {calendar!r} is not known: give one of {', '.join(CALENDARS)}, or an object with a name and closures"
+    )
 
 # %% ../../../nbs/data/quality/00_calendars.ipynb #d95bb5ab
 class Slots:
     "Which slots of a timeframe a calendar expects."
+
     def __init__(self, calendar: Calendar, step: int, first: int, last: int, offset: int = 0):
         closed = calendar.closures((first - 1) * step, (last + 2) * step)
         self.step, self.offset = step, offset
@@ -78,9 +109,15 @@ class Slots:
     def _merged(self, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "First slot and the slot after the last of each closed stretch, in order, none touching another."
         order = np.argsort(start, kind="stable")
-        start, end = (-((self.step // 2 + self.offset - moment[order]) // self.step) for moment in (start, end))
+        start, end = (
+            -((self.step // 2 + self.offset - moment[order]) // self.step) for moment in (start, end)
+        )
         reach = np.maximum.accumulate(end)
-        fresh = np.flatnonzero(np.concatenate([[True], start[1:] > reach[:-1]])) if len(start) else np.empty(0, int)
+        fresh = (
+            np.flatnonzero(np.concatenate([[True], start[1:] > reach[:-1]]))
+            if len(start)
+            else np.empty(0, int)
+        )
         last = np.concatenate([fresh[1:], [len(start)]]) - 1 if len(start) else fresh
         kept = reach[last] > start[fresh]
         return start[fresh][kept], reach[last][kept]
@@ -88,7 +125,8 @@ class Slots:
     def closed_before(self, slot: np.ndarray) -> np.ndarray:
         "Closed slots among those before `slot`, counted from the first closure."
         at = np.searchsorted(self.start, slot, side="right")
-        if not len(self.start): return np.zeros(np.shape(slot), dtype=np.int64)
+        if not len(self.start):
+            return np.zeros(np.shape(slot), dtype=np.int64)
         inside = np.where(at > 0, np.minimum(slot, self.end[at - 1]) - self.start[at - 1], 0)
         return self.lengths[np.maximum(at - 1, 0)] + inside
 
@@ -100,13 +138,18 @@ class Slots:
 def stretch_of(slot: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     "Position of the stretch that holds each slot, -1 where none does."
     at = np.searchsorted(start, slot, side="right") - 1
-    if not len(start): return at
+    if not len(start):
+        return at
     return np.where((at >= 0) & (slot < end[np.maximum(at, 0)]), at, -1)
 
-def is_expected(times: pd.DatetimeIndex, timeframe: str, calendar: str | Calendar | None = None) -> np.ndarray:
+
+def is_expected(
+    times: pd.DatetimeIndex, timeframe: str, calendar: str | Calendar | None = None
+) -> np.ndarray:
     "Whether a candle that opens at each of these times is expected."
     step = TIMEFRAMES[timeframe].value
     slot = times.as_unit("ns").asi8 // step
-    if not len(slot): return np.empty(0, dtype=bool)
+    if not len(slot):
+        return np.empty(0, dtype=bool)
     slots = Slots(calendar_of(calendar), step, slot.min(), slot.max())
     return stretch_of(slot, slots.start, slots.end) < 0

@@ -7,51 +7,81 @@ __all__ = ['ready_table', 'CandleSeries', 'series_of', 'slot_times']
 
 # %% ../../../nbs/data/quality/01_candle_series.ipynb #2133b2f7
 from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype, is_object_dtype, is_string_dtype
-from ...candles import CandleError, OPTIONAL, PRICES, SIGNED, TIMEFRAMES
+
+from ...candles import OPTIONAL, PRICES, SIGNED, TIMEFRAMES, CandleError
 
 # %% ../../../nbs/data/quality/01_candle_series.ipynb #ceddd59f
 def _numbers(column: pd.Series) -> np.ndarray:
     "The column as float64; NaN where there is no number."
-    if isinstance(column.dtype, pd.CategoricalDtype): column = column.astype(object)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
     if is_object_dtype(column.dtype) or is_string_dtype(column.dtype):
-        plain = column.map(lambda value: value if isinstance(value, (int, float, str, np.number)) and not isinstance(value, (complex, np.complexfloating)) else None)
+        plain = column.map(
+            lambda value: (
+                value
+                if isinstance(value, (int, float, str, np.number))
+                and not isinstance(value, (complex, np.complexfloating))
+                else None
+            )
+        )
         return pd.to_numeric(plain.astype(object), errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-    if is_numeric_dtype(column.dtype) and not np.issubdtype(getattr(column.dtype, "numpy_dtype", column.dtype), np.complexfloating) or is_bool_dtype(column.dtype):
+    if (
+        is_numeric_dtype(column.dtype)
+        and not np.issubdtype(getattr(column.dtype, "numpy_dtype", column.dtype), np.complexfloating)
+        or is_bool_dtype(column.dtype)
+    ):
         return column.to_numpy(dtype=float, na_value=np.nan)
     return np.full(len(column), np.nan)
 
 # %% ../../../nbs/data/quality/01_candle_series.ipynb #074f6020
 def ready_table(candles: pd.DataFrame, timeframe: str, source: str) -> pd.DataFrame:
     "The table with its own rows in its own order, UTC nanoseconds and float64 columns."
-    if not isinstance(candles, pd.DataFrame): raise CandleError(f"{source}: found {type(candles).__name__}, no table: give a DataFrame of candles")
-    if timeframe not in TIMEFRAMES: raise CandleError(f"{source}: timeframe {timeframe!r} is not known: give one of {', '.join(TIMEFRAMES)}")
+    if not isinstance(candles, pd.DataFrame):
+        raise CandleError(f"{source}: found {type(candles).__name__}, no table: give a DataFrame of candles")
+    if timeframe not in TIMEFRAMES:
+        raise CandleError(
+            f"{source}: timeframe {timeframe!r} is not known: give one of {', '.join(TIMEFRAMES)}"
+        )
     names = list(candles.columns)
     missing = [name for name in (*PRICES, "volume") if name not in names]
-    if missing: raise CandleError(f"{source}: no column {missing[0]} (found: {', '.join(map(str, names))}): rename or add it")
+    if missing:
+        raise CandleError(
+            f"{source}: no column {missing[0]} (found: {', '.join(map(str, names))}): rename or add it"
+        )
     doubled = [name for name in names if names.count(name) > 1]
-    if doubled: raise CandleError(f"{source}: there are two columns {doubled[0]}: drop one of them")
+    if doubled:
+        raise CandleError(f"{source}: there are two columns {doubled[0]}: drop one of them")
     if not isinstance(candles.index, pd.DatetimeIndex):
-        raise CandleError(f"{source}: the index is {candles.index.dtype}, no times: make open_time the index, as UTC times")
+        raise CandleError(
+            f"{source}: the index is {candles.index.dtype}, no times: make open_time the index, as UTC times"
+        )
     known = [name for name in (*PRICES, "volume", *OPTIONAL, *SIGNED) if name in names]
     times = candles.index.tz_localize("UTC") if candles.index.tz is None else candles.index.tz_convert("UTC")
-    try: times = times.as_unit("ns")
-    except (pd.errors.OutOfBoundsDatetime, OverflowError): raise CandleError(f"{source}: open_time holds {times.min()}, which nanoseconds cannot: check the unit of the times") from None
+    try:
+        times = times.as_unit("ns")
+    except (pd.errors.OutOfBoundsDatetime, OverflowError):
+        raise CandleError(
+            f"{source}: open_time holds {times.min()}, which nanoseconds cannot: check the unit of the times"
+        ) from None
     return pd.DataFrame({name: _numbers(candles[name]) for name in known}, index=times.rename("open_time"))
 
 # %% ../../../nbs/data/quality/01_candle_series.ipynb #0105ad6d
 @dataclass(frozen=True)
 class CandleSeries:
     "A table made ready: its rows as they were, and those that can be judged in order of time."
-    raw: pd.DataFrame        # numbers in the order they came
-    step: int                # ns
-    offset: int              # ns between the grid and the open times
-    dated: np.ndarray        # rows of `raw` that have a time
-    on_grid: np.ndarray      # true for the rows of `raw` on the series' own grid
-    candles: pd.DataFrame    # dated, on the grid, in order, the first of each time
-    slot: np.ndarray         # of `candles`
+
+    raw: pd.DataFrame  # numbers in the order they came
+    step: int  # ns
+    offset: int  # ns between the grid and the open times
+    dated: np.ndarray  # rows of `raw` that have a time
+    on_grid: np.ndarray  # true for the rows of `raw` on the series' own grid
+    candles: pd.DataFrame  # dated, on the grid, in order, the first of each time
+    slot: np.ndarray  # of `candles`
+
 
 def series_of(raw: pd.DataFrame, timeframe: str) -> CandleSeries:
     "A table as `ready_table` gives it, on its grid and in order."
@@ -71,4 +101,6 @@ def series_of(raw: pd.DataFrame, timeframe: str) -> CandleSeries:
 # %% ../../../nbs/data/quality/01_candle_series.ipynb #37d05932
 def slot_times(slot: np.ndarray, series: CandleSeries) -> pd.DatetimeIndex:
     "Open times of slots."
-    return pd.DatetimeIndex(np.asarray(slot, dtype=np.int64) * series.step + series.offset, tz="UTC").as_unit("ns")
+    return pd.DatetimeIndex(np.asarray(slot, dtype=np.int64) * series.step + series.offset, tz="UTC").as_unit(
+        "ns"
+    )

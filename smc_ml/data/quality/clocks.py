@@ -7,8 +7,10 @@ __all__ = ['find_lags', 'find_clock_errors', 'find_disagreements']
 
 # %% ../../../nbs/data/quality/06_clocks.ipynb #658ddd68
 from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
+
 from .calendars import HOUR, NEW_YORK, Slots
 from .candle_series import CandleSeries, slot_times
 from .price_shapes import PriceShape, QualityConfig, centred_median
@@ -23,68 +25,112 @@ def _dense_returns(shape: PriceShape, first: int, count: int) -> np.ndarray:
     dense[at[kept]] = returns[kept].clip(-3, 3)
     return dense
 
+
 def _correlations(own: np.ndarray, other: np.ndarray, longest: int, block: int) -> np.ndarray:
     "Correlation by block and lag (`longest` late first, `longest` early last); `other` is longer by `longest` at both ends."
     blocks = len(own) // block
     size = 1 << int(np.ceil(np.log2(block + 2 * longest)))
-    mine = own[:blocks * block].reshape(blocks, block)
-    theirs = np.lib.stride_tricks.sliding_window_view(other, block + 2 * longest)[:blocks * block:block]
-    cross = np.fft.irfft(np.fft.rfft(mine, size).conj() * np.fft.rfft(theirs, size), size)[:, :2 * longest + 1]
-    energy = np.sqrt((mine ** 2).sum(axis=1) * (theirs[:, longest:longest + block] ** 2).sum(axis=1))
+    mine = own[: blocks * block].reshape(blocks, block)
+    theirs = np.lib.stride_tricks.sliding_window_view(other, block + 2 * longest)[: blocks * block : block]
+    cross = np.fft.irfft(np.fft.rfft(mine, size).conj() * np.fft.rfft(theirs, size), size)[
+        :, : 2 * longest + 1
+    ]
+    energy = np.sqrt((mine**2).sum(axis=1) * (theirs[:, longest : longest + block] ** 2).sum(axis=1))
     return cross / np.where(energy > 0, energy, np.inf)[:, None]
 
 # %% ../../../nbs/data/quality/06_clocks.ipynb #509ab41c
-def find_lags(shape: PriceShape, other: PriceShape, series: CandleSeries, config: QualityConfig) -> pd.DataFrame:
+def find_lags(
+    shape: PriceShape, other: PriceShape, series: CandleSeries, config: QualityConfig
+) -> pd.DataFrame:
     "Shift of the series against the other by stretch of about four weeks: start, end, lag in candles (NaN: none to be seen), correlation there and at no shift."
-    nothing = pd.DataFrame({"start": slot_times(np.empty(0), series), "end": slot_times(np.empty(0), series)} | {name: np.empty(0) for name in ("lag", "correlation", "at_zero")})
-    if len(shape.slot) < 100 or len(other.slot) < 100: return nothing
+    nothing = pd.DataFrame(
+        {"start": slot_times(np.empty(0), series), "end": slot_times(np.empty(0), series)}
+        | {name: np.empty(0) for name in ("lag", "correlation", "at_zero")}
+    )
+    if len(shape.slot) < 100 or len(other.slot) < 100:
+        return nothing
     first, count = int(shape.slot[0]), int(shape.slot[-1] - shape.slot[0]) + 1
     longest = max(1, int(config.longest_lag_hours * HOUR // series.step))
-    if count > 10 * len(shape.slot) + 1000: return nothing
+    if count > 10 * len(shape.slot) + 1000:
+        return nothing
     block = min(count, max(28 * 24 * HOUR // series.step, 500, 2 * longest))
-    block = count // (count // block)                                           # stretches of one length, up to the end
-    own, beside = _dense_returns(shape, first, count), _dense_returns(other, first - longest, count + 2 * longest)
+    block = count // (count // block)  # stretches of one length, up to the end
+    own, beside = (
+        _dense_returns(shape, first, count),
+        _dense_returns(other, first - longest, count + 2 * longest),
+    )
     table = _correlations(own, beside, longest, block)
     best = np.argmax(np.abs(table), axis=1)
-    height, at_zero = (np.abs(table[np.arange(len(table)), place]) for place in (best, np.full(len(table), longest)))
-    best = np.where(at_zero >= 0.9 * height, longest, best)                     # as good without a shift
+    height, at_zero = (
+        np.abs(table[np.arange(len(table)), place]) for place in (best, np.full(len(table), longest))
+    )
+    best = np.where(at_zero >= 0.9 * height, longest, best)  # as good without a shift
     seen = height > max(0.15, 6 / np.sqrt(block))
     start = first + block * np.arange(len(table))
-    return pd.DataFrame({"start": slot_times(start, series), "end": slot_times(start + block, series), "lag": np.where(seen, longest - best, np.nan),
-                         "correlation": table[np.arange(len(table)), best], "at_zero": table[:, longest]})
+    return pd.DataFrame(
+        {
+            "start": slot_times(start, series),
+            "end": slot_times(start + block, series),
+            "lag": np.where(seen, longest - best, np.nan),
+            "correlation": table[np.arange(len(table)), best],
+            "at_zero": table[:, longest],
+        }
+    )
 
 # %% ../../../nbs/data/quality/06_clocks.ipynb #23c4b53f
-def _finding(kind: str, start: pd.Timestamp, end: pd.Timestamp, hours: float | None) -> dict: return {"kind": kind, "start": start, "end": end, "hours": hours}
+def _finding(kind: str, start: pd.Timestamp, end: pd.Timestamp, hours: float | None) -> dict:
+    return {"kind": kind, "start": start, "end": end, "hours": hours}
+
 
 def _lag_findings(lags: pd.DataFrame, step: int) -> Iterator[dict]:
     "One finding for each span of time in which the series is shifted against the other."
     seen = lags[lags["lag"].notna()]
-    if not len(seen): return
+    if not len(seen):
+        return
     shifts, hour = set(seen["lag"]), HOUR / step
     for _, span in seen.groupby((seen["lag"] != seen["lag"].shift()).cumsum()):
         lag = span["lag"].iloc[0]
-        if lag == 0: continue
-        if {lag - hour, lag + hour} & shifts: kind = "summer time"
-        elif abs(lag) == 1: kind = ("stamped by the close" if lag > 0 else "the other one is stamped by the close") + (" or an hour off" if step == HOUR else "")
-        else: kind = "shifted"
+        if lag == 0:
+            continue
+        if {lag - hour, lag + hour} & shifts:
+            kind = "summer time"
+        elif abs(lag) == 1:
+            kind = ("stamped by the close" if lag > 0 else "the other one is stamped by the close") + (
+                " or an hour off" if step == HOUR else ""
+            )
+        else:
+            kind = "shifted"
         yield _finding(kind, span["start"].iloc[0], span["end"].iloc[-1], float(lag * step / HOUR))
 
 # %% ../../../nbs/data/quality/06_clocks.ipynb #06dd7b3c
 def _stamp_findings(series: CandleSeries, naive: bool) -> Iterator[dict]:
     "What the stamps say by themselves."
-    if not len(series.slot): return
+    if not len(series.slot):
+        return
     span = slot_times(series.slot[[0, -1]], series)
-    if naive: yield _finding("no time zone", *span, None)
-    if series.offset >= series.step - 1_000_000_000: yield _finding("stamped by the close", *span, series.offset / HOUR)
-    elif series.offset: yield _finding("beside the grid", *span, series.offset / HOUR)
+    if naive:
+        yield _finding("no time zone", *span, None)
+    if series.offset >= series.step - 1_000_000_000:
+        yield _finding("stamped by the close", *span, series.offset / HOUR)
+    elif series.offset:
+        yield _finding("beside the grid", *span, series.offset / HOUR)
 
 # %% ../../../nbs/data/quality/06_clocks.ipynb #2a4af5eb
 _ZONES = (NEW_YORK, "America/Chicago", "Europe/London", "Europe/Berlin", "Europe/Athens", "Australia/Sydney")
 
+
 def _clock_changes(zone: str, first: pd.Timestamp, last: pd.Timestamp) -> tuple[np.ndarray, np.ndarray]:
     "Local times, ns, at which an hour is left out, and at which one comes twice."
-    days = pd.date_range(max(first, pd.Timestamp("1970", tz="UTC")).floor("D"), min(last, pd.Timestamp("2100", tz="UTC")).ceil("D"), freq="1D", unit="ns")
-    def ahead(times): return times.tz_convert(zone).tz_localize(None).asi8 - times.asi8
+    days = pd.date_range(
+        max(first, pd.Timestamp("1970", tz="UTC")).floor("D"),
+        min(last, pd.Timestamp("2100", tz="UTC")).ceil("D"),
+        freq="1D",
+        unit="ns",
+    )
+
+    def ahead(times):
+        return times.tz_convert(zone).tz_localize(None).asi8 - times.asi8
+
     changes = days[:-1][np.diff(ahead(days)) != 0] if len(days) > 1 else days[:0]
     hours = pd.DatetimeIndex((changes.asi8[:, None] + HOUR * np.arange(25)).ravel(), tz="UTC")
     shift = np.diff(ahead(hours), append=0)
@@ -95,7 +141,8 @@ def _clock_changes(zone: str, first: pd.Timestamp, last: pd.Timestamp) -> tuple[
 # %% ../../../nbs/data/quality/06_clocks.ipynb #383f7ce2
 def _summer_findings(series: CandleSeries, gaps: pd.DataFrame, duplicates: pd.DataFrame) -> Iterator[dict]:
     "An hour that is missing in each spring, or doubled in autumn, just where a zone changes its clocks."
-    if not len(series.slot) or series.step > HOUR or not (len(gaps) or len(duplicates)): return
+    if not len(series.slot) or series.step > HOUR or not (len(gaps) or len(duplicates)):
+        return
     parts, named = HOUR // series.step, set()
     short = pd.DatetimeIndex(gaps["start"]).asi8[gaps["missing"].to_numpy() == parts]
     for zone in _ZONES:
@@ -103,7 +150,8 @@ def _summer_findings(series: CandleSeries, gaps: pd.DataFrame, duplicates: pd.Da
         seen = pd.DatetimeIndex(duplicates["time"]).asi8
         twice = [moment for moment in doubled if ((seen >= moment) & (seen < moment + HOUR)).sum() == parts]
         gone = missing[np.isin(missing, short)]
-        if not len(twice) and len(gone) < max(1, len(missing)): continue
+        if not len(twice) and len(gone) < max(1, len(missing)):
+            continue
         for moment, hours in [(moment, 1.0) for moment in gone] + [(moment, -1.0) for moment in twice]:
             if moment not in named:
                 start = pd.Timestamp(moment, tz="UTC").as_unit("ns")
@@ -113,7 +161,8 @@ def _summer_findings(series: CandleSeries, gaps: pd.DataFrame, duplicates: pd.Da
 # %% ../../../nbs/data/quality/06_clocks.ipynb #832101b0
 def _weekend_findings(series: CandleSeries, slots: Slots) -> Iterator[dict]:
     "Shift of the observed weekends against the calendar's, where most weekends of a season agree on one."
-    if series.step > 4 * HOUR or not len(slots.certain[0]): return
+    if series.step > 4 * HOUR or not len(slots.certain[0]):
+        return
     opened, closed = series.slot[:-1] + 1, series.slot[1:]
     long = np.flatnonzero((closed - opened) * series.step > 24 * HOUR)
     opened, closed = opened[long], closed[long]
@@ -125,25 +174,63 @@ def _weekend_findings(series: CandleSeries, slots: Slots) -> Iterator[dict]:
     for season in (summer, ~summer):
         rows = np.flatnonzero(agreed & season)
         shifts, counts = np.unique(late[1][rows].round(2), return_counts=True)
-        if len(rows) < 3 or counts.max() <= len(rows) / 2 or shifts[counts.argmax()] == 0: continue
-        yield _finding("weekend at the wrong hour", times[rows[0]], times[rows[-1]], float(shifts[counts.argmax()]))
+        if len(rows) < 3 or counts.max() <= len(rows) / 2 or shifts[counts.argmax()] == 0:
+            continue
+        yield _finding(
+            "weekend at the wrong hour", times[rows[0]], times[rows[-1]], float(shifts[counts.argmax()])
+        )
 
 # %% ../../../nbs/data/quality/06_clocks.ipynb #9cfd713f
-def find_clock_errors(series: CandleSeries, slots: Slots, lags: pd.DataFrame, gaps: pd.DataFrame, duplicates: pd.DataFrame, naive: bool) -> pd.DataFrame:
+def find_clock_errors(
+    series: CandleSeries,
+    slots: Slots,
+    lags: pd.DataFrame,
+    gaps: pd.DataFrame,
+    duplicates: pd.DataFrame,
+    naive: bool,
+) -> pd.DataFrame:
     "All findings about time."
-    found = [*_stamp_findings(series, naive), *_lag_findings(lags, series.step), *_weekend_findings(series, slots), *_summer_findings(series, gaps, duplicates)]
+    found = [
+        *_stamp_findings(series, naive),
+        *_lag_findings(lags, series.step),
+        *_weekend_findings(series, slots),
+        *_summer_findings(series, gaps, duplicates),
+    ]
     empty = slot_times(np.empty(0), series)
-    return pd.DataFrame(found) if found else pd.DataFrame({"kind": pd.Series([], dtype=str), "start": empty, "end": empty, "hours": np.empty(0)})
+    return (
+        pd.DataFrame(found)
+        if found
+        else pd.DataFrame(
+            {"kind": pd.Series([], dtype=str), "start": empty, "end": empty, "hours": np.empty(0)}
+        )
+    )
 
 # %% ../../../nbs/data/quality/06_clocks.ipynb #3f8cedc9
-def find_disagreements(shape: PriceShape, other: PriceShape, lag: int, correlation: float, series: CandleSeries, config: QualityConfig) -> tuple[bool, pd.DataFrame]:
+def find_disagreements(
+    shape: PriceShape,
+    other: PriceShape,
+    lag: int,
+    correlation: float,
+    series: CandleSeries,
+    config: QualityConfig,
+) -> tuple[bool, pd.DataFrame]:
     "Whether both are the same market, and the candles whose closes lie too far apart."
     _, mine, theirs = np.intersect1d(shape.slot, other.slot + lag, assume_unique=True, return_indices=True)
     apart = shape.close[mine] - other.close[theirs]
     same = len(mine) > 0 and correlation >= 0.9 and bool(abs(np.median(apart)) < 0.02)
-    if not same: mine, theirs, apart = mine[:0], theirs[:0], apart[:0]
+    if not same:
+        mine, theirs, apart = mine[:0], theirs[:0], apart[:0]
     off = apart - centred_median(apart, config.scale_window)
     usual = 1.4826 * np.median(np.abs(off)) if len(off) else 0.0
-    far = np.abs(off) > np.maximum(config.disagreement_score * usual, 0.5 * shape.scale[mine] * np.sqrt(shape.busy[mine]))
+    far = np.abs(off) > np.maximum(
+        config.disagreement_score * usual, 0.5 * shape.scale[mine] * np.sqrt(shape.busy[mine])
+    )
     rows = mine[far]
-    return same, pd.DataFrame({"time": slot_times(shape.slot[rows], series), "close": np.exp(shape.close[rows]), "other_close": np.exp(other.close[theirs[far]]), "percent": 100 * np.expm1(off[far])})
+    return same, pd.DataFrame(
+        {
+            "time": slot_times(shape.slot[rows], series),
+            "close": np.exp(shape.close[rows]),
+            "other_close": np.exp(other.close[theirs[far]]),
+            "percent": 100 * np.expm1(off[far]),
+        }
+    )

@@ -8,6 +8,7 @@ __all__ = ['find_gaps', 'find_duplicates', 'find_disorder', 'find_violations', '
 # %% ../../../nbs/data/quality/02_defects.ipynb #34442294
 import numpy as np
 import pandas as pd
+
 from ...candles import PRICES, SIGNED
 from .calendars import Slots, stretch_of
 from .candle_series import CandleSeries, slot_times
@@ -23,8 +24,11 @@ def find_gaps(series: CandleSeries, slots: Slots, other: CandleSeries | None = N
     first, last = stretch_of(before, slots.start, slots.end), stretch_of(after - 1, slots.start, slots.end)
     start = np.where(first >= 0, slots.end[first], before) if len(slots.start) else before
     end = np.where(last >= 0, slots.start[last], after) if len(slots.start) else after
-    table = pd.DataFrame({"start": slot_times(start, series), "end": slot_times(end, series), "missing": missing})
-    if other is not None: table["other_has"] = np.searchsorted(other.slot, end) - np.searchsorted(other.slot, start)
+    table = pd.DataFrame(
+        {"start": slot_times(start, series), "end": slot_times(end, series), "missing": missing}
+    )
+    if other is not None:
+        table["other_has"] = np.searchsorted(other.slot, end) - np.searchsorted(other.slot, start)
     return table
 
 # %% ../../../nbs/data/quality/02_defects.ipynb #485550cb
@@ -32,18 +36,30 @@ def find_duplicates(series: CandleSeries) -> pd.DataFrame:
     "Times that are there more than once, with their number of rows; `exact` where all rows are equal."
     raw = series.raw[series.dated]
     rows = np.flatnonzero(raw.index.duplicated(keep=False))
-    if not len(rows): return pd.DataFrame({"time": raw.index[:0], "rows": np.empty(0, int), "exact": np.empty(0, bool)})
+    if not len(rows):
+        return pd.DataFrame({"time": raw.index[:0], "rows": np.empty(0, int), "exact": np.empty(0, bool)})
     twice = raw.iloc[rows].reset_index()
     distinct = ~twice.duplicated()
-    groups = pd.DataFrame({"time": twice["open_time"], "rows": 1, "distinct": distinct.astype(int)}).groupby("time", as_index=False).sum()
+    groups = (
+        pd.DataFrame({"time": twice["open_time"], "rows": 1, "distinct": distinct.astype(int)})
+        .groupby("time", as_index=False)
+        .sum()
+    )
     return groups.assign(exact=groups.pop("distinct") == 1)
+
 
 def find_disorder(series: CandleSeries) -> pd.DataFrame:
     "Rows that stand after a row of a later time."
     times = series.raw.index[series.dated]
     latest = np.maximum.accumulate(times.asi8) if len(times) else times.asi8
     late = np.flatnonzero(times.asi8 < latest)
-    return pd.DataFrame({"row": np.flatnonzero(series.dated)[late], "time": times[late], "after": pd.DatetimeIndex(latest[late], tz="UTC").as_unit("ns")})
+    return pd.DataFrame(
+        {
+            "row": np.flatnonzero(series.dated)[late],
+            "time": times[late],
+            "after": pd.DatetimeIndex(latest[late], tz="UTC").as_unit("ns"),
+        }
+    )
 
 # %% ../../../nbs/data/quality/02_defects.ipynb #0a5f4679
 def find_violations(raw: pd.DataFrame) -> pd.DataFrame:
@@ -52,17 +68,47 @@ def find_violations(raw: pd.DataFrame) -> pd.DataFrame:
     found = []
     for name, column in values.items():
         optional = name not in (*PRICES, "volume")
-        checks = {"is not a number": np.isnan(column) & (not optional), "is infinite": np.isinf(column),
-                  "is not positive": np.isfinite(column) & (column <= 0) & (name in PRICES), "is negative": np.isfinite(column) & (column < 0) & (name not in (*PRICES, *SIGNED))}
-        found += [(rows, name, what, column[rows]) for what, bad in checks.items() if len(rows := np.flatnonzero(bad))]
+        checks = {
+            "is not a number": np.isnan(column) & (not optional),
+            "is infinite": np.isinf(column),
+            "is not positive": np.isfinite(column) & (column <= 0) & (name in PRICES),
+            "is negative": np.isfinite(column) & (column < 0) & (name not in (*PRICES, *SIGNED)),
+        }
+        found += [
+            (rows, name, what, column[rows])
+            for what, bad in checks.items()
+            if len(rows := np.flatnonzero(bad))
+        ]
     prices = np.column_stack([values[name] for name in PRICES])
     fine = np.isfinite(prices).all(axis=1)
-    for name, best, what in (("high", prices.max(axis=1), "is below another price"), ("low", prices.min(axis=1), "is above another price")):
+    for name, best, what in (
+        ("high", prices.max(axis=1), "is below another price"),
+        ("low", prices.min(axis=1), "is above another price"),
+    ):
         rows = np.flatnonzero(fine & (values[name] != best))
         found += [(rows, name, what, values[name][rows])] if len(rows) else []
-    found += [(rows, "open_time", "is missing", np.full(len(rows), np.nan))] if len(rows := np.flatnonzero(raw.index.isna())) else []
-    table = pd.concat([pd.DataFrame({"row": rows, "time": raw.index[rows], "column": name, "what": what, "value": value}) for rows, name, what, value in found]
-                      or [pd.DataFrame({"row": np.empty(0, int), "time": raw.index[:0], "column": [], "what": [], "value": np.empty(0)})])
+    found += (
+        [(rows, "open_time", "is missing", np.full(len(rows), np.nan))]
+        if len(rows := np.flatnonzero(raw.index.isna()))
+        else []
+    )
+    table = pd.concat(
+        [
+            pd.DataFrame({"row": rows, "time": raw.index[rows], "column": name, "what": what, "value": value})
+            for rows, name, what, value in found
+        ]
+        or [
+            pd.DataFrame(
+                {
+                    "row": np.empty(0, int),
+                    "time": raw.index[:0],
+                    "column": [],
+                    "what": [],
+                    "value": np.empty(0),
+                }
+            )
+        ]
+    )
     return table.sort_values("row", kind="stable", ignore_index=True)
 
 # %% ../../../nbs/data/quality/02_defects.ipynb #4824d61c
@@ -76,20 +122,33 @@ def runs_of(true: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 # %% ../../../nbs/data/quality/02_defects.ipynb #a81cdcde
 def _run_table(series: CandleSeries, start: np.ndarray, end: np.ndarray) -> pd.DataFrame:
     ends = slot_times(series.slot[end - 1] + 1, series) if len(end) else slot_times(end, series)
-    return pd.DataFrame({"start": slot_times(series.slot[start], series), "end": ends, "candles": end - start})
+    return pd.DataFrame(
+        {"start": slot_times(series.slot[start], series), "end": ends, "candles": end - start}
+    )
 
-def find_zero_volume(series: CandleSeries) -> pd.DataFrame: return _run_table(series, *runs_of(series.candles["volume"].to_numpy() == 0, series.slot))
+
+def find_zero_volume(series: CandleSeries) -> pd.DataFrame:
+    return _run_table(series, *runs_of(series.candles["volume"].to_numpy() == 0, series.slot))
+
 
 def find_frozen(series: CandleSeries, shortest: int) -> pd.DataFrame:
     "Runs of candles on one price, or all alike, while something is traded (or where the series has no volume at all)."
     prices, volume = series.candles[list(PRICES)].to_numpy(), series.candles["volume"].to_numpy()
     flat = (prices == prices[:, :1]).all(axis=1)
-    same = (prices[1:] == prices[:-1]).all(axis=1) & (flat[1:] | (volume[1:] == volume[:-1])) & (np.diff(series.slot) == 1)
-    same = np.concatenate([[False], same])[:len(prices)]
+    same = (
+        (prices[1:] == prices[:-1]).all(axis=1)
+        & (flat[1:] | (volume[1:] == volume[:-1]))
+        & (np.diff(series.slot) == 1)
+    )
+    same = np.concatenate([[False], same])[: len(prices)]
     start, end = runs_of(same, series.slot)
     chance = len(start) / max(1, (~same).sum())
     by_chance = np.log(0.01 / max(1, len(same))) / np.log(chance) if 0 < chance < 1 else 1.0
     start = start - 1
-    traded = np.add.reduceat(np.append(volume > 0, False), np.column_stack([start, end]).ravel())[::2] > 0 if len(start) else np.empty(0, bool)
+    traded = (
+        np.add.reduceat(np.append(volume > 0, False), np.column_stack([start, end]).ravel())[::2] > 0
+        if len(start)
+        else np.empty(0, bool)
+    )
     kept = (end - start >= max(shortest, np.ceil(by_chance) + 1)) & (traded | ~(volume > 0).any())
     return _run_table(series, start[kept], end[kept])

@@ -7,43 +7,66 @@ __all__ = ['DEFECTS', 'Findings', 'find_defects', 'findings_table', 'metrics_of'
 
 # %% ../../../nbs/data/quality/07_findings.ipynb #5b478dd2
 from dataclasses import dataclass, field
+
 import numpy as np
 import pandas as pd
+
 from ...candles import PRICES, TIMEFRAMES
 from .calendars import Calendar, Slots, calendar_of, stretch_of
 from .candle_series import CandleSeries, ready_table, series_of, slot_times
 from .clocks import find_clock_errors, find_disagreements, find_lags
-from .defects import find_disorder, find_duplicates, find_frozen, find_gaps, find_violations, find_zero_volume
+from smc_ml.data.quality.defects import (
+    find_disorder,
+    find_duplicates,
+    find_frozen,
+    find_gaps,
+    find_violations,
+    find_zero_volume,
+)
 from .price_shapes import PriceShape, QualityConfig, price_shape
 from .spikes import find_spikes
 from .splices import find_splices, step_of
 
 # %% ../../../nbs/data/quality/07_findings.ipynb #0c53e043
-DEFECTS = ("gaps", "duplicates", "out_of_order", "off_grid", "violations", "frozen", "spikes", "splices", "clock", "outside", "disagreements")
+DEFECTS = (
+    "gaps",
+    "duplicates",
+    "out_of_order",
+    "off_grid",
+    "violations",
+    "frozen",
+    "spikes",
+    "splices",
+    "clock",
+    "outside",
+    "disagreements",
+)
+
 
 @dataclass(frozen=True)
 class Findings:
     "What was found in one series; each table carries the times of its defects."
+
     name: str
     timeframe: str
     calendar: Calendar
-    rows: int                     # as they came
-    expected: int                 # candles from the first to the last
-    gaps: pd.DataFrame            # start end missing [other_has]
-    duplicates: pd.DataFrame      # time rows exact
-    out_of_order: pd.DataFrame    # row time after
-    off_grid: pd.DataFrame        # row time
-    violations: pd.DataFrame      # row time column what value
-    zero_volume: pd.DataFrame     # start end candles
-    frozen: pd.DataFrame          # start end candles
-    spikes: pd.DataFrame          # time percent score other_moved
-    splices: pd.DataFrame         # time kind before after
-    clock: pd.DataFrame           # kind start end hours
-    outside: pd.DataFrame         # time of candles while the market is closed
-    disagreements: pd.DataFrame   # time close other_close percent
-    lags: pd.DataFrame            # start end lag correlation at_zero
-    facts: dict                   # lag, tick, largest move and other figures
-    candles: pd.DataFrame = field(repr=False)              # in order, each time once
+    rows: int  # as they came
+    expected: int  # candles from the first to the last
+    gaps: pd.DataFrame  # start end missing [other_has]
+    duplicates: pd.DataFrame  # time rows exact
+    out_of_order: pd.DataFrame  # row time after
+    off_grid: pd.DataFrame  # row time
+    violations: pd.DataFrame  # row time column what value
+    zero_volume: pd.DataFrame  # start end candles
+    frozen: pd.DataFrame  # start end candles
+    spikes: pd.DataFrame  # time percent score other_moved
+    splices: pd.DataFrame  # time kind before after
+    clock: pd.DataFrame  # kind start end hours
+    outside: pd.DataFrame  # time of candles while the market is closed
+    disagreements: pd.DataFrame  # time close other_close percent
+    lags: pd.DataFrame  # start end lag correlation at_zero
+    facts: dict  # lag, tick, largest move and other figures
+    candles: pd.DataFrame = field(repr=False)  # in order, each time once
     other: pd.DataFrame | None = field(default=None, repr=False)
     other_name: str = "other"
 
@@ -53,80 +76,226 @@ class Findings:
         return not any(len(getattr(self, name)) for name in DEFECTS)
 
 # %% ../../../nbs/data/quality/07_findings.ipynb #9e5b54a9
-def _facts(series: CandleSeries, shape: PriceShape, lags: pd.DataFrame, other: PriceShape | None, clock: pd.DataFrame, same: bool | None) -> dict:
+def _facts(
+    series: CandleSeries,
+    shape: PriceShape,
+    lags: pd.DataFrame,
+    other: PriceShape | None,
+    clock: pd.DataFrame,
+    same: bool | None,
+) -> dict:
     "Figures of the series that are no defects."
     seen = lags.dropna(subset="lag")
     lag = int(seen["lag"].mode().iloc[0]) if len(seen) else None
-    stamped = True if clock["kind"].str.startswith("stamped by the close").any() and not clock["kind"].str.contains("or an hour off").any() else False if lag == 0 else None
-    facts = {"lag": lag, "correlation": float(seen["correlation"].mean()) if len(seen) else None, "stamped_by_close": stamped, "same_market": same,
-             "tick": None, "volume_step": None, "median_range_basis_points": None, "largest_move_percent": None, "largest_move_at": None, "largest_move_of_other_percent": None}
-    if not len(shape.slot): return facts
+    stamped = (
+        True
+        if clock["kind"].str.startswith("stamped by the close").any()
+        and not clock["kind"].str.contains("or an hour off").any()
+        else False
+        if lag == 0
+        else None
+    )
+    facts = {
+        "lag": lag,
+        "correlation": float(seen["correlation"].mean()) if len(seen) else None,
+        "stamped_by_close": stamped,
+        "same_market": same,
+        "tick": None,
+        "volume_step": None,
+        "median_range_basis_points": None,
+        "largest_move_percent": None,
+        "largest_move_at": None,
+        "largest_move_of_other_percent": None,
+    }
+    if not len(shape.slot):
+        return facts
     moved = shape.high > shape.low
     facts["tick"] = step_of(np.exp(np.column_stack([shape.high, shape.low])[moved]))
     facts["volume_step"] = step_of(shape.volume[shape.volume > 0, None])
     facts["median_range_basis_points"] = float(1e4 * np.median(shape.high - shape.low))
     row = int(np.argmax(np.abs(shape.close - shape.open)))
-    facts["largest_move_percent"], facts["largest_move_at"] = float(100 * np.expm1((shape.close - shape.open)[row])), slot_times(shape.slot[row:row + 1], series)[0]
+    facts["largest_move_percent"], facts["largest_move_at"] = (
+        float(100 * np.expm1((shape.close - shape.open)[row])),
+        slot_times(shape.slot[row : row + 1], series)[0],
+    )
     if other is not None and len(at := np.flatnonzero(other.slot == shape.slot[row] - (lag or 0))):
         facts["largest_move_of_other_percent"] = float(100 * np.expm1((other.close - other.open)[at[0]]))
     return facts
 
 # %% ../../../nbs/data/quality/07_findings.ipynb #615a33a8
-@np.errstate(over="ignore")   # of prices like 1e300 the percent is infinite
-def find_defects(candles: pd.DataFrame, timeframe: str, calendar: str | Calendar | None = None, other: pd.DataFrame | None = None, *,
-                 name: str = "candles", other_name: str = "other", config: QualityConfig = QualityConfig()) -> Findings:
+@np.errstate(over="ignore")  # of prices like 1e300 the percent is infinite
+def find_defects(
+    candles: pd.DataFrame,
+    timeframe: str,
+    calendar: str | Calendar | None = None,
+    other: pd.DataFrame | None = None,
+    *,
+    name: str = "candles",
+    other_name: str = "other",
+    config: QualityConfig = QualityConfig(),
+) -> Findings:
     "All that is wrong with a series; a `CandleError` only for what is no table of candles."
     raw, open_hours = ready_table(candles, timeframe, name), calendar_of(calendar)
     series = series_of(raw, timeframe)
     shape = price_shape(series, config.scale_window)
     beside = series_of(ready_table(other, timeframe, other_name), timeframe) if other is not None else None
     second = price_shape(beside, config.scale_window) if beside is not None and len(beside.slot) else None
-    slots = Slots(open_hours, series.step, *(series.slot[[0, -1]].tolist() if len(series.slot) else (0, 0)), series.offset)
+    slots = Slots(
+        open_hours,
+        series.step,
+        *(series.slot[[0, -1]].tolist() if len(series.slot) else (0, 0)),
+        series.offset,
+    )
     gaps, duplicates = find_gaps(series, slots, beside), find_duplicates(series)
-    lags = find_lags(shape, second, series, config) if second is not None else find_lags(shape, shape, series, config)[:0]
+    lags = (
+        find_lags(shape, second, series, config)
+        if second is not None
+        else find_lags(shape, shape, series, config)[:0]
+    )
     clock = find_clock_errors(series, slots, lags, gaps, duplicates, candles.index.tz is None)
     seen = lags.dropna(subset="lag")
     lag = int(seen["lag"].mode().iloc[0]) if len(seen) else 0
-    same, disagreements = find_disagreements(shape, second if second is not None else shape, lag, float(seen["correlation"].mean()) if len(seen) else 0.0, series, config)
+    same, disagreements = find_disagreements(
+        shape,
+        second if second is not None else shape,
+        lag,
+        float(seen["correlation"].mean()) if len(seen) else 0.0,
+        series,
+        config,
+    )
     spikes = find_spikes(shape, series, config, second, lag)
     off_grid = np.flatnonzero(series.dated & ((raw.index.asi8 % series.step) != 0))
     shut = stretch_of(series.slot, *slots.certain) >= 0
-    return Findings(name, timeframe, open_hours, len(raw), int(slots.expected(series.slot[0], series.slot[-1] + 1)) if len(series.slot) else 0,
-        gaps, duplicates, find_disorder(series), pd.DataFrame({"row": off_grid, "time": raw.index[off_grid]}), find_violations(raw), find_zero_volume(series), find_frozen(series, config.frozen_candles),
-        spikes, find_splices(shape, series, config, second, lag, pd.DatetimeIndex(spikes["time"])), clock, pd.DataFrame({"time": slot_times(series.slot[shut], series)}), disagreements, lags,
-        _facts(series, shape, lags, second, clock, same if len(seen) else None) | {"unknown_columns": [str(column) for column in candles.columns if column not in raw]},
-        series.candles, beside.candles if beside is not None else None, other_name)
+    return Findings(
+        name,
+        timeframe,
+        open_hours,
+        len(raw),
+        int(slots.expected(series.slot[0], series.slot[-1] + 1)) if len(series.slot) else 0,
+        gaps,
+        duplicates,
+        find_disorder(series),
+        pd.DataFrame({"row": off_grid, "time": raw.index[off_grid]}),
+        find_violations(raw),
+        find_zero_volume(series),
+        find_frozen(series, config.frozen_candles),
+        spikes,
+        find_splices(shape, series, config, second, lag, pd.DatetimeIndex(spikes["time"])),
+        clock,
+        pd.DataFrame({"time": slot_times(series.slot[shut], series)}),
+        disagreements,
+        lags,
+        _facts(series, shape, lags, second, clock, same if len(seen) else None)
+        | {"unknown_columns": [str(column) for column in candles.columns if column not in raw]},
+        series.candles,
+        beside.candles if beside is not None else None,
+        other_name,
+    )
 
 # %% ../../../nbs/data/quality/07_findings.ipynb #5c4a999b
 def findings_table(report: Findings) -> pd.DataFrame:
     "Every defect of every table as kind, start, end and candles, in order of time."
     step, parts = TIMEFRAMES[report.timeframe], []
+
     def add(kind, start, end, candles):
-        if len(start): parts.append(pd.DataFrame({"kind": kind, "start": pd.DatetimeIndex(start), "end": pd.DatetimeIndex(end), "candles": candles}))
-    for kind, table in (("gap", report.gaps.rename(columns={"missing": "candles"})), ("zero volume", report.zero_volume), ("frozen", report.frozen)): add(kind, table["start"], table["end"], table["candles"].to_numpy())
-    for kind in ("duplicates", "out_of_order", "off_grid", "violations", "spikes", "outside", "disagreements"):
+        if len(start):
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "kind": kind,
+                        "start": pd.DatetimeIndex(start),
+                        "end": pd.DatetimeIndex(end),
+                        "candles": candles,
+                    }
+                )
+            )
+
+    for kind, table in (
+        ("gap", report.gaps.rename(columns={"missing": "candles"})),
+        ("zero volume", report.zero_volume),
+        ("frozen", report.frozen),
+    ):
+        add(kind, table["start"], table["end"], table["candles"].to_numpy())
+    for kind in (
+        "duplicates",
+        "out_of_order",
+        "off_grid",
+        "violations",
+        "spikes",
+        "outside",
+        "disagreements",
+    ):
         times = pd.DatetimeIndex(getattr(report, kind)["time"]).dropna().unique()
-        add(kind.replace("_", " ").rstrip("s") if kind != "off_grid" else "beside the grid", times, times + step if len(times) and times.max().year < 2262 else times, 1)
-    for kind, table in report.splices.groupby("kind"): add(f"splice: {kind}", table["time"], table["time"], 0)
-    for kind, table in report.clock.groupby("kind"): add(f"clock: {kind}", table["start"], table["end"], 0)
-    if not parts: return pd.DataFrame({"kind": [], "start": report.gaps["start"][:0], "end": report.gaps["end"][:0], "candles": []})
+        add(
+            kind.replace("_", " ").rstrip("s") if kind != "off_grid" else "beside the grid",
+            times,
+            times + step if len(times) and times.max().year < 2262 else times,
+            1,
+        )
+    for kind, table in report.splices.groupby("kind"):
+        add(f"splice: {kind}", table["time"], table["time"], 0)
+    for kind, table in report.clock.groupby("kind"):
+        add(f"clock: {kind}", table["start"], table["end"], 0)
+    if not parts:
+        return pd.DataFrame(
+            {"kind": [], "start": report.gaps["start"][:0], "end": report.gaps["end"][:0], "candles": []}
+        )
     return pd.concat(parts).sort_values(["start", "kind"], ignore_index=True)
 
 # %% ../../../nbs/data/quality/07_findings.ipynb #d9c2b5f3
-def _second(time) -> str | None: return None if time is None or pd.isna(time) else str(time)[:19]
+def _second(time) -> str | None:
+    return None if time is None or pd.isna(time) else str(time)[:19]
+
 
 def metrics_of(report: Findings) -> dict[str, int | float | str | bool | None]:
     "Flat and ready for JSON; None where there is nothing to tell, never NaN."
     gaps, facts, step = report.gaps["missing"], report.facts, TIMEFRAMES[report.timeframe]
     missing, longest = int(gaps.sum()), int(gaps.max()) if len(gaps) else 0
-    counts = {kind: len(getattr(report, kind)) for kind in ("duplicates", "out_of_order", "off_grid", "spikes", "splices", "disagreements")}
-    values = {"rows": report.rows, "first": _second(report.candles.index[0]) if len(report.candles) else None, "last": _second(report.candles.index[-1]) if len(report.candles) else None,
-            "expected": report.expected, "missing": missing, "missing_share": missing / report.expected if report.expected else 0.0,
-            "gaps": len(gaps), "longest_gap": longest, "longest_gap_hours": longest * step / pd.Timedelta("1h"), **counts,
-            "duplicates_that_differ": int((~report.duplicates["exact"].astype(bool)).sum()), "violations": int(report.violations["row"].nunique()),
-            **{f"violations_{column}": int(report.violations["column"].eq(column).sum()) for column in (*PRICES, "volume")},
-            "zero_volume": int(report.zero_volume["candles"].sum()), "zero_volume_runs": len(report.zero_volume), "frozen": int(report.frozen["candles"].sum()), "frozen_runs": len(report.frozen),
-            "outside_hours": len(report.outside), "clock": len(report.clock), "largest_move_at": _second(facts["largest_move_at"]),
-            **{key: facts[key] for key in ("lag", "correlation", "stamped_by_close", "same_market", "tick", "volume_step", "median_range_basis_points", "largest_move_percent", "largest_move_of_other_percent")},
-            "clean": report.clean}
-    return {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in values.items()}
+    counts = {
+        kind: len(getattr(report, kind))
+        for kind in ("duplicates", "out_of_order", "off_grid", "spikes", "splices", "disagreements")
+    }
+    values = {
+        "rows": report.rows,
+        "first": _second(report.candles.index[0]) if len(report.candles) else None,
+        "last": _second(report.candles.index[-1]) if len(report.candles) else None,
+        "expected": report.expected,
+        "missing": missing,
+        "missing_share": missing / report.expected if report.expected else 0.0,
+        "gaps": len(gaps),
+        "longest_gap": longest,
+        "longest_gap_hours": longest * step / pd.Timedelta("1h"),
+        **counts,
+        "duplicates_that_differ": int((~report.duplicates["exact"].astype(bool)).sum()),
+        "violations": int(report.violations["row"].nunique()),
+        **{
+            f"violations_{column}": int(report.violations["column"].eq(column).sum())
+            for column in (*PRICES, "volume")
+        },
+        "zero_volume": int(report.zero_volume["candles"].sum()),
+        "zero_volume_runs": len(report.zero_volume),
+        "frozen": int(report.frozen["candles"].sum()),
+        "frozen_runs": len(report.frozen),
+        "outside_hours": len(report.outside),
+        "clock": len(report.clock),
+        "largest_move_at": _second(facts["largest_move_at"]),
+        **{
+            key: facts[key]
+            for key in (
+                "lag",
+                "correlation",
+                "stamped_by_close",
+                "same_market",
+                "tick",
+                "volume_step",
+                "median_range_basis_points",
+                "largest_move_percent",
+                "largest_move_of_other_percent",
+            )
+        },
+        "clean": report.clean,
+    }
+    return {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value
+        for name, value in values.items()
+    }

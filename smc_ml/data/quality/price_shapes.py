@@ -7,9 +7,11 @@ __all__ = ['QualityConfig', 'centred_median', 'PriceShape', 'price_shape']
 
 # %% ../../../nbs/data/quality/03_price_shapes.ipynb #366b5ad8
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from pydantic import Field
+
 from ...candles import PRICES
 from ...config import Section
 from .candle_series import CandleSeries
@@ -17,34 +19,71 @@ from .candle_series import CandleSeries
 # %% ../../../nbs/data/quality/03_price_shapes.ipynb #229182b7
 class QualityConfig(Section):
     "When something is called a defect."
+
     model_config = {"title": "quality"}
-    scale_window: int = Field(97, ge=5, description="candles of the centred window whose medians are the local range and the local volume")
-    spike_score: float = Field(6.0, gt=0, description="how far a candle sticks out, in local ranges and for its volume, to be a spike without a second opinion")
-    spike_score_beside: float = Field(4.0, gt=0, description="how far a candle sticks out, in local ranges, to be a spike where another series shows no such move")
-    spike_shared: float = Field(0.25, gt=0, le=1, description="a move of the other series of this share, each in its own ranges, makes a candle real")
-    frozen_candles: int = Field(3, ge=2, description="shortest run of equal candles that is called frozen, candles")
-    level_score: float = Field(2.0, gt=0, description="jump between a close and the next open that begins another level, in local ranges")
-    volume_factor: float = Field(5.0, gt=1, description="jump of the volume for the same range that begins another unit, a factor")
-    volume_factor_beside: float = Field(3.0, gt=1, description="the same relative to another series, a factor")
-    shortest_piece: int = Field(48, ge=16, description="shortest piece of a series with a tick or a volume step of its own, candles")
-    longest_lag_hours: float = Field(26.0, gt=0, description="farthest shift against another series that is looked for, hours")
-    disagreement_score: float = Field(12.0, gt=0, description="distance of the closes of one market at two places, in its usual size")
+    scale_window: int = Field(
+        97,
+        ge=5,
+        description="candles of the centred window whose medians are the local range and the local volume",
+    )
+    spike_score: float = Field(
+        6.0,
+        gt=0,
+        description="how far a candle sticks out, in local ranges and for its volume, to be a spike without a second opinion",
+    )
+    spike_score_beside: float = Field(
+        4.0,
+        gt=0,
+        description="how far a candle sticks out, in local ranges, to be a spike where another series shows no such move",
+    )
+    spike_shared: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="a move of the other series of this share, each in its own ranges, makes a candle real",
+    )
+    frozen_candles: int = Field(
+        3, ge=2, description="shortest run of equal candles that is called frozen, candles"
+    )
+    level_score: float = Field(
+        2.0,
+        gt=0,
+        description="jump between a close and the next open that begins another level, in local ranges",
+    )
+    volume_factor: float = Field(
+        5.0, gt=1, description="jump of the volume for the same range that begins another unit, a factor"
+    )
+    volume_factor_beside: float = Field(
+        3.0, gt=1, description="the same relative to another series, a factor"
+    )
+    shortest_piece: int = Field(
+        48, ge=16, description="shortest piece of a series with a tick or a volume step of its own, candles"
+    )
+    longest_lag_hours: float = Field(
+        26.0, gt=0, description="farthest shift against another series that is looked for, hours"
+    )
+    disagreement_score: float = Field(
+        12.0, gt=0, description="distance of the closes of one market at two places, in its usual size"
+    )
 
 # %% ../../../nbs/data/quality/03_price_shapes.ipynb #d8950db7
 def centred_median(values: np.ndarray, window: int) -> np.ndarray:
     "Median of the window around each row; shorter at the ends."
     return pd.Series(values).rolling(window, center=True, min_periods=1).median().to_numpy()
 
+
 class PriceShape(NamedTuple):
     "What the judgement of prices needs, one value a row, rows with impossible prices left out."
+
     slot: np.ndarray
-    high: np.ndarray    # logarithm of the highest of the four prices
+    high: np.ndarray  # logarithm of the highest of the four prices
     low: np.ndarray
-    open: np.ndarray    # logarithm
-    close: np.ndarray   # logarithm
+    open: np.ndarray  # logarithm
+    close: np.ndarray  # logarithm
     volume: np.ndarray  # zero where impossible
-    scale: np.ndarray   # local range, logarithm
-    busy: np.ndarray    # volume in local volumes, at least one
+    scale: np.ndarray  # local range, logarithm
+    busy: np.ndarray  # volume in local volumes, at least one
+
 
 def price_shape(series: CandleSeries, window: int) -> PriceShape:
     "Logarithms and local scales of a series."
@@ -57,4 +96,13 @@ def price_shape(series: CandleSeries, window: int) -> PriceShape:
     floor = 0.2 * np.median((high - low)[moved]) if moved.any() else np.nan
     traded = centred_median(np.where(volume > 0, volume, np.nan), window)
     busy = np.where(traded > 0, volume / np.where(traded > 0, traded, 1.0), 1.0)
-    return PriceShape(series.slot[fine], high, low, logs[:, 0], logs[:, 3], volume, np.maximum(usual, floor), np.maximum(busy, 1.0))
+    return PriceShape(
+        series.slot[fine],
+        high,
+        low,
+        logs[:, 0],
+        logs[:, 3],
+        volume,
+        np.maximum(usual, floor),
+        np.maximum(busy, 1.0),
+    )

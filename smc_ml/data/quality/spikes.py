@@ -8,6 +8,7 @@ __all__ = ['find_spikes']
 # %% ../../../nbs/data/quality/04_spikes.ipynb #0b0da7ac
 import numpy as np
 import pandas as pd
+
 from .candle_series import CandleSeries, slot_times
 from .price_shapes import PriceShape, QualityConfig
 
@@ -15,37 +16,57 @@ from .price_shapes import PriceShape, QualityConfig
 def _sticks_out(shape: PriceShape, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Distance, the same in local ranges, and score of each block of `width` candles, above (+) or below (-) both neighbours; the block begins at row+1."
     rows = len(shape.slot) - width - 1
-    if rows < 1: return (np.empty(0),) * 3
+    if rows < 1:
+        return (np.empty(0),) * 3
     block = [slice(1 + shift, 1 + shift + rows) for shift in range(width)]
     left, right = slice(0, rows), slice(1 + width, 1 + width + rows)
-    above = np.minimum.reduce([shape.high[part] for part in block]) - np.maximum(shape.high[left], shape.high[right])
-    below = np.minimum(shape.low[left], shape.low[right]) - np.maximum.reduce([shape.low[part] for part in block])
+    above = np.minimum.reduce([shape.high[part] for part in block]) - np.maximum(
+        shape.high[left], shape.high[right]
+    )
+    below = np.minimum(shape.low[left], shape.low[right]) - np.maximum.reduce(
+        [shape.low[part] for part in block]
+    )
     distance = np.where(above >= below, above, -below)
     raw = np.maximum(np.maximum(above, below), 0) / np.maximum.reduce([shape.scale[part] for part in block])
     back = np.sign(distance) * (shape.close[block[-1]] - shape.open[right])
     leaps = (back >= 0.5 * np.abs(distance)) & (back <= 1.5 * np.abs(distance))
-    return distance, raw, np.where(leaps, 1.5 * raw, raw / np.sqrt(np.maximum.reduce([shape.busy[part] for part in block])))
+    return (
+        distance,
+        raw,
+        np.where(leaps, 1.5 * raw, raw / np.sqrt(np.maximum.reduce([shape.busy[part] for part in block]))),
+    )
 
 # %% ../../../nbs/data/quality/04_spikes.ipynb #93fe58bd
 def _moved_beside(shape: PriceShape, other: PriceShape, lag: int) -> np.ndarray:
     "The largest range of the other series around each row, in its own local ranges; NaN where it has no candle."
     unusual = (other.high - other.low) / other.scale
-    if not len(unusual): return np.full(len(shape.slot), np.nan)
+    if not len(unusual):
+        return np.full(len(shape.slot), np.nan)
     around = np.maximum.reduce([unusual, np.append(unusual[1:], 0), np.insert(unusual[:-1], 0, 0)])
     at = np.searchsorted(other.slot, shape.slot - lag).clip(0, len(unusual) - 1)
     return np.where(other.slot[at] == shape.slot - lag, around[at], np.nan)
 
 # %% ../../../nbs/data/quality/04_spikes.ipynb #65bb2f76
-def find_spikes(shape: PriceShape, series: CandleSeries, config: QualityConfig,
-            other: PriceShape | None = None, lag: int = 0,  # slots by which the other series is shifted
-           ) -> pd.DataFrame:
+def find_spikes(
+    shape: PriceShape,
+    series: CandleSeries,
+    config: QualityConfig,
+    other: PriceShape | None = None,
+    lag: int = 0,  # slots by which the other series is shifted
+) -> pd.DataFrame:
     "Candles that stick out and come straight back: time, percent, score, and what the other series did, in its ranges."
     beside = _moved_beside(shape, other, lag) if other is not None else np.full(len(shape.slot), np.nan)
     best, percent = np.zeros(len(shape.slot)), np.zeros(len(shape.slot))
     for width in (1, 2, 3):
         distance, raw, score = _sticks_out(shape, width)
-        around = np.fmax.reduce([beside[1 + shift:1 + shift + len(raw)] for shift in range(width)])      # NaN where the other has none of them
-        counts = np.where(np.isnan(around), score > config.spike_score, (raw > config.spike_score_beside) & (around < config.spike_shared * raw))
+        around = np.fmax.reduce(
+            [beside[1 + shift : 1 + shift + len(raw)] for shift in range(width)]
+        )  # NaN where the other has none of them
+        counts = np.where(
+            np.isnan(around),
+            score > config.spike_score,
+            (raw > config.spike_score_beside) & (around < config.spike_shared * raw),
+        )
         blocks, judged = np.flatnonzero(counts), np.where(np.isnan(around), score, raw)
         for shift in range(width):
             rows = blocks + 1 + shift
@@ -53,4 +74,11 @@ def find_spikes(shape: PriceShape, series: CandleSeries, config: QualityConfig,
             percent[rows[better]] = 100 * np.expm1(distance[blocks][better])
             best[rows[better]] = judged[blocks][better]
     rows = np.flatnonzero(best)
-    return pd.DataFrame({"time": slot_times(shape.slot[rows], series), "percent": percent[rows], "score": best[rows], "other_moved": beside[rows]})
+    return pd.DataFrame(
+        {
+            "time": slot_times(shape.slot[rows], series),
+            "percent": percent[rows],
+            "score": best[rows],
+            "other_moved": beside[rows],
+        }
+    )

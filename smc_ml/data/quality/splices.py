@@ -8,30 +8,37 @@ __all__ = ['step_of', 'find_splices']
 # %% ../../../nbs/data/quality/05_splices.ipynb #c6032b4f
 import numpy as np
 import pandas as pd
+
 from .calendars import HOUR
 from .candle_series import CandleSeries, slot_times
 from .defects import runs_of
 from .price_shapes import PriceShape, QualityConfig
 
 # %% ../../../nbs/data/quality/05_splices.ipynb #b2756a6f
-_STEPS = np.array([digit * 10.0 ** power for power in range(6, -10, -1) for digit in (5, 2.5, 2, 1)])
+_STEPS = np.array([digit * 10.0**power for power in range(6, -10, -1) for digit in (5, 2.5, 2, 1)])
+
 
 def _fits(values: np.ndarray, step: float | np.ndarray) -> np.ndarray:
     "Rows whose values are all multiples of the step (never zero times), up to the rounding of numbers."
     parts = values / step
     whole = np.round(parts)
-    near = np.minimum(1e-6 + 2e-7 * np.abs(parts), 0.02)           # wide enough for prices kept as float32
+    near = np.minimum(1e-6 + 2e-7 * np.abs(parts), 0.02)  # wide enough for prices kept as float32
     return ((np.abs(parts - whole) < near) & (whole != 0)).all(axis=1)
+
 
 def _sampled_fits(values: np.ndarray) -> np.ndarray:
     "Share of fitting rows by stretch and step, from at most 40 stretches of 50 rows."
     rows = np.unique(np.linspace(0, len(values) - 1, min(len(values), 2000)).astype(int))
-    fits = _fits(values[rows, :, None], _STEPS) & (_STEPS > 1e-8 * np.median(np.abs(values[rows])))      # finer than that is rounding
+    fits = _fits(values[rows, :, None], _STEPS) & (
+        _STEPS > 1e-8 * np.median(np.abs(values[rows]))
+    )  # finer than that is rounding
     return np.array([stretch.mean(axis=0) for stretch in np.array_split(fits, max(1, len(rows) // 50))])
+
 
 def step_of(values: np.ndarray) -> float | None:  # rows × columns
     "The coarsest step that (nearly) all values are multiples of; None where there is none."
-    if len(values) < 20: return None
+    if len(values) < 20:
+        return None
     shares = _sampled_fits(values).mean(axis=0)
     return float(_STEPS[np.argmax(shares > 0.99)]) if (shares > 0.99).any() else None
 
@@ -42,25 +49,44 @@ def _coarse_pieces(fits: np.ndarray, shortest: int) -> tuple[np.ndarray, np.ndar
     edges = np.concatenate([[-1], misfits, [len(fits)]])
     long = np.flatnonzero(np.diff(edges) - 1 >= shortest)
     start, end = edges[long] + 1, edges[long + 1]
-    apart = np.flatnonzero(np.searchsorted(misfits, start[1:]) - np.searchsorted(misfits, end[:-1]) >= shortest // 2)
-    start, end = start[np.concatenate([[0], apart + 1])[:len(start)]], end[np.concatenate([apart, [len(end) - 1]])[:len(end)]]
+    apart = np.flatnonzero(
+        np.searchsorted(misfits, start[1:]) - np.searchsorted(misfits, end[:-1]) >= shortest // 2
+    )
+    start, end = (
+        start[np.concatenate([[0], apart + 1])[: len(start)]],
+        end[np.concatenate([apart, [len(end) - 1]])[: len(end)]],
+    )
     misfit = np.searchsorted(misfits, end) - np.searchsorted(misfits, start)
     pure = misfit <= 0.005 * (end - start)
     return start[pure], end[pure]
 
-def _step_splices(values: np.ndarray, kind: str, shortest: int) -> list[tuple[int, str, float | None, float | None]]:
+
+def _step_splices(
+    values: np.ndarray, kind: str, shortest: int
+) -> list[tuple[int, str, float | None, float | None]]:
     "Row, kind, step before and after wherever a piece on a coarser grid begins or ends."
-    if len(values) < 2 * shortest: return []
+    if len(values) < 2 * shortest:
+        return []
     shares = _sampled_fits(values)
     worth = _STEPS[(shares.max(axis=0) > 0.97) & (shares.min(axis=0) < 0.9)]
     cuts = []
     for step in worth:
         edges = np.sort(np.concatenate(_coarse_pieces(_fits(values, step), shortest)))
-        if len(edges) > 50: continue                             # so many are no pieces, but the way the numbers fall
-        cuts += [int(edge) for edge in edges if shortest // 2 <= edge <= len(values) - shortest // 2 and all(abs(edge - cut) > shortest for cut in cuts)]
+        if len(edges) > 50:
+            continue  # so many are no pieces, but the way the numbers fall
+        cuts += [
+            int(edge)
+            for edge in edges
+            if shortest // 2 <= edge <= len(values) - shortest // 2
+            and all(abs(edge - cut) > shortest for cut in cuts)
+        ]
     bounds = [0, *sorted(cuts), len(values)]
     steps = [step_of(values[first:last][:4000]) for first, last in zip(bounds[:-1], bounds[1:])]
-    return [(cut, kind, before, after) for cut, before, after in zip(bounds[1:-1], steps[:-1], steps[1:]) if before != after]
+    return [
+        (cut, kind, before, after)
+        for cut, before, after in zip(bounds[1:-1], steps[:-1], steps[1:])
+        if before != after
+    ]
 
 # %% ../../../nbs/data/quality/05_splices.ipynb #5d54fbbd
 def _clearest(values: np.ndarray, around: int, reach: int) -> int:
@@ -70,70 +96,126 @@ def _clearest(values: np.ndarray, around: int, reach: int) -> int:
     rows = np.arange(1, len(part))
     return low + 1 + int(np.argmax(np.abs(np.cumsum(part)[:-1]) / np.sqrt(rows * (len(part) - rows))))
 
+
 def _window(count: int, step: int) -> int:
     "Candles of a day, at least 96, at most a quarter of the series."
     return min(max(24 * HOUR // step, 96), count // 4)
 
+
 def _jumps(values: np.ndarray, window: int, least: float) -> list[int]:
     "Rows at which the median of the window after exceeds or falls short of the window before by `least`."
-    if window < 24: return []
+    if window < 24:
+        return []
     medians = pd.Series(values).rolling(window, min_periods=window).median().to_numpy()
-    change = np.abs(medians[window:] - medians[:-window])         # row + 1 of the first window's last row
+    change = np.abs(medians[window:] - medians[:-window])  # row + 1 of the first window's last row
     start, end = runs_of(change > least, np.arange(len(change)))
     peaks = [first + int(np.argmax(change[first:last])) + 1 for first, last in zip(start, end)]
     return [_clearest(values, peak, window) for peak in peaks]
 
 # %% ../../../nbs/data/quality/05_splices.ipynb #a6e9fb44
-def _volume_splices(shape: PriceShape, step: int, config: QualityConfig, other: PriceShape | None = None, lag: int = 0) -> list[tuple[int, str, float | None, float | None]]:
+def _volume_splices(
+    shape: PriceShape, step: int, config: QualityConfig, other: PriceShape | None = None, lag: int = 0
+) -> list[tuple[int, str, float | None, float | None]]:
     "Row, kind, and the volume for a range of one percent before and after, where its unit seems to change."
     rows = np.flatnonzero((shape.volume > 0) & (shape.high > shape.low))
     own = np.log(shape.volume[rows]) - np.log(shape.high[rows] - shape.low[rows])
     judged, least = own, np.log(config.volume_factor)
     if other is not None:
         known = np.flatnonzero((other.volume > 0) & (other.high > other.low))
-        _, mine, theirs = np.intersect1d(shape.slot[rows], other.slot[known] + lag, assume_unique=True, return_indices=True)
+        _, mine, theirs = np.intersect1d(
+            shape.slot[rows], other.slot[known] + lag, assume_unique=True, return_indices=True
+        )
         if len(mine) > 0.5 * len(rows):
             known, rows, own = known[theirs], rows[mine], own[mine]
-            judged, least = own - (np.log(other.volume[known]) - np.log(other.high[known] - other.low[known])), np.log(config.volume_factor_beside)
+            judged, least = (
+                own - (np.log(other.volume[known]) - np.log(other.high[known] - other.low[known])),
+                np.log(config.volume_factor_beside),
+            )
     window, found = _window(len(rows), step), []
     for row in _jumps(judged, window, least):
-        before, after = np.median(own[max(0, row - window):row]), np.median(own[row:row + window])
-        if abs(after - before) > least / 2: found.append((int(rows[row]), "volume", float(np.exp(before) / 100), float(np.exp(after) / 100)))
+        before, after = np.median(own[max(0, row - window) : row]), np.median(own[row : row + window])
+        if abs(after - before) > least / 2:
+            found.append((int(rows[row]), "volume", float(np.exp(before) / 100), float(np.exp(after) / 100)))
     return found
 
 # %% ../../../nbs/data/quality/05_splices.ipynb #5d8a8ee1
-def _level_splices(shape: PriceShape, config: QualityConfig, other: PriceShape | None = None, lag: int = 0) -> list[tuple[int, str, float | None, float | None]]:
+def _level_splices(
+    shape: PriceShape, config: QualityConfig, other: PriceShape | None = None, lag: int = 0
+) -> list[tuple[int, str, float | None, float | None]]:
     "Row, kind, price before and after, where a series opens away from its last close and stays there."
-    rows = np.arange(4, len(shape.slot) - 3)                     # too near to an end there is nothing to stay at
-    if not len(rows): return []
-    alive = np.maximum.accumulate(np.where(shape.high > shape.low, shape.slot, shape.slot[0]))      # a flat candle is as good as none
-    jump, candles = shape.open[rows] - shape.close[rows - 1], np.maximum(shape.slot[rows] - alive[rows - 1], 1)
-    ranges = np.where(candles == 1, np.maximum(shape.high[rows] - shape.low[rows], shape.high[rows - 1] - shape.low[rows - 1]), 0)
-    usual = np.maximum(shape.scale[rows], shape.scale[rows - 1]) * np.where(candles > 1, 3 * np.sqrt(candles), 1)      # over a hole the price may have gone far
+    rows = np.arange(4, len(shape.slot) - 3)  # too near to an end there is nothing to stay at
+    if not len(rows):
+        return []
+    alive = np.maximum.accumulate(
+        np.where(shape.high > shape.low, shape.slot, shape.slot[0])
+    )  # a flat candle is as good as none
+    jump, candles = (
+        shape.open[rows] - shape.close[rows - 1],
+        np.maximum(shape.slot[rows] - alive[rows - 1], 1),
+    )
+    ranges = np.where(
+        candles == 1,
+        np.maximum(shape.high[rows] - shape.low[rows], shape.high[rows - 1] - shape.low[rows - 1]),
+        0,
+    )
+    usual = np.maximum(shape.scale[rows], shape.scale[rows - 1]) * np.where(
+        candles > 1, 3 * np.sqrt(candles), 1
+    )  # over a hole the price may have gone far
     usual = np.maximum(usual, ranges)
     far = np.flatnonzero(np.abs(jump) > config.level_score * usual)
     rows, jump = rows[far], jump[far]
-    around = (rows[:, None] + np.arange(12)).clip(0, len(shape.slot) - 1), (rows[:, None] - 12 + np.arange(12)).clip(0)
+    around = (
+        (rows[:, None] + np.arange(12)).clip(0, len(shape.slot) - 1),
+        (rows[:, None] - 12 + np.arange(12)).clip(0),
+    )
     stays = (np.median(shape.close[around[0]], axis=1) - np.median(shape.close[around[1]], axis=1)) / jump
     kept = stays > 0.5
     if other is not None and len(other.slot):
-        sides = [np.searchsorted(other.slot, shape.slot[side] - lag).clip(0, len(other.slot) - 1) for side in (rows - 1, rows)]
-        kept &= (other.open[sides[1]] - other.close[sides[0]]) / jump < 0.5      # the other one did not jump as well
-    return [(int(row), "level", float(np.exp(shape.close[row - 1])), float(np.exp(shape.open[row]))) for row in rows[kept]]
+        sides = [
+            np.searchsorted(other.slot, shape.slot[side] - lag).clip(0, len(other.slot) - 1)
+            for side in (rows - 1, rows)
+        ]
+        kept &= (
+            other.open[sides[1]] - other.close[sides[0]]
+        ) / jump < 0.5  # the other one did not jump as well
+    return [
+        (int(row), "level", float(np.exp(shape.close[row - 1])), float(np.exp(shape.open[row])))
+        for row in rows[kept]
+    ]
 
 # %% ../../../nbs/data/quality/05_splices.ipynb #7570b92c
-def find_splices(shape: PriceShape, series: CandleSeries, config: QualityConfig, other: PriceShape | None = None, lag: int = 0, spikes: pd.DatetimeIndex = pd.DatetimeIndex([], tz="UTC")) -> pd.DataFrame:
+def find_splices(
+    shape: PriceShape,
+    series: CandleSeries,
+    config: QualityConfig,
+    other: PriceShape | None = None,
+    lag: int = 0,
+    spikes: pd.DatetimeIndex = pd.DatetimeIndex([], tz="UTC"),
+) -> pd.DataFrame:
     "Where another place, tick, unit or level begins: time, kind, the figure before and after."
     moved = shape.high > shape.low
     rows, traded = np.flatnonzero(moved), np.flatnonzero(shape.volume > 0)
     prices = np.exp(np.column_stack([shape.open, shape.high, shape.low, shape.close])[rows])
     found = [(int(rows[at]), *rest) for at, *rest in _step_splices(prices, "tick", config.shortest_piece)]
-    found += [(int(traded[at]), *rest) for at, *rest in _step_splices(shape.volume[traded, None], "volume step", config.shortest_piece)]
+    found += [
+        (int(traded[at]), *rest)
+        for at, *rest in _step_splices(shape.volume[traded, None], "volume step", config.shortest_piece)
+    ]
     wrong = np.flatnonzero(np.isin(shape.slot, (spikes.as_unit("ns").asi8 - series.offset) // series.step))
     exact = np.array([row for row, *_ in found])
-    for row, *rest in _volume_splices(shape, series.step, config, other, lag):                      # its place is uncertain by a few candles
+    for row, *rest in _volume_splices(
+        shape, series.step, config, other, lag
+    ):  # its place is uncertain by a few candles
         near = exact[np.abs(exact - row) <= 24]
         found.append((int(near[0]) if len(near) else row, *rest))
-    found += [splice for splice in _level_splices(shape, config, other, lag) if not np.isin([splice[0], splice[0] - 1], wrong).any()]
-    table = pd.DataFrame(found, columns=["row", "kind", "before", "after"]).sort_values("row", kind="stable", ignore_index=True)
-    return table.assign(time=slot_times(shape.slot[table.pop("row").to_numpy(int)], series))[["time", "kind", "before", "after"]].astype({"before": float, "after": float})
+    found += [
+        splice
+        for splice in _level_splices(shape, config, other, lag)
+        if not np.isin([splice[0], splice[0] - 1], wrong).any()
+    ]
+    table = pd.DataFrame(found, columns=["row", "kind", "before", "after"]).sort_values(
+        "row", kind="stable", ignore_index=True
+    )
+    return table.assign(time=slot_times(shape.slot[table.pop("row").to_numpy(int)], series))[
+        ["time", "kind", "before", "after"]
+    ].astype({"before": float, "after": float})

@@ -7,86 +7,152 @@ __all__ = ['counted', 'moment_of', 'sentences_of']
 
 # %% ../../../nbs/data/quality/08_words.ipynb #fd3151fb
 from collections.abc import Iterator
+
 import pandas as pd
+
 from ...candles import TIMEFRAMES
 from .findings import Findings
 
 # %% ../../../nbs/data/quality/08_words.ipynb #d26cde50
-def counted(number: int, one: str, many: str | None = None) -> str: return f"{number:,} {one if number == 1 else many or one + 's'}"
+def counted(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
-def _share(part: float) -> str: return f"{100 * part:.1f} %" if part >= 0.001 else "less than 0.1 %"
+
+def _share(part: float) -> str:
+    return f"{100 * part:.1f} %" if part >= 0.001 else "less than 0.1 %"
+
 
 def _long(candles: int, timeframe: str) -> str:
     "A number of candles as a length of time."
     minutes = int(candles * TIMEFRAMES[timeframe] / pd.Timedelta("1min"))
     for size, unit in ((1440, "days"), (60, "h")):
-        if minutes >= (2 if unit == "days" else 1) * size: return f"{minutes / size:.3g} {unit}"
+        if minutes >= (2 if unit == "days" else 1) * size:
+            return f"{minutes / size:.3g} {unit}"
     return f"{minutes} min"
 
-def moment_of(time) -> str: return "an unknown time" if pd.isna(time) else f"{time:%Y-%m-%d %H:%M}" if abs(time.year) < 9999 else str(time)
+
+def moment_of(time) -> str:
+    return (
+        "an unknown time"
+        if pd.isna(time)
+        else f"{time:%Y-%m-%d %H:%M}"
+        if abs(time.year) < 9999
+        else str(time)
+    )
+
 
 def _examples(times, most: int = 3) -> str:
     "The first few times."
-    times = [moment_of(time) for time in pd.DatetimeIndex(times).unique()[:most + 1]]
+    times = [moment_of(time) for time in pd.DatetimeIndex(times).unique()[: most + 1]]
     return ", ".join(times[:most]) + (" and more" if len(times) > most else "")
 
 # %% ../../../nbs/data/quality/08_words.ipynb #b64d701e
-def _hour(hours: float) -> str: return f"{abs(hours):.3g} {'hour' if abs(hours) == 1 else 'hours'} {'late' if hours > 0 else 'early'}"
+def _hour(hours: float) -> str:
+    return f"{abs(hours):.3g} {'hour' if abs(hours) == 1 else 'hours'} {'late' if hours > 0 else 'early'}"
+
 
 def _clock_sentences(report: Findings) -> Iterator[str]:
     for each in report.clock.itertuples():
         span = f"from {moment_of(each.start)} to {moment_of(each.end)}"
         kind = each.kind
-        if kind == "no time zone": yield "The times carry no zone; they were taken for UTC."
-        elif kind == "beside the grid": yield f"All times lie {each.hours:.3g} h after the {report.timeframe} grid: another zone, or another timeframe."
-        elif kind == "shifted": yield f"The times are {_hour(each.hours)} against {report.other_name} {span}."
-        elif kind == "summer time": yield f"The times are {_hour(each.hours)} against {report.other_name} {span}, an hour more or less than at other times: local time with summer time."
-        elif kind.startswith("summer time of"): yield f"The hour from {moment_of(each.start)} is {'missing' if each.hours > 0 else 'doubled'}, as clocks of {kind.removeprefix('summer time of ')} change: the times are local, not UTC."
-        elif kind == "weekend at the wrong hour": yield f"The weekend comes {_hour(each.hours)} {span}: the times are of UTC{each.hours:+.3g}, as brokers use, not of UTC."
-        elif "other one" in kind: yield f"The candles come one before those of {report.other_name} {span}: {report.other_name} is stamped by the close{' or an hour late' if 'hour' in kind else ''}."
-        else: yield f"The candles are {kind} {span}."
+        if kind == "no time zone":
+            yield "The times carry no zone; they were taken for UTC."
+        elif kind == "beside the grid":
+            yield f"All times lie {each.hours:.3g} h after the {report.timeframe} grid: another zone, or another timeframe."
+        elif kind == "shifted":
+            yield f"The times are {_hour(each.hours)} against {report.other_name} {span}."
+        elif kind == "summer time":
+            yield f"The times are {_hour(each.hours)} against {report.other_name} {span}, an hour more or less than at other times: local time with summer time."
+        elif kind.startswith("summer time of"):
+            yield f"The hour from {moment_of(each.start)} is {'missing' if each.hours > 0 else 'doubled'}, as clocks of {kind.removeprefix('summer time of ')} change: the times are local, not UTC."
+        elif kind == "weekend at the wrong hour":
+            yield f"The weekend comes {_hour(each.hours)} {span}: the times are of UTC{each.hours:+.3g}, as brokers use, not of UTC."
+        elif "other one" in kind:
+            yield f"The candles come one before those of {report.other_name} {span}: {report.other_name} is stamped by the close{' or an hour late' if 'hour' in kind else ''}."
+        else:
+            yield f"The candles are {kind} {span}."
 
 # %% ../../../nbs/data/quality/08_words.ipynb #e38b96d4
-def _number(value: float | None) -> str: return "none" if value is None or pd.isna(value) else f"{value:.6g}" if abs(value) < 1e4 else f"{value:,.0f}"
+def _number(value: float | None) -> str:
+    return (
+        "none" if value is None or pd.isna(value) else f"{value:.6g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    )
+
 
 def _time_sentences(report: Findings) -> Iterator[str]:
     "Gaps, duplicates and order."
     gaps = report.gaps
     if len(gaps):
         longest = gaps.loc[gaps["missing"].idxmax()]
-        yield (f"{counted(len(gaps), 'gap')}, {counted(int(gaps['missing'].sum()), 'candle')} missing ({_share(gaps['missing'].sum() / report.expected)}), "
-               f"{'the longest ' if len(gaps) > 1 else ''}{_long(int(longest['missing']), report.timeframe)} on {moment_of(longest['start'])}.")
-        if "other_has" in gaps and gaps["other_has"].sum(): yield f"{report.other_name} has {counted(int(gaps['other_has'].sum()), 'candle')} in these gaps."
-    else: yield "No gap."
+        yield (
+            f"{counted(len(gaps), 'gap')}, {counted(int(gaps['missing'].sum()), 'candle')} missing ({_share(gaps['missing'].sum() / report.expected)}), "
+            f"{'the longest ' if len(gaps) > 1 else ''}{_long(int(longest['missing']), report.timeframe)} on {moment_of(longest['start'])}."
+        )
+        if "other_has" in gaps and gaps["other_has"].sum():
+            yield f"{report.other_name} has {counted(int(gaps['other_has'].sum()), 'candle')} in these gaps."
+    else:
+        yield "No gap."
     if len(report.duplicates):
         differ = report.duplicates[~report.duplicates["exact"].astype(bool)]
-        yield f"{counted(len(report.duplicates), 'time is', 'times are')} there more than once ({_examples(report.duplicates['time'])}); " + (f"at {len(differ):,} of them the rows differ ({_examples(differ['time'])})." if len(differ) else "the rows are equal.")
-    if len(report.out_of_order): yield f"{counted(len(report.out_of_order), 'row')} out of order (first {moment_of(report.out_of_order['time'].iloc[0])} after {moment_of(report.out_of_order['after'].iloc[0])})."
-    if len(report.off_grid): yield f"{counted(len(report.off_grid), 'row')} beside the {report.timeframe} grid ({_examples(report.off_grid['time'])})."
-    if len(report.outside): yield f"{counted(len(report.outside), 'candle')} while the market is closed ({_examples(report.outside['time'])})."
+        yield (
+            f"{counted(len(report.duplicates), 'time is', 'times are')} there more than once ({_examples(report.duplicates['time'])}); "
+            + (
+                f"at {len(differ):,} of them the rows differ ({_examples(differ['time'])})."
+                if len(differ)
+                else "the rows are equal."
+            )
+        )
+    if len(report.out_of_order):
+        yield f"{counted(len(report.out_of_order), 'row')} out of order (first {moment_of(report.out_of_order['time'].iloc[0])} after {moment_of(report.out_of_order['after'].iloc[0])})."
+    if len(report.off_grid):
+        yield f"{counted(len(report.off_grid), 'row')} beside the {report.timeframe} grid ({_examples(report.off_grid['time'])})."
+    if len(report.outside):
+        yield f"{counted(len(report.outside), 'candle')} while the market is closed ({_examples(report.outside['time'])})."
 
 # %% ../../../nbs/data/quality/08_words.ipynb #9f200cb2
-_SPLICES = {"tick": "tick", "volume step": "volume step", "volume": "volume for a range of one percent", "level": "price level"}
+_SPLICES = {
+    "tick": "tick",
+    "volume step": "volume step",
+    "volume": "volume for a range of one percent",
+    "level": "price level",
+}
+
 
 def _value_sentences(report: Findings) -> Iterator[str]:
     "Impossible, empty, frozen, out of scale."
-    for (column, what), rows in report.violations.groupby(["column", "what"], sort=False): yield f"{column} {what} in {counted(len(rows), 'row')} ({_examples(rows['time'])})."
-    for word, table in (("without volume", report.zero_volume), ("frozen while something was traded", report.frozen)):
-        if len(table): yield f"{counted(int(table['candles'].sum()), 'candle')} {word} in {counted(len(table), 'run')}, the longest {_long(int(table['candles'].max()), report.timeframe)} from {moment_of(table.loc[table['candles'].idxmax(), 'start'])}."
+    for (column, what), rows in report.violations.groupby(["column", "what"], sort=False):
+        yield f"{column} {what} in {counted(len(rows), 'row')} ({_examples(rows['time'])})."
+    for word, table in (
+        ("without volume", report.zero_volume),
+        ("frozen while something was traded", report.frozen),
+    ):
+        if len(table):
+            yield f"{counted(int(table['candles'].sum()), 'candle')} {word} in {counted(len(table), 'run')}, the longest {_long(int(table['candles'].max()), report.timeframe)} from {moment_of(table.loc[table['candles'].idxmax(), 'start'])}."
     for each in report.spikes.sort_values("score", ascending=False)[:3].itertuples():
-        yield f"Spike of {each.percent:+.1f} % at {moment_of(each.time)}, gone with the next candles" + ("." if pd.isna(each.other_moved) else f"; {report.other_name} did not move.")
-    if len(report.spikes) > 3: yield f"{counted(len(report.spikes) - 3, 'more spike', 'more spikes')}."
-    for each in report.splices.itertuples(): yield f"Another {_SPLICES[each.kind]} from {moment_of(each.time)} on ({_number(each.before)}, then {_number(each.after)}): the series seems to be glued there."
-    if len(report.disagreements): yield f"{counted(len(report.disagreements), 'close')} far from {report.other_name}'s ({_examples(report.disagreements['time'])}), by up to {report.disagreements['percent'].abs().max():.2g} %."
+        yield f"Spike of {each.percent:+.1f} % at {moment_of(each.time)}, gone with the next candles" + (
+            "." if pd.isna(each.other_moved) else f"; {report.other_name} did not move."
+        )
+    if len(report.spikes) > 3:
+        yield f"{counted(len(report.spikes) - 3, 'more spike', 'more spikes')}."
+    for each in report.splices.itertuples():
+        yield f"Another {_SPLICES[each.kind]} from {moment_of(each.time)} on ({_number(each.before)}, then {_number(each.after)}): the series seems to be glued there."
+    if len(report.disagreements):
+        yield f"{counted(len(report.disagreements), 'close')} far from {report.other_name}'s ({_examples(report.disagreements['time'])}), by up to {report.disagreements['percent'].abs().max():.2g} %."
 
 # %% ../../../nbs/data/quality/08_words.ipynb #80057ad5
 def sentences_of(report: Findings) -> list[str]:
     "What a person wants to know first, one sentence each."
-    if not len(report.candles): return [f"{report.name}: no candle that could be judged.", *_value_sentences(report)]
+    if not len(report.candles):
+        return [f"{report.name}: no candle that could be judged.", *_value_sentences(report)]
     times, facts = report.candles.index, report.facts
-    lines = [f"{report.name}: {counted(report.rows, 'row')} of {report.timeframe}, {moment_of(times[0])} to {moment_of(times[-1])} UTC, {report.calendar.name}."]
+    lines = [
+        f"{report.name}: {counted(report.rows, 'row')} of {report.timeframe}, {moment_of(times[0])} to {moment_of(times[-1])} UTC, {report.calendar.name}."
+    ]
     lines += [*_time_sentences(report), *_clock_sentences(report), *_value_sentences(report)]
     if facts["largest_move_at"] is not None and facts["largest_move_at"] not in set(report.spikes["time"]):
         beside = facts["largest_move_of_other_percent"]
-        lines.append(f"The largest move within a candle is {facts['largest_move_percent']:+.1f} % at {moment_of(facts['largest_move_at'])}" + (f" ({report.other_name}: {beside:+.1f} %)." if beside is not None else "."))
+        lines.append(
+            f"The largest move within a candle is {facts['largest_move_percent']:+.1f} % at {moment_of(facts['largest_move_at'])}"
+            + (f" ({report.other_name}: {beside:+.1f} %)." if beside is not None else ".")
+        )
     return lines

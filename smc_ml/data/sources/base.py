@@ -10,94 +10,147 @@ import re
 from collections.abc import AsyncIterator
 from typing import Protocol, runtime_checkable
 from zoneinfo import ZoneInfo
+
 import numpy as np
 import pandas as pd
+
 from ...candles import OPTIONAL, PRICES, SIGNED
 from ...config import UserError
 
 # %% ../../../nbs/data/sources/00_base.ipynb #da9a1ed1
-VALUES = (*PRICES, "volume", *OPTIONAL, *SIGNED)   # every column a candle table may have
+VALUES = (*PRICES, "volume", *OPTIONAL, *SIGNED)  # every column a candle table may have
+
 
 class SourceError(UserError):
     "A source that cannot give what was asked; names the source, what is wrong and what to do."
 
+
 @runtime_checkable
 class CandleSource(Protocol):
     "Anything that gives candles; `pages` is written as an `async def` that yields."
+
     name: str
-    def pages(self, symbol: str,       # as the source calls it
-              timeframe: str,          # a key of `TIMEFRAMES`
-              start: pd.Timestamp,     # first open time wanted, UTC
-              end: pd.Timestamp,       # open time before which to stop, UTC
-             ) -> AsyncIterator[pd.DataFrame]: ...
+
+    def pages(
+        self,
+        symbol: str,  # as the source calls it
+        timeframe: str,  # a key of `TIMEFRAMES`
+        start: pd.Timestamp,  # first open time wanted, UTC
+        end: pd.Timestamp,  # open time before which to stop, UTC
+    ) -> AsyncIterator[pd.DataFrame]: ...
     async def now(self) -> pd.Timestamp: ...
     async def close(self) -> None: ...
 
 # %% ../../../nbs/data/sources/00_base.ipynb #46a7dc82
-def clock_zone(offset: float | str,   # hours ahead of UTC, "new_york+7", or a zone such as "Europe/Athens"
-              ) -> tuple[str, pd.Timedelta]:
+def clock_zone(
+    offset: float | str,  # hours ahead of UTC, "new_york+7", or a zone such as "Europe/Athens"
+) -> tuple[str, pd.Timedelta]:
     "Time zone of a clock, and how far the clock is ahead of it."
     named = re.fullmatch(r"new_york([+-]\d+(?:\.\d+)?)", str(offset).strip().lower())
-    if named: return "America/New_York", pd.Timedelta(hours=float(named[1]))
+    if named:
+        return "America/New_York", pd.Timedelta(hours=float(named[1]))
     try:
         hours = float(offset)
-        if abs(hours) <= 26: return "UTC", pd.Timedelta(hours=hours)   # NaN is not
+        if abs(hours) <= 26:
+            return "UTC", pd.Timedelta(hours=hours)  # NaN is not
     except (TypeError, ValueError):
-        try: return ZoneInfo(str(offset)).key, pd.Timedelta(0)
-        except (KeyError, ValueError, OSError): pass
-    raise SourceError(f"the offset {offset!r} is no clock (collect.offset): give hours ahead of UTC (3), \"new_york+7\", or a zone such as \"Europe/Athens\"")
+        try:
+            return ZoneInfo(str(offset)).key, pd.Timedelta(0)
+        except (KeyError, ValueError, OSError):
+            pass
+    raise SourceError(
+        f'the offset {offset!r} is no clock (collect.offset): give hours ahead of UTC (3), "new_york+7", or a zone such as "Europe/Athens"'
+    )
+
 
 def at_utc(naive: pd.DatetimeIndex, offset: float | str, source: str = "times") -> pd.DatetimeIndex:
     "UTC times of what a clock with that offset showed."
     zone, ahead = clock_zone(offset)
-    try: return (naive - ahead).tz_localize(zone, ambiguous="infer").tz_convert("UTC").as_unit("ns")
+    try:
+        return (naive - ahead).tz_localize(zone, ambiguous="infer").tz_convert("UTC").as_unit("ns")
     except ValueError as error:
-        raise SourceError(f"{source}: a time does not exist, or is there twice, on a clock of {offset}: {error}: give the offset as fixed hours, or correct the file") from None
+        raise SourceError(
+            f"{source}: a time does not exist, or is there twice, on a clock of {offset}: {error}: give the offset as fixed hours, or correct the file"
+        ) from None
 
 # %% ../../../nbs/data/sources/00_base.ipynb #0b9815f1
-_UNITS = {"s": 1e8, "ms": 1e11, "us": 1e14, "ns": 1e17}   # smallest count of each: all in 1973
+_UNITS = {"s": 1e8, "ms": 1e11, "us": 1e14, "ns": 1e17}  # smallest count of each: all in 1973
+
 
 def _counted(times: pd.Series, source: str) -> pd.DatetimeIndex:
     "UTC times of counts since 1970, the unit told from their size."
     counts = times.to_numpy(dtype=float, na_value=np.nan)
     units = np.searchsorted(list(_UNITS.values()), counts, side="right") - 1
-    bad = ~(np.isfinite(counts) & (counts < 9.2e18) & (units >= 0) & (counts == np.floor(counts))) | (units != units[0])
+    bad = ~(np.isfinite(counts) & (counts < 9.2e18) & (units >= 0) & (counts == np.floor(counts))) | (
+        units != units[0]
+    )
     if bad.any():
-        raise SourceError(f"{source}: column {times.name} holds {times.iloc[bad.argmax()]} in row {bad.argmax()} (first row {times.iloc[0]}): write times as whole counts since 1970, all in one unit")
+        raise SourceError(
+            f"{source}: column {times.name} holds {times.iloc[bad.argmax()]} in row {bad.argmax()} (first row {times.iloc[0]}): write times as whole counts since 1970, all in one unit"
+        )
     whole = times.to_numpy(dtype="int64") * (10**9 // 1000 ** int(units[0]))
     return pd.DatetimeIndex(whole.astype("datetime64[ns]")).tz_localize("UTC")
+
 
 def _written(times: pd.Series, source: str, offset: float | str | None) -> pd.DatetimeIndex:
     "UTC times of ISO dates; all with a zone, or all without and an offset given."
     texts = times.astype(str).str.strip()
     zoned = texts.str.contains(r":.*(?:Z|[+-]\d\d(?::?\d\d)?)$")
-    if zoned.any() and not zoned.all(): raise SourceError(f"{source}: column {times.name} has a time zone in some rows only (none in {texts[~zoned].iloc[0]!r}): write all times in UTC")
+    if zoned.any() and not zoned.all():
+        raise SourceError(
+            f"{source}: column {times.name} has a time zone in some rows only (none in {texts[~zoned].iloc[0]!r}): write all times in UTC"
+        )
     parsed = pd.to_datetime(texts, format="ISO8601", utc=bool(zoned.all()), errors="coerce")
-    if parsed.isna().any(): raise SourceError(f"{source}: column {times.name} holds {texts[parsed.isna()].iloc[0]!r} in row {parsed.isna().to_numpy().argmax()}, which is no time: write ISO dates or counts since 1970")
+    if parsed.isna().any():
+        raise SourceError(
+            f"{source}: column {times.name} holds {texts[parsed.isna()].iloc[0]!r} in row {parsed.isna().to_numpy().argmax()}, which is no time: write ISO dates or counts since 1970"
+        )
     return _dated(pd.DatetimeIndex(parsed), times.name, source, offset)
+
 
 def _dated(times: pd.DatetimeIndex, column: str, source: str, offset: float | str | None) -> pd.DatetimeIndex:
     "UTC times of dates that may lack a zone."
-    try: times = times.as_unit("ns")
-    except (ValueError, OverflowError) as error: raise SourceError(f"{source}: column {column}: {error}: correct the times") from None
-    if times.hasnans: raise SourceError(f"{source}: column {column} is empty in row {int(times.isna().argmax())}: fill in the time or remove the row")
-    if times.tz is not None: return times.tz_convert("UTC")
+    try:
+        times = times.as_unit("ns")
+    except (ValueError, OverflowError) as error:
+        raise SourceError(f"{source}: column {column}: {error}: correct the times") from None
+    if times.hasnans:
+        raise SourceError(
+            f"{source}: column {column} is empty in row {int(times.isna().argmax())}: fill in the time or remove the row"
+        )
+    if times.tz is not None:
+        return times.tz_convert("UTC")
     if offset is None:
-        raise SourceError(f"{source}: column {column} has no time zone (first {times[0]}): give the offset of its clock (collect.offset), such as 0 for UTC, 3 or \"new_york+7\"")
+        raise SourceError(
+            f'{source}: column {column} has no time zone (first {times[0]}): give the offset of its clock (collect.offset), such as 0 for UTC, 3 or "new_york+7"'
+        )
     return at_utc(times, offset, source)
 
 # %% ../../../nbs/data/sources/00_base.ipynb #a9dca66d
-def moments(times: pd.Series,                   # counts or dates; its name is used in errors
-            source: str,                        # named in errors: a file or a symbol
-            offset: float | str | None = None,  # clock of dates without a zone, see `clock_zone`; None: they are refused
-           ) -> pd.DatetimeIndex:
+def moments(
+    times: pd.Series,  # counts or dates; its name is used in errors
+    source: str,  # named in errors: a file or a symbol
+    offset: float
+    | str
+    | None = None,  # clock of dates without a zone, see `clock_zone`; None: they are refused
+) -> pd.DatetimeIndex:
     "UTC nanosecond times, or a `SourceError` that names source, column and row."
-    if not len(times): return pd.DatetimeIndex([], tz="UTC").as_unit("ns").rename("open_time")
-    if pd.api.types.is_datetime64_any_dtype(times): found = _dated(pd.DatetimeIndex(times), times.name, source, offset)
-    elif pd.api.types.is_bool_dtype(times) or pd.api.types.is_complex_dtype(times): raise SourceError(f"{source}: column {times.name} holds {times.iloc[0]}, which is no time: write ISO dates or counts since 1970")
-    elif pd.api.types.is_numeric_dtype(times): found = _counted(times, source)
+    if not len(times):
+        return pd.DatetimeIndex([], tz="UTC").as_unit("ns").rename("open_time")
+    if pd.api.types.is_datetime64_any_dtype(times):
+        found = _dated(pd.DatetimeIndex(times), times.name, source, offset)
+    elif pd.api.types.is_bool_dtype(times) or pd.api.types.is_complex_dtype(times):
+        raise SourceError(
+            f"{source}: column {times.name} holds {times.iloc[0]}, which is no time: write ISO dates or counts since 1970"
+        )
+    elif pd.api.types.is_numeric_dtype(times):
+        found = _counted(times, source)
     else:
         counts = pd.to_numeric(times.astype(str), errors="coerce")
-        eight = times.astype(str).str.len().iloc[0] == 8   # 20240131 is a date
-        found = _written(times, source, offset) if counts.isna().all() or eight else _counted(counts.rename(times.name), source)
+        eight = times.astype(str).str.len().iloc[0] == 8  # 20240131 is a date
+        found = (
+            _written(times, source, offset)
+            if counts.isna().all() or eight
+            else _counted(counts.rename(times.name), source)
+        )
     return found.rename("open_time")

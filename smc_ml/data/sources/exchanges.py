@@ -7,15 +7,26 @@ __all__ = ['Ask', 'COLUMNS', 'PAGE', 'FUNDING_PAGE', 'Patience', 'Unanswered', '
            'near_names', 'Exchange', 'find_market', 'timeframe_step', 'checked_span', 'ExchangeSource']
 
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #e98dff7a
-import asyncio, difflib, logging, re, socket
+import asyncio
+import difflib
+import logging
+import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, Literal
+
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    wait_exponential,
+)
+
 from ...candles import TIMEFRAMES
 from ...config import Section
 from .base import SourceError
@@ -23,94 +34,153 @@ from .base import SourceError
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #3bb627aa
 class Patience(Section):
     "How a source deals with servers that refuse, break off or answer falsely."
+
     attempts: int = Field(8, ge=1, description="how often one request is tried before the collection ends")
-    first_wait: float = Field(1.0, gt=0, description="seconds before the second attempt; each later wait is twice as long")
-    longest_wait: float = Field(120.0, gt=0, description="seconds; waits grow up to here, and a server that asks for more ends the collection")
-    timeout: float = Field(30.0, gt=0, description="seconds until a request without an answer counts as failed")
-    answers: int = Field(3, ge=1, description="equal answers after which a hole at the edge of a page is believed")
+    first_wait: float = Field(
+        1.0, gt=0, description="seconds before the second attempt; each later wait is twice as long"
+    )
+    longest_wait: float = Field(
+        120.0,
+        gt=0,
+        description="seconds; waits grow up to here, and a server that asks for more ends the collection",
+    )
+    timeout: float = Field(
+        30.0, gt=0, description="seconds until a request without an answer counts as failed"
+    )
+    answers: int = Field(
+        3, ge=1, description="equal answers after which a hole at the edge of a page is believed"
+    )
+
 
 class Unanswered(Exception):
     "A request that failed in a way which may pass."
+
     def __init__(self, reason: str, wait: float = 0.0, unreachable: bool = False):
         super().__init__(reason)
-        self.wait, self.unreachable = wait, unreachable   # seconds that the server asks for; no connection at all
+        self.wait, self.unreachable = (
+            wait,
+            unreachable,
+        )  # seconds that the server asks for; no connection at all
+
 
 def asked_wait(headers: Mapping[str, str]) -> float:
     "Seconds that a refusal asks to wait: a number, or a date by the server's own clock; 0 where it does not say."
     given = {name.lower(): value for name, value in headers.items()}
     text = given.get("retry-after", "")
-    try: return max(0.0, float(text))
-    except ValueError: pass
-    try: return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(given["date"])).total_seconds())
-    except (KeyError, ValueError, TypeError): return 0.0
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(given["date"])).total_seconds())
+    except (KeyError, ValueError, TypeError):
+        return 0.0
 
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #56ec7c6d
 _log = logging.getLogger(__name__)
 
+
 class Line:
     "The line to one server: attempts, waits, and pauses that all its requests keep."
+
     def __init__(self, source: str, patience: Patience):
         self.source, self.patience, self.resume = source, patience, 0.0
 
     async def _once(self, request: Callable[[], Awaitable[Any]]) -> Any:
         clock = asyncio.get_running_loop().time
-        while (pause := self.resume - clock()) > 0: await asyncio.sleep(pause)
-        try: return await request()
+        while (pause := self.resume - clock()) > 0:
+            await asyncio.sleep(pause)
+        try:
+            return await request()
         except Unanswered as trouble:
-            if trouble.wait <= self.patience.longest_wait: self.resume = max(self.resume, clock() + trouble.wait)
+            if trouble.wait <= self.patience.longest_wait:
+                self.resume = max(self.resume, clock() + trouble.wait)
             raise
 
     def _enough(self, state: RetryCallState) -> bool:
         trouble = state.outcome.exception()
-        return state.attempt_number >= (min(3, self.patience.attempts) if trouble.unreachable else self.patience.attempts) or trouble.wait > self.patience.longest_wait
+        return (
+            state.attempt_number
+            >= (min(3, self.patience.attempts) if trouble.unreachable else self.patience.attempts)
+            or trouble.wait > self.patience.longest_wait
+        )
 
     def _tell(self, state: RetryCallState) -> None:
-        _log.info("%s: %s; attempt %d follows in %.3g s", self.source, state.outcome.exception(), state.attempt_number + 1, max(state.next_action.sleep, state.outcome.exception().wait))
+        _log.info(
+            "%s: %s; attempt %d follows in %.3g s",
+            self.source,
+            state.outcome.exception(),
+            state.attempt_number + 1,
+            max(state.next_action.sleep, state.outcome.exception().wait),
+        )
 
     def _give_up(self, state: RetryCallState) -> None:
         trouble = state.outcome.exception()
         if trouble.wait > self.patience.longest_wait:
-            raise SourceError(f"{self.source}: the server asks to be left alone for {trouble.wait:g} s ({trouble}): collect again after that; what is stored is kept") from None
-        remedy = "check the network connection and the base URL" if trouble.unreachable else "collect again later; what is stored is kept"
-        raise SourceError(f"{self.source}: no usable answer in {state.attempt_number} attempts (the last one: {trouble}): {remedy}") from None
+            raise SourceError(
+                f"{self.source}: the server asks to be left alone for {trouble.wait:g} s ({trouble}): collect again after that; what is stored is kept"
+            ) from None
+        remedy = (
+            "check the network connection and the base URL"
+            if trouble.unreachable
+            else "collect again later; what is stored is kept"
+        )
+        raise SourceError(
+            f"{self.source}: no usable answer in {state.attempt_number} attempts (the last one: {trouble}): {remedy}"
+        ) from None
 
     async def ask(self, request: Callable[[], Awaitable[Any]]) -> Any:
         "The answer of `await request()`, tried again after `Unanswered`; a `SourceError` when patience ends."
         waits = wait_exponential(multiplier=self.patience.first_wait, max=self.patience.longest_wait)
-        retrying = AsyncRetrying(stop=self._enough, wait=waits, retry=retry_if_exception_type(Unanswered), before_sleep=self._tell, retry_error_callback=self._give_up)
+        retrying = AsyncRetrying(
+            stop=self._enough,
+            wait=waits,
+            retry=retry_if_exception_type(Unanswered),
+            before_sleep=self._tell,
+            retry_error_callback=self._give_up,
+        )
         return await retrying(self._once, request)
 
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #b8699310
-Ask = Callable[[pd.Timestamp, pd.Timestamp], Awaitable[pd.DataFrame]]   # rows with since <= time < until, sorted; not always all of them
+Ask = Callable[
+    [pd.Timestamp, pd.Timestamp], Awaitable[pd.DataFrame]
+]  # rows with since <= time < until, sorted; not always all of them
+
 
 async def _asked(ask: Ask, since: pd.Timestamp, until: pd.Timestamp, answers: int) -> pd.DataFrame:
     "The first answer that is not empty, or the last of several empty ones."
     for _ in range(answers):
         page = await ask(since, until)
         page = page[(page.index >= since) & (page.index < until)]
-        if len(page): break
+        if len(page):
+            break
     return page
 
-async def paged(ask: Ask,
-                start: pd.Timestamp,   # first time wanted, UTC
-                stop: pd.Timestamp,    # time before which to stop
-                step: pd.Timedelta,    # rows further apart than this leave a hole
-                size: int,             # rows in a page of the exchange
-                answers: int = 3,      # empty answers after which a hole is believed
-                tick: pd.Timedelta | None = None,   # smallest distance of two rows; default: the step
-               ) -> AsyncIterator[pd.DataFrame]:
+
+async def paged(
+    ask: Ask,
+    start: pd.Timestamp,  # first time wanted, UTC
+    stop: pd.Timestamp,  # time before which to stop
+    step: pd.Timedelta,  # rows further apart than this leave a hole
+    size: int,  # rows in a page of the exchange
+    answers: int = 3,  # empty answers after which a hole is believed
+    tick: pd.Timedelta | None = None,  # smallest distance of two rows; default: the step
+) -> AsyncIterator[pd.DataFrame]:
     "Every row of [start, stop), in order of time and once."
     since, page_width = start, size * step
     width = page_width
     while since < stop:
         until = min(since + width, stop)
         page = await _asked(ask, since, until, answers)
-        if not len(page): since, width = until, 2 * width
-        elif width > page_width and page.index[0] > since: width = width // 2
+        if not len(page):
+            since, width = until, 2 * width
+        elif width > page_width and page.index[0] > since:
+            width = width // 2
         else:
             while page.index[0] > since:
                 earlier = await _asked(ask, since, page.index[0], answers)
-                if not len(earlier): break
+                if not len(earlier):
+                    break
                 page = pd.concat([earlier, page]) if page.index[0] - earlier.index[-1] <= step else earlier
             yield page
             since, width = page.index[-1] + (tick or step), page_width
@@ -120,48 +190,96 @@ async def paged(ask: Ask,
 def _client_class(exchange: str) -> type:
     "ccxt's asynchronous client, with failures that say whether they may pass."
     import ccxt.async_support as ccxt
+
     class Client(getattr(ccxt, exchange)):
         def handle_errors(self, code, reason, url, method, headers, body, response, *others):
-            if code in (418, 429) or code >= 500: raise Unanswered(f"HTTP {code}", asked_wait(headers))
-            if code == 451 or (code == 403 and "frequent" not in body): raise SourceError(f"{exchange}: the exchange refuses to serve this address (HTTP {code}): collect from another place, or give another base URL")
-            if response is None and code < 400: raise Unanswered("an answer that is no whole JSON")
-            try: super().handle_errors(code, reason, url, method, headers, body, response, *others)
-            except ccxt.OperationFailed as error: raise Unanswered(_short(error), asked_wait(headers)) from None
-            if 400 <= code < 500 and code != 408: raise SourceError(f"{exchange}: the server knows nothing at {url.split('?')[0]} (HTTP {code}): check the base URL")
+            if code in (418, 429) or code >= 500:
+                raise Unanswered(f"HTTP {code}", asked_wait(headers))
+            if code == 451 or (code == 403 and "frequent" not in body):
+                raise SourceError(
+                    f"{exchange}: the exchange refuses to serve this address (HTTP {code}): collect from another place, or give another base URL"
+                )
+            if response is None and code < 400:
+                raise Unanswered("an answer that is no whole JSON")
+            try:
+                super().handle_errors(code, reason, url, method, headers, body, response, *others)
+            except ccxt.OperationFailed as error:
+                raise Unanswered(_short(error), asked_wait(headers)) from None
+            if 400 <= code < 500 and code != 408:
+                raise SourceError(
+                    f"{exchange}: the server knows nothing at {url.split('?')[0]} (HTTP {code}): check the base URL"
+                )
+
     return Client
+
 
 def _short(error: Exception) -> str:
     "The first line of what ccxt says, not longer than a sentence."
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
+
 def _client(exchange: str, market: str, base_url: str | None, patience: Patience, rate_limit: bool) -> Any:
     "A client for public data of one kind of market."
     kinds = {"spot": ("spot", "spot"), "perpetual": ("linear", "swap")}[market]
-    client = _client_class(exchange)({"enableRateLimit": rate_limit, "timeout": int(1000 * patience.timeout), "aiohttp_trust_env": base_url is None,
-                                      "options": {"fetchMarkets": {"types": [kinds[0]]}, "defaultType": kinds[1]}})
-    client.has["fetchCurrencies"] = False      # needs an account
+    client = _client_class(exchange)(
+        {
+            "enableRateLimit": rate_limit,
+            "timeout": int(1000 * patience.timeout),
+            "aiohttp_trust_env": base_url is None,
+            "options": {"fetchMarkets": {"types": [kinds[0]]}, "defaultType": kinds[1]},
+        }
+    )
+    client.has["fetchCurrencies"] = False  # needs an account
     if base_url:
-        client.urls["api"] = {name: re.sub(r"^https?://[^/]+", base_url.rstrip("/"), url) for name, url in client.urls["api"].items()}
-        if base_url.startswith("http://"): client.timeout_on_exit, client.verify = 0, False   # nothing is encrypted: no certificates to read, no farewell
+        client.urls["api"] = {
+            name: re.sub(r"^https?://[^/]+", base_url.rstrip("/"), url)
+            for name, url in client.urls["api"].items()
+        }
+        if base_url.startswith("http://"):
+            client.timeout_on_exit, client.verify = (
+                0,
+                False,
+            )  # nothing is encrypted: no certificates to read, no farewell
     return client
 
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #35af8b2b
-COLUMNS = {"binance": {"open": 1, "high": 2, "low": 3, "close": 4, "volume": 5, "quote_volume": 7, "trades": 8, "taker_buy_volume": 9},
-           "bybit": {"open": 1, "high": 2, "low": 3, "close": 4, "volume": 5, "quote_volume": 6}}   # place in the exchange's row
+COLUMNS = {
+    "binance": {
+        "open": 1,
+        "high": 2,
+        "low": 3,
+        "close": 4,
+        "volume": 5,
+        "quote_volume": 7,
+        "trades": 8,
+        "taker_buy_volume": 9,
+    },
+    "bybit": {"open": 1, "high": 2, "low": 3, "close": 4, "volume": 5, "quote_volume": 6},
+}  # place in the exchange's row
 
-def candle_table(rows: list[list],          # as the exchange tells them
-                 columns: Mapping[str, int],
-                ) -> pd.DataFrame:
+
+def candle_table(
+    rows: list[list],  # as the exchange tells them
+    columns: Mapping[str, int],
+) -> pd.DataFrame:
     "A table of candles, sorted, each once."
     try:
         told = list(zip(*rows, strict=True)) or [()] * (1 + max(columns.values()))
-        index = pd.DatetimeIndex(np.fromiter(map(int, told[0]), np.int64, len(rows)) * 1_000_000, tz="UTC", name="open_time")
-        table = pd.DataFrame({name: np.fromiter(map(float, told[place]), float, len(rows)) for name, place in columns.items()}, index)
-    except (TypeError, ValueError, IndexError): raise Unanswered("rows that are no candles") from None
-    if not table.index.is_monotonic_increasing: table = table.sort_index()
+        index = pd.DatetimeIndex(
+            np.fromiter(map(int, told[0]), np.int64, len(rows)) * 1_000_000, tz="UTC", name="open_time"
+        )
+        table = pd.DataFrame(
+            {name: np.fromiter(map(float, told[place]), float, len(rows)) for name, place in columns.items()},
+            index,
+        )
+    except (TypeError, ValueError, IndexError):
+        raise Unanswered("rows that are no candles") from None
+    if not table.index.is_monotonic_increasing:
+        table = table.sort_index()
     if not table.index.is_unique:
         table = table[~table.reset_index().duplicated().to_numpy()]
-        if not table.index.is_unique: raise Unanswered(f"two different candles of {table.index[table.index.duplicated()][0]}")
+        if not table.index.is_unique:
+            raise Unanswered(f"two different candles of {table.index[table.index.duplicated()][0]}")
     return table
 
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #3c9c116d
@@ -174,33 +292,60 @@ def near_names(name: str, known: list[str]) -> str:
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #9890eaa0
 class Exchange:
     "The connection to one market of one exchange."
-    def __init__(self, exchange: Literal["binance", "bybit"],
-                 market: Literal["spot", "perpetual"] = "perpetual",   # perpetual: linear ones, settled in a stablecoin
-                 base_url: str | None = None,       # stands in for the exchange's address
-                 patience: Patience = Patience(),
-                 rate_limit: bool = True):          # keep the exchange's own limit
-        if exchange not in COLUMNS: raise SourceError(f"exchange {exchange!r} is unknown{near_names(str(exchange), list(COLUMNS))}: give one of {', '.join(COLUMNS)}")
-        if market not in ("spot", "perpetual"): raise SourceError(f"{exchange}: market {market!r} is unknown{near_names(str(market), ['spot', 'perpetual'])}: give spot or perpetual")
-        self.name, self.exchange, self.market = exchange if market == "perpetual" else f"{exchange}_spot", exchange, market
-        self._settings, self._line, self._opened = (base_url, patience, rate_limit), Line(self.name, patience), None
+
+    def __init__(
+        self,
+        exchange: Literal["binance", "bybit"],
+        market: Literal["spot", "perpetual"] = "perpetual",  # perpetual: linear ones, settled in a stablecoin
+        base_url: str | None = None,  # stands in for the exchange's address
+        patience: Patience = Patience(),
+        rate_limit: bool = True,
+    ):  # keep the exchange's own limit
+        if exchange not in COLUMNS:
+            raise SourceError(
+                f"exchange {exchange!r} is unknown{near_names(str(exchange), list(COLUMNS))}: give one of {', '.join(COLUMNS)}"
+            )
+        if market not in ("spot", "perpetual"):
+            raise SourceError(
+                f"{exchange}: market {market!r} is unknown{near_names(str(market), ['spot', 'perpetual'])}: give spot or perpetual"
+            )
+        self.name, self.exchange, self.market = (
+            exchange if market == "perpetual" else f"{exchange}_spot",
+            exchange,
+            market,
+        )
+        self._settings, self._line, self._opened = (
+            (base_url, patience, rate_limit),
+            Line(self.name, patience),
+            None,
+        )
 
     @property
     def client(self) -> Any:
         "ccxt's client, made when it is first needed: it belongs to the event loop that runs then."
-        if self._opened is None: self._opened = _client(self.exchange, self.market, *self._settings)
+        if self._opened is None:
+            self._opened = _client(self.exchange, self.market, *self._settings)
         return self._opened
 
     async def close(self) -> None:
         "End all connections."
         client, self._opened = self._opened, None
-        if client is not None: await client.close()
+        if client is not None:
+            await client.close()
 
-    async def ask(self, method: str, *arguments: Any, parse: Callable[[Any], Any] = lambda answer: answer) -> Any:
+    async def ask(
+        self, method: str, *arguments: Any, parse: Callable[[Any], Any] = lambda answer: answer
+    ) -> Any:
         "What the client's method answers, parsed."
+
         async def request():
-            try: return parse(await getattr(self.client, method)(*arguments))
-            except (Unanswered, SourceError): raise
-            except Exception as error: raise _meaning(error, self.name, self._line.patience) from None
+            try:
+                return parse(await getattr(self.client, method)(*arguments))
+            except (Unanswered, SourceError):
+                raise
+            except Exception as error:
+                raise _meaning(error, self.name, self._line.patience) from None
+
         return await self._line.ask(request)
 
     async def now(self) -> pd.Timestamp:
@@ -210,66 +355,125 @@ class Exchange:
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #dbd7971a
 def _meaning(error: Exception, source: str, patience: Patience) -> Exception:
     "What a failure means: `Unanswered` where it may pass, a sentence where it is final, itself where it is a fault of this program."
-    import aiohttp, ccxt
+    import aiohttp
+    import ccxt
+
     cause = error.__cause__
-    if isinstance(error, ccxt.RequestTimeout): return Unanswered(f"no answer within {patience.timeout:g} s")
-    if isinstance(cause, (aiohttp.ClientConnectorError, socket.gaierror)): return Unanswered("the server cannot be reached", unreachable=True)
-    if isinstance(cause, (aiohttp.ClientError, OSError)): return Unanswered("the connection broke off")
-    if isinstance(error, ccxt.OperationFailed): return Unanswered(_short(error))
-    if isinstance(error, ccxt.BaseError): return SourceError(f"{source}: the exchange refused the request ({_short(error)}): check symbol, timeframe and dates")
-    if isinstance(error, (KeyError, TypeError, ValueError, IndexError)): return Unanswered(f"an answer of another form than expected ({type(error).__name__}: {error})")
+    if isinstance(error, ccxt.RequestTimeout):
+        return Unanswered(f"no answer within {patience.timeout:g} s")
+    if isinstance(cause, (aiohttp.ClientConnectorError, socket.gaierror)):
+        return Unanswered("the server cannot be reached", unreachable=True)
+    if isinstance(cause, (aiohttp.ClientError, OSError)):
+        return Unanswered("the connection broke off")
+    if isinstance(error, ccxt.OperationFailed):
+        return Unanswered(_short(error))
+    if isinstance(error, ccxt.BaseError):
+        return SourceError(
+            f"{source}: the exchange refused the request ({_short(error)}): check symbol, timeframe and dates"
+        )
+    if isinstance(error, (KeyError, TypeError, ValueError, IndexError)):
+        return Unanswered(f"an answer of another form than expected ({type(error).__name__}: {error})")
     return error
 
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #cd8d9667
 def find_market(exchange: Exchange, symbol: str) -> dict[str, Any]:
     "What the exchange knows of a symbol, however it is written; the markets must be loaded."
-    def bare(name: str) -> str: return re.sub(r"[/_\- ]", "", name.split(":")[0]).upper()
+
+    def bare(name: str) -> str:
+        return re.sub(r"[/_\- ]", "", name.split(":")[0]).upper()
+
     kind = "spot" if exchange.market == "spot" else "swap"
-    markets = [market for market in exchange.client.markets.values() if market[kind] and (kind == "spot" or market["linear"])]
+    markets = [
+        market
+        for market in exchange.client.markets.values()
+        if market[kind] and (kind == "spot" or market["linear"])
+    ]
     exact = [market for market in markets if symbol in (market["id"], market["symbol"])]
     alike = exact or [market for market in markets if bare(market["symbol"]) == bare(symbol)]
-    if alike: return alike[0]
+    if alike:
+        return alike[0]
     near = near_names(bare(symbol), [market["id"] for market in markets])
-    raise SourceError(f"{exchange.name}: symbol {symbol!r} is unknown{near}: write it as the exchange does, such as BTCUSDT")
+    raise SourceError(
+        f"{exchange.name}: symbol {symbol!r} is unknown{near}: write it as the exchange does, such as BTCUSDT"
+    )
+
 
 def timeframe_step(timeframe: str, known: list[str], source: str) -> pd.Timedelta:
     "Length of a timeframe that project and source know."
     known = [name for name in TIMEFRAMES if name in known]
-    if timeframe in known: return TIMEFRAMES[timeframe]
-    raise SourceError(f"{source}: timeframe {timeframe!r} is unknown{near_names(str(timeframe), known)}: give one of {', '.join(known)}")
+    if timeframe in known:
+        return TIMEFRAMES[timeframe]
+    raise SourceError(
+        f"{source}: timeframe {timeframe!r} is unknown{near_names(str(timeframe), known)}: give one of {', '.join(known)}"
+    )
+
 
 def checked_span(start: pd.Timestamp, end: pd.Timestamp, now: pd.Timestamp, source: str) -> None:
     "Raise for a span that cannot hold a candle."
-    if not start < end: raise SourceError(f"{source}: the span begins at {start} and ends at {end}: give a start before the end")
-    if start > now: raise SourceError(f"{source}: the span begins at {start}, but the source's clock says {now}: give a start in the past")
+    if not start < end:
+        raise SourceError(
+            f"{source}: the span begins at {start} and ends at {end}: give a start before the end"
+        )
+    if start > now:
+        raise SourceError(
+            f"{source}: the span begins at {start}, but the source's clock says {now}: give a start in the past"
+        )
 
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #16ed6b75
-PAGE = 1000                                            # candles in a request
-FUNDING_PAGE = {"binance": 1000, "bybit": 200}         # funding rates in a request
-_METHODS = {("binance", "spot"): "publicGetKlines", ("binance", "perpetual"): "fapiPublicGetKlines",
-            ("bybit", "spot"): "publicGetV5MarketKline", ("bybit", "perpetual"): "publicGetV5MarketKline"}
+PAGE = 1000  # candles in a request
+FUNDING_PAGE = {"binance": 1000, "bybit": 200}  # funding rates in a request
+_METHODS = {
+    ("binance", "spot"): "publicGetKlines",
+    ("binance", "perpetual"): "fapiPublicGetKlines",
+    ("bybit", "spot"): "publicGetV5MarketKline",
+    ("bybit", "perpetual"): "publicGetV5MarketKline",
+}
+
 
 class ExchangeSource(Exchange):
     "Candles, funding rates and order books of one market of one exchange."
-    async def pages(self, symbol: str, timeframe: str, start: pd.Timestamp, end: pd.Timestamp) -> AsyncIterator[pd.DataFrame]:
+
+    async def pages(
+        self, symbol: str, timeframe: str, start: pd.Timestamp, end: pd.Timestamp
+    ) -> AsyncIterator[pd.DataFrame]:
         "Closed candles with open times in [start, end), page by page."
         step = timeframe_step(timeframe, list(self.client.timeframes), self.name)
         market, now = await self._market(symbol), await self.now()
         checked_span(start, end, now, self.name)
-        async def ask(since, until): return await self._candles(market["id"], timeframe, since, until, min(PAGE, -(-(until - since) // step)))
-        async for page in paged(ask, start.ceil(step), min(end, now.floor(step)), step, PAGE, self._line.patience.answers): yield page
+
+        async def ask(since, until):
+            return await self._candles(
+                market["id"], timeframe, since, until, min(PAGE, -(-(until - since) // step))
+            )
+
+        async for page in paged(
+            ask, start.ceil(step), min(end, now.floor(step)), step, PAGE, self._line.patience.answers
+        ):
+            yield page
 
     async def _market(self, symbol: str) -> dict[str, Any]:
         await self.ask("load_markets")
         return find_market(self, symbol)
 
-    async def _candles(self, symbol: str, timeframe: str, since: pd.Timestamp, until: pd.Timestamp, limit: int) -> pd.DataFrame:
+    async def _candles(
+        self, symbol: str, timeframe: str, since: pd.Timestamp, until: pd.Timestamp, limit: int
+    ) -> pd.DataFrame:
         "One answer's candles."
         names = ("startTime", "endTime") if self.exchange == "binance" else ("start", "end")
         span = dict(zip(names, (since.value // 1_000_000, (until.value - 1) // 1_000_000)))
-        if self.exchange == "bybit": span["category"] = "spot" if self.market == "spot" else "linear"
-        def parse(answer): return candle_table(answer if self.exchange == "binance" else answer["result"]["list"], COLUMNS[self.exchange])
-        return await self.ask(_METHODS[self.exchange, self.market], span | {"symbol": symbol, "interval": self.client.timeframes[timeframe], "limit": limit}, parse=parse)
+        if self.exchange == "bybit":
+            span["category"] = "spot" if self.market == "spot" else "linear"
+
+        def parse(answer):
+            return candle_table(
+                answer if self.exchange == "binance" else answer["result"]["list"], COLUMNS[self.exchange]
+            )
+
+        return await self.ask(
+            _METHODS[self.exchange, self.market],
+            span | {"symbol": symbol, "interval": self.client.timeframes[timeframe], "limit": limit},
+            parse=parse,
+        )
 
     async def funding(self, symbol: str, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
         "Funding rates in [start, end), indexed by the time they were paid."
@@ -280,32 +484,71 @@ class ExchangeSource(Exchange):
         return await _snapshot(self, symbol, depth)
 
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #49c652e8
-async def _funding_rates(source: ExchangeSource, symbol: str, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
-    if source.market == "spot": raise SourceError(f"{source.name}: the spot market has no funding rates: ask the perpetual market")
+async def _funding_rates(
+    source: ExchangeSource, symbol: str, start: pd.Timestamp, end: pd.Timestamp
+) -> pd.DataFrame:
+    if source.market == "spot":
+        raise SourceError(f"{source.name}: the spot market has no funding rates: ask the perpetual market")
     market, size, now = await source._market(symbol), FUNDING_PAGE[source.exchange], await source.now()
     checked_span(start, end, now, source.name)
+
     async def ask(since, until):
         first, last = since.value // 1_000_000, (until.value - 1) // 1_000_000
-        return await source.ask("fetch_funding_rate_history", market["symbol"], first, size, {"until": last}, parse=_funding_table)
-    pages = [page async for page in paged(ask, start, min(end, now), pd.Timedelta(hours=8, minutes=1), size, source._line.patience.answers, pd.Timedelta("1ms"))]
+        return await source.ask(
+            "fetch_funding_rate_history", market["symbol"], first, size, {"until": last}, parse=_funding_table
+        )
+
+    pages = [
+        page
+        async for page in paged(
+            ask,
+            start,
+            min(end, now),
+            pd.Timedelta(hours=8, minutes=1),
+            size,
+            source._line.patience.answers,
+            pd.Timedelta("1ms"),
+        )
+    ]
     return pd.concat(pages) if pages else _funding_table([])
+
 
 def _funding_table(told: list[Mapping[str, Any]]) -> pd.DataFrame:
     "Rates by time, each once."
-    index = pd.DatetimeIndex(np.array([rate["timestamp"] for rate in told], np.int64) * 1_000_000, tz="UTC", name="time")
-    table = pd.DataFrame({"funding_rate": [float(rate["fundingRate"]) for rate in told]}, index, dtype=float).sort_index()
+    index = pd.DatetimeIndex(
+        np.array([rate["timestamp"] for rate in told], np.int64) * 1_000_000, tz="UTC", name="time"
+    )
+    table = pd.DataFrame(
+        {"funding_rate": [float(rate["fundingRate"]) for rate in told]}, index, dtype=float
+    ).sort_index()
     return table[~table.index.duplicated()]
 
 # %% ../../../nbs/data/sources/02_exchanges.ipynb #505761f7
 async def _snapshot(source: ExchangeSource, symbol: str, depth: int) -> pd.DataFrame:
-    if not 1 <= depth <= 200: raise SourceError(f"{source.name}: an order book of {depth} levels cannot be had: give a depth from 1 to 200")
-    levels = next(level for level in (5, 10, 20, 50, 100, 200, 500) if level >= depth and (source.exchange == "bybit" or level != 200))   # what both markets of it accept
+    if not 1 <= depth <= 200:
+        raise SourceError(
+            f"{source.name}: an order book of {depth} levels cannot be had: give a depth from 1 to 200"
+        )
+    levels = next(
+        level
+        for level in (5, 10, 20, 50, 100, 200, 500)
+        if level >= depth and (source.exchange == "bybit" or level != 200)
+    )  # what both markets of it accept
     market, now = await source._market(symbol), await source.now()
-    return await source.ask("fetch_order_book", market["symbol"], levels, parse=lambda book: _book_row(book, depth, now))
+    return await source.ask(
+        "fetch_order_book", market["symbol"], levels, parse=lambda book: _book_row(book, depth, now)
+    )
+
 
 def _book_row(book: Mapping[str, Any], depth: int, now: pd.Timestamp) -> pd.DataFrame:
     "A snapshot as one row; levels that the book lacks are NaN, and a book without a time gets the exchange's."
-    row = {f"{side}_{what}_{level + 1}": book[f"{side}s"][level][place] if level < len(book[f"{side}s"]) else np.nan
-           for side in ("bid", "ask") for level in range(depth) for place, what in enumerate(("px", "sz"))}
+    row = {
+        f"{side}_{what}_{level + 1}": book[f"{side}s"][level][place]
+        if level < len(book[f"{side}s"])
+        else np.nan
+        for side in ("bid", "ask")
+        for level in range(depth)
+        for place, what in enumerate(("px", "sz"))
+    }
     moment = pd.Timestamp(book["timestamp"], unit="ms", tz="UTC") if book.get("timestamp") else now
     return pd.DataFrame([row], pd.DatetimeIndex([moment], name="ts").as_unit("ns"), dtype=float)

@@ -7,14 +7,23 @@ __all__ = ['UNREADABLE', 'plain_symbol', 'name_parts', 'file_table', 'CandleFile
            'read_candle_file', 'join_candles', 'list_files', 'FileSource']
 
 # %% ../../../nbs/data/sources/01_files.ipynb #f55a5e1c
-import asyncio, gzip, io, json, os, re, zipfile, zlib
+import asyncio
+import gzip
+import io
+import json
+import os
+import re
+import zipfile
+import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import pyarrow as arrow
+
 from ...candles import PRICES, TIMEFRAMES
 from .base import VALUES, SourceError, at_utc, moments
 
@@ -22,56 +31,110 @@ from .base import VALUES, SourceError, at_utc, moments
 _TIMEFRAME = re.compile(r"(?<![A-Za-z0-9])(?:(\d+)([mhdwHDW])|(M|H|D|W)(\d+))(?![A-Za-z0-9])")
 _NO_CANDLES = re.compile(r"-(?:mark|index|premiumIndex|funding_rate|trades)(?:\.|$)|\.CHECKSUM$")
 
+
 def plain_symbol(symbol: str) -> str:
     "BTCUSDT for BTC/USDT, BTC_USDT, BTC/USDT:USDT and btcusdt."
     bare = re.sub(r"[/_ ]", "", symbol.split(":")[0]).upper()
     return bare or symbol
+
 
 def name_parts(path: str | os.PathLike) -> tuple[str | None, str | None]:
     "Symbol and timeframe that a file's name tells; None for what it does not."
     stem = Path(path).name.split(".")[0]
     found = _TIMEFRAME.search(stem)
     number, unit = ((found[1], found[2]) if found[1] else (found[4], found[3])) if found else (None, None)
-    head = [part.strip("-") for part in re.split(r"[_ ]", stem[:found.start()] if found else stem) if part.strip("-")]
+    head = [
+        part.strip("-")
+        for part in re.split(r"[_ ]", stem[: found.start()] if found else stem)
+        if part.strip("-")
+    ]
     named = [part for part in head if re.search("[A-Z]", part)] or (head if found else [])
-    if not found: named = named[:1]
-    if len(named) == 3 and named[1] == named[2]: named = named[:2]   # BTC_USDT_USDT: a perpetual settled in USDT
+    if not found:
+        named = named[:1]
+    if len(named) == 3 and named[1] == named[2]:
+        named = named[:2]  # BTC_USDT_USDT: a perpetual settled in USDT
     return plain_symbol("".join(named)) if named else None, f"{int(number)}{unit.lower()}" if found else None
 
 # %% ../../../nbs/data/sources/01_files.ipynb #ba30df81
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError, zlib.error, zipfile.BadZipFile, arrow.ArrowException)   # what readers raise for broken bytes
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+    zlib.error,
+    zipfile.BadZipFile,
+    arrow.ArrowException,
+)  # what readers raise for broken bytes
+
 
 def _seen(names) -> str:
     "Names for an error: printable, and not a page of them."
     text = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(map(str, names)))
     return text if len(text) <= 300 else text[:300] + "…"
 
+
 def _content(path: Path) -> bytes:
     "The file's bytes, taken out of a zip or gzip."
-    try: content = path.read_bytes()
-    except FileNotFoundError: raise SourceError(f"{path}: no such file: check the path") from None
-    except OSError as error: raise SourceError(f"{path}: cannot be opened ({error.strerror}): check the path and its rights") from None
-    if content[:2] == b"\x1f\x8b": content = gzip.decompress(content)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file: check the path") from None
+    except OSError as error:
+        raise SourceError(
+            f"{path}: cannot be opened ({error.strerror}): check the path and its rights"
+        ) from None
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
     if content[:2] == b"PK" and zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
-            if len(names) != 1: raise SourceError(f"{path}: the archive holds {len(names)} files, not one: unpack it and name the files of candles")
+            if len(names) != 1:
+                raise SourceError(
+                    f"{path}: the archive holds {len(names)} files, not one: unpack it and name the files of candles"
+                )
             content = archive.read(names[0])
-    if not content.strip(): raise SourceError(f"{path}: the file is empty: download it again")
+    if not content.strip():
+        raise SourceError(f"{path}: the file is empty: download it again")
     return content
 
 # %% ../../../nbs/data/sources/01_files.ipynb #d8f5e0b6
-_KLINES = ("open_time", *PRICES, "volume", "close_time", "quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume", "ignore")
-_NAMELESS = {6: _KLINES[:6], 12: _KLINES, 7: ("date", "time", *PRICES, "tick_volume"), 9: ("date", "time", *PRICES, "tick_volume", "volume", "spread")}
+_KLINES = (
+    "open_time",
+    *PRICES,
+    "volume",
+    "close_time",
+    "quote_volume",
+    "trades",
+    "taker_buy_volume",
+    "taker_buy_quote_volume",
+    "ignore",
+)
+_NAMELESS = {
+    6: _KLINES[:6],
+    12: _KLINES,
+    7: ("date", "time", *PRICES, "tick_volume"),
+    9: ("date", "time", *PRICES, "tick_volume", "volume", "spread"),
+}
+
 
 def _is_number(text: str) -> bool:
     "Could be a price or a count."
     return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text.strip().strip('"')) is not None
 
+
 def _nameless(width: int, first: Sequence, path: Path) -> tuple[str, ...]:
     "Column names of rows that have none, by their width."
-    if width in _NAMELESS: return _NAMELESS[width]
-    raise SourceError(f"{path}: no names of columns, and {width} columns beginning with {_seen(first[:4])} are no known form (known: {', '.join(map(str, sorted(_NAMELESS)))}): write a first row of names")
+    if width in _NAMELESS:
+        return _NAMELESS[width]
+    raise SourceError(
+        f"{path}: no names of columns, and {width} columns beginning with {_seen(first[:4])} are no known form (known: {', '.join(map(str, sorted(_NAMELESS)))}): write a first row of names"
+    )
+
 
 def _from_text(content: bytes, path: Path) -> pd.DataFrame:
     "A table from separated text; a cut last row is refused."
@@ -79,79 +142,145 @@ def _from_text(content: bytes, path: Path) -> pd.DataFrame:
     first, last = text.partition("\n")[0].strip(), text.rpartition("\n")[2]
     separator = max("\t,;", key=first.count)
     if last.count(separator) != first.count(separator):
-        raise SourceError(f"{path}: the last row has {last.count(separator) + 1} columns, the first {first.count(separator) + 1} ({_seen([first[:80]])}): the file is cut off, download it again")
+        raise SourceError(
+            f"{path}: the last row has {last.count(separator) + 1} columns, the first {first.count(separator) + 1} ({_seen([first[:80]])}): the file is cut off, download it again"
+        )
     cells = first.split(separator)
     names = _nameless(len(cells), cells, path) if any(map(_is_number, cells)) else None
-    return pd.read_csv(io.StringIO(text), sep=separator, header=0 if names is None else None, names=names, index_col=False, float_precision="round_trip", low_memory=False)
+    return pd.read_csv(
+        io.StringIO(text),
+        sep=separator,
+        header=0 if names is None else None,
+        names=names,
+        index_col=False,
+        float_precision="round_trip",
+        low_memory=False,
+    )
 
 # %% ../../../nbs/data/sources/01_files.ipynb #db2d1812
 def _from_json(content: bytes, path: Path) -> pd.DataFrame:
     "A table from JSON: an answer of OANDA, rows of numbers, or objects."
     answer = json.loads(content)
     rows = answer.get("candles") if isinstance(answer, dict) else answer
-    if not isinstance(rows, list): raise SourceError(f"{path}: the JSON is no list of candles (found: {_seen(answer) if isinstance(answer, dict) else type(answer).__name__}): give the answer as the source sent it")
-    if not rows: raise SourceError(f"{path}: no candles in it: leave the file out")
-    kinds, widths = {type(row) for row in rows}, {len(row) if isinstance(row, (list, dict)) else 0 for row in rows}
-    if kinds == {list} and len(widths) == 1: return pd.DataFrame(rows, columns=_nameless(widths.pop(), rows[0], path))
-    if kinds != {dict}: raise SourceError(f"{path}: the rows are not all of one form (row 0: {str(rows[0])[:60]}): give the answer as the source sent it")
+    if not isinstance(rows, list):
+        raise SourceError(
+            f"{path}: the JSON is no list of candles (found: {_seen(answer) if isinstance(answer, dict) else type(answer).__name__}): give the answer as the source sent it"
+        )
+    if not rows:
+        raise SourceError(f"{path}: no candles in it: leave the file out")
+    kinds, widths = (
+        {type(row) for row in rows},
+        {len(row) if isinstance(row, (list, dict)) else 0 for row in rows},
+    )
+    if kinds == {list} and len(widths) == 1:
+        return pd.DataFrame(rows, columns=_nameless(widths.pop(), rows[0], path))
+    if kinds != {dict}:
+        raise SourceError(
+            f"{path}: the rows are not all of one form (row 0: {str(rows[0])[:60]}): give the answer as the source sent it"
+        )
     table = pd.json_normalize(rows, sep="_")
-    if isinstance(answer, dict) and isinstance(answer.get("instrument"), str): table["instrument"] = answer["instrument"]
+    if isinstance(answer, dict) and isinstance(answer.get("instrument"), str):
+        table["instrument"] = answer["instrument"]
     return table
+
 
 def file_table(path: str | os.PathLike) -> pd.DataFrame:
     "A file's table, whatever holds it, as the file names its columns."
     path = Path(path)
     content = _content(path)
-    if content[:4] == b"PAR1": return pd.read_parquet(io.BytesIO(content))
-    if content[:4] in (b"ARRO", b"FEA1"): return pd.read_feather(io.BytesIO(content))
-    if content.lstrip()[:1] in (b"[", b"{"): return _from_json(content, path)
+    if content[:4] == b"PAR1":
+        return pd.read_parquet(io.BytesIO(content))
+    if content[:4] in (b"ARRO", b"FEA1"):
+        return pd.read_feather(io.BytesIO(content))
+    if content.lstrip()[:1] in (b"[", b"{"):
+        return _from_json(content, path)
     return _from_text(content, path)
 
 # %% ../../../nbs/data/sources/01_files.ipynb #f9ff54ce
 _TIMES = ("open_time", "timestamp", "timestamp_broker_naive", "datetime", "date", "time", "unix")
-_ALIASES = {"tickvol": "tick_volume", "vol": "volume", "real_volume": "volume", "count": "trades", "number_of_trades": "trades", "quote_asset_volume": "quote_volume",
-            "taker_buy_base_asset_volume": "taker_buy_volume", "taker_buy_base": "taker_buy_volume"}
+_ALIASES = {
+    "tickvol": "tick_volume",
+    "vol": "volume",
+    "real_volume": "volume",
+    "count": "trades",
+    "number_of_trades": "trades",
+    "quote_asset_volume": "quote_volume",
+    "taker_buy_base_asset_volume": "taker_buy_volume",
+    "taker_buy_base": "taker_buy_volume",
+}
+
 
 def _named(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     "The table with names of the project, a time in the index moved into a column."
-    if isinstance(table.index, pd.DatetimeIndex) or str(table.index.name).lower() in _TIMES: table = table.reset_index(names=table.index.name or "open_time")
+    if isinstance(table.index, pd.DatetimeIndex) or str(table.index.name).lower() in _TIMES:
+        table = table.reset_index(names=table.index.name or "open_time")
     names = [re.sub(r"[\s.]+", "_", str(name).strip().strip("<>").lower()) for name in table.columns]
     names = [_ALIASES[name] if _ALIASES.get(name) not in (None, *names) else name for name in names]
     twice = [name for name in names if names.count(name) > 1]
-    if twice: raise SourceError(f"{path}: column {twice[0]} is there twice (found: {_seen(names)}): remove one of the two")
+    if twice:
+        raise SourceError(
+            f"{path}: column {twice[0]} is there twice (found: {_seen(names)}): remove one of the two"
+        )
     return table.set_axis(names, axis=1)
+
 
 def _form(table: pd.DataFrame, path: Path) -> str:
     "Which program's form it is."
     columns = set(table.columns)
-    if any(f"{side}_{price}" in columns for side in ("mid", "bid", "ask") for price in "ohlc"): return "OANDA"
-    if "timestamp_broker_naive" in columns or "tick_volume" in columns: form = "MetaTrader"
-    else: form = "Binance archive" if {"close_time", "taker_buy_volume"} <= columns else "plain"
-    missing = [name for name in (*PRICES, "volume") if name not in columns and not (name == "volume" and "tick_volume" in columns)]
-    if not missing and columns & set(_TIMES): return form
-    raise SourceError(f"{path}: no column {missing[0] if missing else 'of open times'} (found: {_seen(table.columns)}): rename it in the file, or leave the file out")
+    if any(f"{side}_{price}" in columns for side in ("mid", "bid", "ask") for price in "ohlc"):
+        return "OANDA"
+    if "timestamp_broker_naive" in columns or "tick_volume" in columns:
+        form = "MetaTrader"
+    else:
+        form = "Binance archive" if {"close_time", "taker_buy_volume"} <= columns else "plain"
+    missing = [
+        name
+        for name in (*PRICES, "volume")
+        if name not in columns and not (name == "volume" and "tick_volume" in columns)
+    ]
+    if not missing and columns & set(_TIMES):
+        return form
+    raise SourceError(
+        f"{path}: no column {missing[0] if missing else 'of open times'} (found: {_seen(table.columns)}): rename it in the file, or leave the file out"
+    )
 
 # %% ../../../nbs/data/sources/01_files.ipynb #1fd7679c
 def _mid_prices(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
     "Prices of a table of mid, bid and ask candles, and what they are."
     sides = {side for side in ("mid", "bid", "ask") if all(f"{side}_{price}" in table for price in "ohlc")}
-    if not sides: raise SourceError(f"{path}: neither mid nor bid nor ask has all four prices (found: {_seen(table.columns)}): ask for whole candles")
+    if not sides:
+        raise SourceError(
+            f"{path}: neither mid nor bid nor ask has all four prices (found: {_seen(table.columns)}): ask for whole candles"
+        )
     prices, middle = {}, "mid" not in sides and {"bid", "ask"} <= sides
     for name, short in zip(PRICES, "ohlc"):
-        if middle: prices[name] = (_numbers(table, f"bid_{short}", path) + _numbers(table, f"ask_{short}", path)) / 2
-        else: prices[name] = table[f"{'mid' if 'mid' in sides else max(sides)}_{short}"]
+        if middle:
+            prices[name] = (_numbers(table, f"bid_{short}", path) + _numbers(table, f"ask_{short}", path)) / 2
+        else:
+            prices[name] = table[f"{'mid' if 'mid' in sides else max(sides)}_{short}"]
     closing = {side: table[f"{side}_c"] for side in ("bid", "ask") if side in sides}
     kept = table.drop(columns=[*PRICES, *closing], errors="ignore").assign(**prices, **closing)
     return kept, "middle of bid and ask" if middle else "mid" if "mid" in sides else max(sides)
 
+
 def _numbers(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
     "A column as floats; an error that names its first row that is none."
     column = table[name]
-    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_complex_dtype(column) or pd.api.types.is_datetime64_any_dtype(column): raise SourceError(f"{path}: column {name} is {column.dtype}, not a number: correct the file")
+    if (
+        pd.api.types.is_bool_dtype(column)
+        or pd.api.types.is_complex_dtype(column)
+        or pd.api.types.is_datetime64_any_dtype(column)
+    ):
+        raise SourceError(f"{path}: column {name} is {column.dtype}, not a number: correct the file")
     if not pd.api.types.is_numeric_dtype(column):
         parsed = pd.to_numeric(column.astype(str).str.strip().where(column.notna(), "nan"), errors="coerce")
-        bad = (parsed.isna() & column.notna() & (column.astype(str).str.strip().str.lower() != "nan")).to_numpy()
-        if bad.any(): raise SourceError(f"{path}: column {name} is not a number in row {bad.argmax()} ({column.iloc[bad.argmax()]!r}): correct the file")
+        bad = (
+            parsed.isna() & column.notna() & (column.astype(str).str.strip().str.lower() != "nan")
+        ).to_numpy()
+        if bad.any():
+            raise SourceError(
+                f"{path}: column {name} is not a number in row {bad.argmax()} ({column.iloc[bad.argmax()]!r}): correct the file"
+            )
         column = parsed
     return column.astype("float64")
 
@@ -159,95 +288,176 @@ def _numbers(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
 def _times(table: pd.DataFrame, form: str, path: Path, offset: float | str | None) -> pd.DatetimeIndex:
     "UTC open times of the rows."
     name = next((name for name in _TIMES if name in table), None)
-    if name is None: raise SourceError(f"{path}: no column of open times (found: {_seen(table.columns)}): rename it in the file")
+    if name is None:
+        raise SourceError(
+            f"{path}: no column of open times (found: {_seen(table.columns)}): rename it in the file"
+        )
     times = table[name]
-    if {"date", "time"} <= set(table.columns) and name == "date": times = (times.astype(str) + " " + table["time"].astype(str)).rename("date and time")
-    if form != "MetaTrader": return moments(times, str(path), offset)
+    if {"date", "time"} <= set(table.columns) and name == "date":
+        times = (times.astype(str) + " " + table["time"].astype(str)).rename("date and time")
+    if form != "MetaTrader":
+        return moments(times, str(path), offset)
     if pd.api.types.is_numeric_dtype(times):
-        if offset is None: raise SourceError(f"{path}: column {name} counts from a broker's clock, not from UTC: give the offset of its clock, such as 3 or \"new_york+7\"")
+        if offset is None:
+            raise SourceError(
+                f'{path}: column {name} counts from a broker\'s clock, not from UTC: give the offset of its clock, such as 3 or "new_york+7"'
+            )
         return at_utc(moments(times, str(path)).tz_localize(None), offset, str(path)).rename("open_time")
-    if not pd.api.types.is_datetime64_any_dtype(times): times = times.astype(str).str.replace(".", "-", regex=False)
+    if not pd.api.types.is_datetime64_any_dtype(times):
+        times = times.astype(str).str.replace(".", "-", regex=False)
     return moments(times, str(path), offset)
+
 
 def _volume(table: pd.DataFrame, form: str, path: Path) -> tuple[pd.Series, str]:
     "The volume of a table, and what it counts."
     if form == "MetaTrader" and "tick_volume" in table:
         traded = _numbers(table, "volume", path) if "volume" in table else None
-        if traded is None: return _numbers(table, "tick_volume", path), "tick_volume, for there is no volume"
-        if not traded.any(): return _numbers(table, "tick_volume", path), "tick_volume, for volume is zero throughout"
-    if "volume" not in table: raise SourceError(f"{path}: no column volume (found: {_seen(table.columns)}): rename or add it")
+        if traded is None:
+            return _numbers(table, "tick_volume", path), "tick_volume, for there is no volume"
+        if not traded.any():
+            return _numbers(table, "tick_volume", path), "tick_volume, for volume is zero throughout"
+    if "volume" not in table:
+        raise SourceError(f"{path}: no column volume (found: {_seen(table.columns)}): rename or add it")
     return _numbers(table, "volume", path), "price changes" if form == "OANDA" else "volume"
 
 # %% ../../../nbs/data/sources/01_files.ipynb #a934a48a
 class CandleFile(NamedTuple):
     "Candles of a file, whose they are, and how they were read."
-    candles: pd.DataFrame     # in the file's order, not validated
-    symbol: str | None        # None: the file does not tell
-    timeframe: str | None     # None: a single row, and the name does not tell
-    facts: dict               # file, form, rows, volume, prices, offset, what was left out
+
+    candles: pd.DataFrame  # in the file's order, not validated
+    symbol: str | None  # None: the file does not tell
+    timeframe: str | None  # None: a single row, and the name does not tell
+    facts: dict  # file, form, rows, volume, prices, offset, what was left out
+
 
 def usual_step(times: pd.DatetimeIndex) -> pd.Timedelta | None:
     "The commonest distance between neighbouring times, the smallest if several are; None for fewer than two times."
     steps, counts = np.unique(np.diff(np.unique(times.as_unit("ns").asi8)), return_counts=True)
     return pd.Timedelta(steps[counts.argmax()], "ns") if len(steps) else None
 
+
 def _timeframe(named: str | None, times: pd.DatetimeIndex, path: Path) -> str | None:
     "The timeframe by name and by distance of the rows, which must not contradict each other."
     step = usual_step(times)
-    if step is None: return named
-    if named and step % pd.Timedelta(named) == pd.Timedelta(0): return named    # quiet markets leave out candles
+    if step is None:
+        return named
+    if named and step % pd.Timedelta(named) == pd.Timedelta(0):
+        return named  # quiet markets leave out candles
     for name, unit in (("d", "D"), ("h", "h"), ("m", "min"), ("s", "s")):
-        if step % pd.Timedelta(1, unit) == pd.Timedelta(0): found = f"{step // pd.Timedelta(1, unit)}{name}"; break
-    else: raise SourceError(f"{path}: its rows are {step} apart, which is no timeframe: check the column of times")
-    if named and step != pd.Timedelta(named): raise SourceError(f"{path}: its name says {named}, but its rows are {found} apart: rename the file, or leave it out")
+        if step % pd.Timedelta(1, unit) == pd.Timedelta(0):
+            found = f"{step // pd.Timedelta(1, unit)}{name}"
+            break
+    else:
+        raise SourceError(
+            f"{path}: its rows are {step} apart, which is no timeframe: check the column of times"
+        )
+    if named and step != pd.Timedelta(named):
+        raise SourceError(
+            f"{path}: its name says {named}, but its rows are {found} apart: rename the file, or leave it out"
+        )
     return found
 
 # %% ../../../nbs/data/sources/01_files.ipynb #57cdf6dd
-_NOTED = ("complete", "instrument", "symbol", "pair", "ticker", *(f"{side}_{price}" for side in ("mid", "bid", "ask") for price in "ohlc"))
+_NOTED = (
+    "complete",
+    "instrument",
+    "symbol",
+    "pair",
+    "ticker",
+    *(f"{side}_{price}" for side in ("mid", "bid", "ask") for price in "ohlc"),
+)
+
 
 def _symbol(table: pd.DataFrame, named: str | None, timeframe: str | None, path: Path) -> str | None:
     "The symbol told inside the file or by its name; MetaTrader 4 appends the minutes to it."
-    inside = next((table[name].dropna().astype(str).unique() for name in ("instrument", "symbol", "pair", "ticker") if name in table), [])
-    if len(inside) > 1: raise SourceError(f"{path}: candles of several symbols ({', '.join(inside[:3])}): write one file for each")
-    if len(inside): return plain_symbol(inside[0])
+    inside = next(
+        (
+            table[name].dropna().astype(str).unique()
+            for name in ("instrument", "symbol", "pair", "ticker")
+            if name in table
+        ),
+        [],
+    )
+    if len(inside) > 1:
+        raise SourceError(
+            f"{path}: candles of several symbols ({', '.join(inside[:3])}): write one file for each"
+        )
+    if len(inside):
+        return plain_symbol(inside[0])
     minutes = str(int(pd.Timedelta(timeframe) / pd.Timedelta(minutes=1))) if timeframe else ""
-    if named and minutes and re.fullmatch(rf"[A-Z].*[A-Z.]{minutes}", named): return named.removesuffix(minutes)
+    if named and minutes and re.fullmatch(rf"[A-Z].*[A-Z.]{minutes}", named):
+        return named.removesuffix(minutes)
     return named
+
 
 def _read(path: Path, offset: float | str | None) -> CandleFile:
     "The candles of a file with their facts; raises what the readers raise."
     table = _named(file_table(path), path)
     form, rows = _form(table, path), len(table)
-    if "complete" in table and form == "OANDA": table = table[table["complete"].astype(str).str.lower() == "true"]
-    if not len(table): raise SourceError(f"{path}: no candles in it (columns: {_seen(table.columns)}): leave the file out")
-    table, prices = _mid_prices(table, path) if form == "OANDA" else (table, "traded" if form == "Binance archive" else "as in the file")
+    if "complete" in table and form == "OANDA":
+        table = table[table["complete"].astype(str).str.lower() == "true"]
+    if not len(table):
+        raise SourceError(f"{path}: no candles in it (columns: {_seen(table.columns)}): leave the file out")
+    table, prices = (
+        _mid_prices(table, path)
+        if form == "OANDA"
+        else (table, "traded" if form == "Binance archive" else "as in the file")
+    )
     volume, counted = _volume(table, form, path)
-    kept = [name for name in VALUES if name in table and name != "volume" and not (name == "spread" and form == "MetaTrader")]
-    candles = pd.DataFrame({name: _numbers(table, name, path) for name in kept} | {"volume": volume})[[name for name in VALUES if name in (*kept, "volume")]]
+    kept = [
+        name
+        for name in VALUES
+        if name in table and name != "volume" and not (name == "spread" and form == "MetaTrader")
+    ]
+    candles = pd.DataFrame({name: _numbers(table, name, path) for name in kept} | {"volume": volume})[
+        [name for name in VALUES if name in (*kept, "volume")]
+    ]
     candles.index = _times(table, form, path, offset)
     named, timeframe = name_parts(path)
     timeframe = _timeframe(timeframe, candles.index, path)
-    facts = {"file": path.name, "form": form, "rows": len(candles), "prices": prices, "volume": counted, "unclosed": rows - len(table), "offset": offset,
-             "left_out": [name for name in table.columns if name not in (*kept, *_TIMES, *_NOTED, "tick_volume" if counted.startswith("tick_volume") else "volume")]}
+    facts = {
+        "file": path.name,
+        "form": form,
+        "rows": len(candles),
+        "prices": prices,
+        "volume": counted,
+        "unclosed": rows - len(table),
+        "offset": offset,
+        "left_out": [
+            name
+            for name in table.columns
+            if name
+            not in (*kept, *_TIMES, *_NOTED, "tick_volume" if counted.startswith("tick_volume") else "volume")
+        ],
+    }
     return CandleFile(candles, _symbol(table, named, timeframe, path), timeframe, facts)
 
 # %% ../../../nbs/data/sources/01_files.ipynb #fb419d41
-def open_candle_file(path: str | os.PathLike,            # of any form described above
-                     offset: float | str | None = None,  # clock of times without a zone: hours ahead of UTC, "new_york+7", or a zone; None: they are refused
-                    ) -> CandleFile:
+def open_candle_file(
+    path: str | os.PathLike,  # of any form described above
+    offset: float
+    | str
+    | None = None,  # clock of times without a zone: hours ahead of UTC, "new_york+7", or a zone; None: they are refused
+) -> CandleFile:
     "A file's candles with their symbol, timeframe and facts, or a `SourceError` that names the file."
-    try: return _read(Path(path), offset)
-    except SourceError: raise
+    try:
+        return _read(Path(path), offset)
+    except SourceError:
+        raise
     except UNREADABLE as error:
-        raise SourceError(f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:160]}): check that it is a whole file of candles") from None
+        raise SourceError(
+            f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:160]}): check that it is a whole file of candles"
+        ) from None
+
 
 def read_candle_file(path: str | os.PathLike, offset: float | str | None = None) -> pd.DataFrame:
     "The candles of a file in its own order, not yet validated; columns that no stage uses are left out."
     return open_candle_file(path, offset).candles
 
 # %% ../../../nbs/data/sources/01_files.ipynb #7c40f2d5
-def join_candles(parts: Mapping[str, pd.DataFrame],   # candles by the name of their file
-                ) -> pd.DataFrame:
+def join_candles(
+    parts: Mapping[str, pd.DataFrame],  # candles by the name of their file
+) -> pd.DataFrame:
     "One sorted table without doubled rows; a `SourceError` with time, column and both files where two rows of one time differ."
     names, owner = list(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts.values()])
     every = pd.concat(parts.values())
@@ -257,82 +467,133 @@ def join_candles(parts: Mapping[str, pd.DataFrame],   # candles by the name of t
     first = np.maximum.accumulate(np.where(doubled, 0, np.arange(len(every))))
     for name in every if doubled.any() else ():
         here, there = every[name].to_numpy()[doubled], every[name].to_numpy()[first[doubled]]
-        differs = (here != there) & ~(np.isnan(here) & np.isnan(there) if name in (*PRICES, "volume") else np.isnan(here) | np.isnan(there))
+        differs = (here != there) & ~(
+            np.isnan(here) & np.isnan(there)
+            if name in (*PRICES, "volume")
+            else np.isnan(here) | np.isnan(there)
+        )
         if differs.any():
             row = np.flatnonzero(doubled)[differs.argmax()]
-            raise SourceError(f"{names[owner[first[row]]]}: column {name} is {every[name].iloc[first[row]]} at {every.index[row]}, but {every[name].iloc[row]} in {names[owner[row]]}: leave one of the two out")
+            raise SourceError(
+                f"{names[owner[first[row]]]}: column {name} is {every[name].iloc[first[row]]} at {every.index[row]}, but {every[name].iloc[row]} in {names[owner[row]]}: leave one of the two out"
+            )
     return every[~doubled][[name for name in VALUES if name in every]]
 
 # %% ../../../nbs/data/sources/01_files.ipynb #51427ae4
 _ENDINGS = (".parquet", ".pq", ".csv", ".txt", ".tsv", ".feather", ".json", ".zip", ".gz")
 
+
 def _files(place: str | os.PathLike) -> list[Path]:
     "The file itself, or the candle files of a folder in alphabetical order."
     place = Path(place).expanduser()
-    if not place.exists(): raise SourceError(f"{place}: no such file or folder: check collect.files")
-    if not place.is_dir(): return [place]
-    found = sorted(path for path in place.rglob("*") if path.name.lower().endswith(_ENDINGS) and not _NO_CANDLES.search(path.name)
-                   and path.is_file() and not any(part.startswith(".") for part in path.relative_to(place).parts))
-    if not found: raise SourceError(f"{place}: no files of candles in the folder (known endings: {' '.join(_ENDINGS)}): check collect.files")
+    if not place.exists():
+        raise SourceError(f"{place}: no such file or folder: check collect.files")
+    if not place.is_dir():
+        return [place]
+    found = sorted(
+        path
+        for path in place.rglob("*")
+        if path.name.lower().endswith(_ENDINGS)
+        and not _NO_CANDLES.search(path.name)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(place).parts)
+    )
+    if not found:
+        raise SourceError(
+            f"{place}: no files of candles in the folder (known endings: {' '.join(_ENDINGS)}): check collect.files"
+        )
     return found
+
 
 def list_files(files: str | os.PathLike | Sequence | Mapping) -> list[tuple[Path, str | None]]:
     "Every file with the symbol that is given for it, None where its name or content must tell."
-    if isinstance(files, Mapping): return [(path, plain_symbol(symbol)) for symbol, places in files.items() for path, _ in list_files(places)]
+    if isinstance(files, Mapping):
+        return [
+            (path, plain_symbol(symbol)) for symbol, places in files.items() for path, _ in list_files(places)
+        ]
     places = [files] if isinstance(files, (str, os.PathLike)) else list(files)
-    if not places: raise SourceError("collect.files is empty: name a folder, files, or files by symbol")
+    if not places:
+        raise SourceError("collect.files is empty: name a folder, files, or files by symbol")
     return [(path, None) for path in dict.fromkeys(path for place in places for path in _files(place))]
 
 # %% ../../../nbs/data/sources/01_files.ipynb #6b525566
-def _series(files: list[tuple[Path, str | None]], offset: float | str | None) -> dict[tuple[str, str], list[Path]]:
+def _series(
+    files: list[tuple[Path, str | None]], offset: float | str | None
+) -> dict[tuple[str, str], list[Path]]:
     "The files of each symbol and timeframe; only those are opened whose name does not tell both."
     found = {}
     for path, given in files:
         symbol, timeframe = name_parts(path)
-        if not (timeframe and (given or symbol)): _, symbol, timeframe, _ = open_candle_file(path, offset)
-        if not (given or symbol): raise SourceError(f"{path}: neither name nor content tells the symbol: give collect.files as symbol: path")
-        if not timeframe: raise SourceError(f"{path}: a single candle does not tell its timeframe: write it into the name, as in {given or symbol}_5m{path.suffix}")
+        if not (timeframe and (given or symbol)):
+            _, symbol, timeframe, _ = open_candle_file(path, offset)
+        if not (given or symbol):
+            raise SourceError(
+                f"{path}: neither name nor content tells the symbol: give collect.files as symbol: path"
+            )
+        if not timeframe:
+            raise SourceError(
+                f"{path}: a single candle does not tell its timeframe: write it into the name, as in {given or symbol}_5m{path.suffix}"
+            )
         found.setdefault((given or symbol, timeframe), []).append(path)
     return found
 
 # %% ../../../nbs/data/sources/01_files.ipynb #dd5a423d
 class FileSource:
     "Old downloads as a `CandleSource`: one series for each symbol and timeframe in the files."
+
     name = "files"
-    def __init__(self, files: str | os.PathLike | Sequence | Mapping,  # a folder, files, or files or folders by symbol
-                 offset: float | str | None = None):                   # clock of times without a zone, see `open_candle_file`
+
+    def __init__(
+        self,
+        files: str | os.PathLike | Sequence | Mapping,  # a folder, files, or files or folders by symbol
+        offset: float | str | None = None,
+    ):  # clock of times without a zone, see `open_candle_file`
         self.files, self.offset = list_files(files), offset
         self._joined = lru_cache(4)(self._join)
 
     @cached_property
-    def series(self) -> dict[tuple[str, str], list[Path]]: return _series(self.files, self.offset)
+    def series(self) -> dict[tuple[str, str], list[Path]]:
+        return _series(self.files, self.offset)
 
     def _lacking(self, symbol: str, timeframe: str) -> str:
         "What the files have instead of a series, and what to do."
         here = any(name == plain_symbol(symbol) for name, _ in self.series)
-        remedy = f"name files of {timeframe} candles in collect.files" if here else "set collect.symbols to symbols of the files, or collect.files to symbol: path"
+        remedy = (
+            f"name files of {timeframe} candles in collect.files"
+            if here
+            else "set collect.symbols to symbols of the files, or collect.files to symbol: path"
+        )
         return f"{symbol}: no {timeframe} candles in the files (there are {', '.join(f'{length} of {name}' for name, length in sorted(self.series))}): {remedy}"
 
     def _join(self, symbol: str, timeframe: str) -> tuple[pd.DataFrame, list[dict]]:
         "The joined candles of one series, and the facts of its files."
         paths = self.series.get((plain_symbol(symbol), timeframe))
-        if not paths: raise SourceError(self._lacking(symbol, timeframe))
+        if not paths:
+            raise SourceError(self._lacking(symbol, timeframe))
         opened = {str(path): open_candle_file(path, self.offset) for path in paths}
-        return join_candles({path: file.candles for path, file in opened.items()}), [file.facts for file in opened.values()]
+        return join_candles({path: file.candles for path, file in opened.items()}), [
+            file.facts for file in opened.values()
+        ]
 
     def facts(self, symbol: str, timeframe: str) -> list[dict]:
         "How each file of a series was read."
         return self._joined(symbol, timeframe)[1]
 
-    async def pages(self, symbol: str, timeframe: str, start: pd.Timestamp, end: pd.Timestamp) -> AsyncIterator[pd.DataFrame]:
+    async def pages(
+        self, symbol: str, timeframe: str, start: pd.Timestamp, end: pd.Timestamp
+    ) -> AsyncIterator[pd.DataFrame]:
         "The series' candles with open times in [start, end), as one page; none where the files have none."
         candles, _ = await asyncio.to_thread(self._joined, symbol, timeframe)
         wanted = candles[(candles.index >= start) & (candles.index < end)]
-        if len(wanted): yield wanted
+        if len(wanted):
+            yield wanted
 
     async def now(self) -> pd.Timestamp:
         "The close of the last candle in the files: nothing later can be asked of them."
         tables = {key: await asyncio.to_thread(self._joined, *key) for key in self.series}
-        return max(candles.index[-1] + pd.Timedelta(timeframe) for (_, timeframe), (candles, _) in tables.items())
+        return max(
+            candles.index[-1] + pd.Timedelta(timeframe) for (_, timeframe), (candles, _) in tables.items()
+        )
 
-    async def close(self) -> None: self._joined.cache_clear()
+    async def close(self) -> None:
+        self._joined.cache_clear()

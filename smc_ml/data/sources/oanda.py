@@ -6,104 +6,206 @@
 __all__ = ['TOKEN', 'URLS', 'GRANULARITIES', 'PAGE', 'Oanda', 'OandaSource']
 
 # %% ../../../nbs/data/sources/03_oanda.ipynb #7ab0e968
-import os, re
+import os
+import re
 from collections.abc import AsyncIterator, Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
+
 import httpx
 import pandas as pd
-from .exchanges import Line, Patience, Unanswered, asked_wait, candle_table, checked_span, near_names, paged, timeframe_step
+
 from .base import SourceError
+from smc_ml.data.sources.exchanges import (
+    Line,
+    Patience,
+    Unanswered,
+    asked_wait,
+    candle_table,
+    checked_span,
+    near_names,
+    paged,
+    timeframe_step,
+)
 
 # %% ../../../nbs/data/sources/03_oanda.ipynb #bc8753b9
 TOKEN = "OANDA_TOKEN"
 URLS = {"practice": "https://api-fxpractice.oanda.com", "live": "https://api-fxtrade.oanda.com"}
 
+
 def _client(account: str, base_url: str | None, patience: Patience) -> httpx.AsyncClient:
     "An HTTP client that carries the token."
     token = os.environ.get(TOKEN, "").strip()
-    if not token: raise SourceError(f"oanda: no token: set the environment variable {TOKEN} to a token of your {account} account")
-    if not re.fullmatch(r"[!-~]+", token): raise SourceError(f"oanda: the environment variable {TOKEN} holds characters that no token has: copy the token again")
-    return httpx.AsyncClient(base_url=base_url or URLS[account], timeout=patience.timeout, trust_env=base_url is None, verify=not (base_url or "").startswith("http://"),
-                             headers={"Authorization": f"Bearer {token}", "Accept-Datetime-Format": "UNIX"})
+    if not token:
+        raise SourceError(
+            f"oanda: no token: set the environment variable {TOKEN} to a token of your {account} account"
+        )
+    if not re.fullmatch(r"[!-~]+", token):
+        raise SourceError(
+            f"oanda: the environment variable {TOKEN} holds characters that no token has: copy the token again"
+        )
+    return httpx.AsyncClient(
+        base_url=base_url or URLS[account],
+        timeout=patience.timeout,
+        trust_env=base_url is None,
+        verify=not (base_url or "").startswith("http://"),
+        headers={"Authorization": f"Bearer {token}", "Accept-Datetime-Format": "UNIX"},
+    )
 
 # %% ../../../nbs/data/sources/03_oanda.ipynb #48c18a3b
 class Oanda:
     "The connection to a broker's server."
+
     name = "oanda"
-    def __init__(self, account: str = "practice",        # practice or live: which of the broker's two servers
-                 base_url: str | None = None,            # stands in for that server's address
-                 patience: Patience = Patience()):
-        if account not in URLS: raise SourceError(f"oanda: account {account!r} is unknown{near_names(str(account), list(URLS))}: give one of {', '.join(URLS)}")
-        self._settings, self._line, self._opened = (account, base_url, patience), Line(self.name, patience), None
+
+    def __init__(
+        self,
+        account: str = "practice",  # practice or live: which of the broker's two servers
+        base_url: str | None = None,  # stands in for that server's address
+        patience: Patience = Patience(),
+    ):
+        if account not in URLS:
+            raise SourceError(
+                f"oanda: account {account!r} is unknown{near_names(str(account), list(URLS))}: give one of {', '.join(URLS)}"
+            )
+        self._settings, self._line, self._opened = (
+            (account, base_url, patience),
+            Line(self.name, patience),
+            None,
+        )
 
     async def close(self) -> None:
         "End all connections."
         client, self._opened = self._opened, None
-        if client is not None: await client.aclose()
+        if client is not None:
+            await client.aclose()
 
     async def ask(self, path: str, parse: Callable[[httpx.Response], Any], **query: Any) -> Any:
         "What the server answers, parsed."
+
         async def request():
-            if self._opened is None: self._opened = _client(*self._settings)
+            if self._opened is None:
+                self._opened = _client(*self._settings)
             try:
                 response = await self._opened.get(path, params=query)
                 _refuse(response)
                 return parse(response)
-            except (httpx.ConnectError, httpx.ConnectTimeout): raise Unanswered("the server cannot be reached", unreachable=True) from None
-            except httpx.TimeoutException: raise Unanswered(f"no answer within {self._line.patience.timeout:g} s") from None
-            except httpx.HTTPError: raise Unanswered("the connection broke off") from None
-            except (SourceError, Unanswered): raise
-            except (KeyError, TypeError, ValueError, IndexError) as error: raise Unanswered(f"an answer of another form than expected ({type(error).__name__})") from None
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                raise Unanswered("the server cannot be reached", unreachable=True) from None
+            except httpx.TimeoutException:
+                raise Unanswered(f"no answer within {self._line.patience.timeout:g} s") from None
+            except httpx.HTTPError:
+                raise Unanswered("the connection broke off") from None
+            except (SourceError, Unanswered):
+                raise
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise Unanswered(
+                    f"an answer of another form than expected ({type(error).__name__})"
+                ) from None
+
         return await self._line.ask(request)
 
     async def now(self) -> pd.Timestamp:
         "The server's clock, from the header of an answer; whole seconds."
-        return await self.ask("/v3/accounts", lambda response: pd.Timestamp(parsedate_to_datetime(response.headers["date"])).tz_convert("UTC"))
+        return await self.ask(
+            "/v3/accounts",
+            lambda response: pd.Timestamp(parsedate_to_datetime(response.headers["date"])).tz_convert("UTC"),
+        )
 
 # %% ../../../nbs/data/sources/03_oanda.ipynb #9b0a812e
 def _refuse(response: httpx.Response) -> None:
     "Raise for an answer that is none."
     status = response.status_code
-    if status in (418, 429) or status >= 500: raise Unanswered(f"HTTP {status}", asked_wait(response.headers))
-    if status in (401, 403): raise SourceError(f"oanda: the server refuses the token (HTTP {status}): check {TOKEN} and whether it belongs to the practice or the live account")
-    if status < 400: return
-    try: words = str(response.json()["errorMessage"])
-    except (KeyError, TypeError, ValueError): words = f"HTTP {status}"
-    words = words.replace(response.request.headers.get("Authorization", "").removeprefix("Bearer ") or "\0", "…")[:200]
-    raise SourceError(f"oanda: the server refused the request ({words}): check instrument, timeframe and dates")
+    if status in (418, 429) or status >= 500:
+        raise Unanswered(f"HTTP {status}", asked_wait(response.headers))
+    if status in (401, 403):
+        raise SourceError(
+            f"oanda: the server refuses the token (HTTP {status}): check {TOKEN} and whether it belongs to the practice or the live account"
+        )
+    if status < 400:
+        return
+    try:
+        words = str(response.json()["errorMessage"])
+    except (KeyError, TypeError, ValueError):
+        words = f"HTTP {status}"
+    words = words.replace(
+        response.request.headers.get("Authorization", "").removeprefix("Bearer ") or "\0", "…"
+    )[:200]
+    raise SourceError(
+        f"oanda: the server refused the request ({words}): check instrument, timeframe and dates"
+    )
 
 # %% ../../../nbs/data/sources/03_oanda.ipynb #2c679c45
 GRANULARITIES = {"5m": "M5", "15m": "M15", "1h": "H1", "4h": "H4", "1d": "D"}
-PAGE = 5000   # candles in a request
+PAGE = 5000  # candles in a request
 _COLUMNS = {"open": 1, "high": 2, "low": 3, "close": 4, "volume": 5, "bid": 6, "ask": 7}
+
 
 def _candles(response: httpx.Response) -> pd.DataFrame:
     "The complete candles of an answer; times are written as counts of seconds."
     told = [candle for candle in response.json()["candles"] if candle["complete"]]
-    return candle_table([(_milliseconds(candle["time"]), *(candle["mid"][letter] for letter in "ohlc"), candle["volume"], candle["bid"]["c"], candle["ask"]["c"]) for candle in told], _COLUMNS)
+    return candle_table(
+        [
+            (
+                _milliseconds(candle["time"]),
+                *(candle["mid"][letter] for letter in "ohlc"),
+                candle["volume"],
+                candle["bid"]["c"],
+                candle["ask"]["c"],
+            )
+            for candle in told
+        ],
+        _COLUMNS,
+    )
+
 
 def _milliseconds(time: str) -> int:
     "From `1700000000.000000000`, or from an ISO date where a proxy drops the header that asks for counts."
     return int(time.split(".")[0]) * 1000 if time[:5].isdigit() else pd.Timestamp(time).value // 1_000_000
 
+
 class OandaSource(Oanda):
     "Candles of one broker's instruments, such as EUR_USD."
-    async def pages(self, symbol: str, timeframe: str, start: pd.Timestamp, end: pd.Timestamp) -> AsyncIterator[pd.DataFrame]:
+
+    async def pages(
+        self, symbol: str, timeframe: str, start: pd.Timestamp, end: pd.Timestamp
+    ) -> AsyncIterator[pd.DataFrame]:
         "Complete candles with open times in [start, end), page by page."
         step, now = timeframe_step(timeframe, list(GRANULARITIES), self.name), await self.now()
         checked_span(start, end, now, self.name)
         name = await self._instrument(symbol)
+
         async def ask(since, until):
-            return await self.ask(f"/v3/instruments/{name}/candles", _candles, price="MBA", granularity=GRANULARITIES[timeframe], count=min(PAGE, -(-(until - since) // step)), dailyAlignment=0, alignmentTimezone="UTC",
-                                  **{"from": f"{since.value // 10**9}"})
-        async for page in paged(ask, start.ceil(step), min(end, now.floor(step)), step, PAGE * 7 // 5, self._line.patience.answers): yield page
+            return await self.ask(
+                f"/v3/instruments/{name}/candles",
+                _candles,
+                price="MBA",
+                granularity=GRANULARITIES[timeframe],
+                count=min(PAGE, -(-(until - since) // step)),
+                dailyAlignment=0,
+                alignmentTimezone="UTC",
+                **{"from": f"{since.value // 10**9}"},
+            )
+
+        async for page in paged(
+            ask, start.ceil(step), min(end, now.floor(step)), step, PAGE * 7 // 5, self._line.patience.answers
+        ):
+            yield page
 
     async def _instrument(self, symbol: str) -> str:
         "The broker's name of an instrument, however it is written; an error with names like it."
         account = await self.ask("/v3/accounts", lambda response: response.json()["accounts"][0]["id"])
-        names = await self.ask(f"/v3/accounts/{account}/instruments", lambda response: [instrument["name"] for instrument in response.json()["instruments"]])
-        def bare(name: str) -> str: return re.sub(r"[/_\- ]", "", name).upper()
+        names = await self.ask(
+            f"/v3/accounts/{account}/instruments",
+            lambda response: [instrument["name"] for instrument in response.json()["instruments"]],
+        )
+
+        def bare(name: str) -> str:
+            return re.sub(r"[/_\- ]", "", name).upper()
+
         found = [name for name in names if bare(name) == bare(symbol)]
-        if found: return found[0]
-        raise SourceError(f"oanda: instrument {symbol!r} is unknown{near_names(symbol.replace('/', '_'), names)}: write it as the broker does, such as EUR_USD")
+        if found:
+            return found[0]
+        raise SourceError(
+            f"oanda: instrument {symbol!r} is unknown{near_names(symbol.replace('/', '_'), names)}: write it as the broker does, such as EUR_USD"
+        )

@@ -7,28 +7,37 @@ __all__ = ['log', 'Books', 'check_books', 'read_books', 'Trades', 'read_trades',
            'order_book_candles', 'add_order_book']
 
 # %% ../../../nbs/data/sources/04_order_book.ipynb #563b7e40
-import logging, os
+import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
+
 from ...candles import CandleError
-from .files import UNREADABLE, file_table
 from .base import SourceError, moments
+from .files import UNREADABLE, file_table
 
 # %% ../../../nbs/data/sources/04_order_book.ipynb #f3f22888
 class Books(NamedTuple):
     "Snapshots of an order book, best level first; sizes in base units."
-    time: pd.DatetimeIndex      # when each was true, UTC
-    bid_price: np.ndarray       # snapshots x levels
+
+    time: pd.DatetimeIndex  # when each was true, UTC
+    bid_price: np.ndarray  # snapshots x levels
     bid_size: np.ndarray
     ask_price: np.ndarray
     ask_size: np.ndarray
 
+
 def _ordered(times: pd.DatetimeIndex, source: str) -> None:
     "Raise where a time is before the one above it."
     late = np.flatnonzero(np.diff(times.asi8) < 0)
-    if len(late): raise SourceError(f"{source}: time {times[late[0] + 1]} stands after {times[late[0]]}: sort the file by time")
+    if len(late):
+        raise SourceError(
+            f"{source}: time {times[late[0] + 1]} stands after {times[late[0]]}: sort the file by time"
+        )
+
 
 def check_books(books: Books, source: str = "book") -> Books:
     "The books unchanged, or a `SourceError` that names source, level and time."
@@ -37,143 +46,259 @@ def check_books(books: Books, source: str = "book") -> Books:
         bad = ~(np.isfinite(values) & (values > 0))
         if bad.any():
             row, level = np.argwhere(bad)[0]
-            raise SourceError(f"{source}: {name} of level {level + 1} is {values[row, level]} at {books.time[row]}: read fewer levels, or remove the snapshot")
+            raise SourceError(
+                f"{source}: {name} of level {level + 1} is {values[row, level]} at {books.time[row]}: read fewer levels, or remove the snapshot"
+            )
     for name, prices in (("bid", -books.bid_price), ("ask", books.ask_price)):
         bad = (np.diff(prices, axis=1) <= 0).any(axis=1)
-        if bad.any(): raise SourceError(f"{source}: {name} prices are not sorted from the best on at {books.time[bad.argmax()]}: sort the levels of this snapshot")
+        if bad.any():
+            raise SourceError(
+                f"{source}: {name} prices are not sorted from the best on at {books.time[bad.argmax()]}: sort the levels of this snapshot"
+            )
     crossed = books.bid_price[:, 0] >= books.ask_price[:, 0]
     if crossed.any():
         row = crossed.argmax()
-        raise SourceError(f"{source}: the book is crossed at {books.time[row]} (bid {books.bid_price[row, 0]}, ask {books.ask_price[row, 0]}): remove the snapshot, or record the book again")
+        raise SourceError(
+            f"{source}: the book is crossed at {books.time[row]} (bid {books.bid_price[row, 0]}, ask {books.ask_price[row, 0]}): remove the snapshot, or record the book again"
+        )
     return books
 
 # %% ../../../nbs/data/sources/04_order_book.ipynb #e040ab28
 _TIMES = ("ts", "time", "timestamp", "date", "datetime", "open_time")
+
 
 def _recording(path: str | os.PathLike) -> tuple[pd.DataFrame, pd.DatetimeIndex]:
     "A file's table with its times in UTC."
     try:
         table = file_table(path)
         name = next((name for name in _TIMES if name in table), None)
-        if name is None or not len(table): raise SourceError(f"{path}: no {'column of times' if name is None else 'rows'} (found: {', '.join(map(str, table.columns))}): give a recording of the book or of trades")
+        if name is None or not len(table):
+            raise SourceError(
+                f"{path}: no {'column of times' if name is None else 'rows'} (found: {', '.join(map(str, table.columns))}): give a recording of the book or of trades"
+            )
         return table, moments(table[name], str(path)).rename("time")
-    except SourceError: raise
-    except UNREADABLE as error: raise SourceError(f"{path}: cannot be read ({' '.join(str(error).split())[:160]}): check that it is a whole file") from None
+    except SourceError:
+        raise
+    except UNREADABLE as error:
+        raise SourceError(
+            f"{path}: cannot be read ({' '.join(str(error).split())[:160]}): check that it is a whole file"
+        ) from None
+
 
 def _floats(table: pd.DataFrame, names: list[str], path: str | os.PathLike) -> np.ndarray:
     "Columns as floats, one column each."
     missing = [name for name in names if name not in table]
-    if missing: raise SourceError(f"{path}: no column {missing[0]} (found: {', '.join(map(str, table.columns[:12]))}, …): rename it, or read fewer levels")
-    try: return table[names].to_numpy(dtype=float, na_value=np.nan)
-    except (TypeError, ValueError) as error: raise SourceError(f"{path}: columns {names[0]} to {names[-1]} are not all numbers ({error}): correct the file") from None
+    if missing:
+        raise SourceError(
+            f"{path}: no column {missing[0]} (found: {', '.join(map(str, table.columns[:12]))}, …): rename it, or read fewer levels"
+        )
+    try:
+        return table[names].to_numpy(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise SourceError(
+            f"{path}: columns {names[0]} to {names[-1]} are not all numbers ({error}): correct the file"
+        ) from None
 
-def read_books(path: str | os.PathLike,      # a table with a time and bid_px_1, bid_sz_1, ask_px_1, ask_sz_1, …
-               levels: int | None = None,    # best levels to read; None: as many as there are
-              ) -> Books:
+
+def read_books(
+    path: str | os.PathLike,  # a table with a time and bid_px_1, bid_sz_1, ask_px_1, ask_sz_1, …
+    levels: int | None = None,  # best levels to read; None: as many as there are
+) -> Books:
     "Checked snapshots of a recording."
     table, times = _recording(path)
-    if levels is None: levels = sum(str(name).startswith("bid_px_") for name in table.columns) or 1
-    if levels < 1: raise SourceError(f"{path}: {levels} levels are none: read at least one")
-    return check_books(Books(times, *(_floats(table, [f"{side}_{level}" for level in range(1, levels + 1)], path) for side in ("bid_px", "bid_sz", "ask_px", "ask_sz"))), str(path))
+    if levels is None:
+        levels = sum(str(name).startswith("bid_px_") for name in table.columns) or 1
+    if levels < 1:
+        raise SourceError(f"{path}: {levels} levels are none: read at least one")
+    return check_books(
+        Books(
+            times,
+            *(
+                _floats(table, [f"{side}_{level}" for level in range(1, levels + 1)], path)
+                for side in ("bid_px", "bid_sz", "ask_px", "ask_sz")
+            ),
+        ),
+        str(path),
+    )
 
 # %% ../../../nbs/data/sources/04_order_book.ipynb #a75c4324
 class Trades(NamedTuple):
     "Single trades in the order in which they happened."
-    time: pd.DatetimeIndex      # UTC
+
+    time: pd.DatetimeIndex  # UTC
     price: np.ndarray
-    size: np.ndarray            # base units
-    side: np.ndarray            # +1 the taker bought, -1 the taker sold
-    in_market: np.ndarray       # False for transfers that no candle counts
-    lost: np.ndarray            # trades missing between this one and the one before
+    size: np.ndarray  # base units
+    side: np.ndarray  # +1 the taker bought, -1 the taker sold
+    in_market: np.ndarray  # False for transfers that no candle counts
+    lost: np.ndarray  # trades missing between this one and the one before
+
 
 log = logging.getLogger(__name__)
 
-def read_trades(path: str | os.PathLike,   # a table with a time, price, qty and is_buyer_maker [, trade_id, order_type]
-               ) -> Trades:
+
+def read_trades(
+    path: str | os.PathLike,  # a table with a time, price, qty and is_buyer_maker [, trade_id, order_type]
+) -> Trades:
     "Checked trades of a recording; how many were made outside the market or are lost is logged."
     table, times = _recording(path)
     _ordered(times, str(path))
     price, size = _floats(table, ["price", "qty"], path).T
     for name, values in (("price", price), ("qty", size)):
         bad = ~(np.isfinite(values) & (values > 0))
-        if bad.any(): raise SourceError(f"{path}: column {name} is {values[bad.argmax()]} at {times[bad.argmax()]}: remove the row, or record the trades again")
+        if bad.any():
+            raise SourceError(
+                f"{path}: column {name} is {values[bad.argmax()]} at {times[bad.argmax()]}: remove the row, or record the trades again"
+            )
     maker = _floats(table, ["is_buyer_maker"], path)[:, 0]
-    if not np.isin(maker, (0, 1)).all(): raise SourceError(f"{path}: column is_buyer_maker is neither true nor false at {times[np.isin(maker, (0, 1)).argmin()]}: correct the file")
-    in_market = table["order_type"].eq("MARKET").to_numpy(bool) if "order_type" in table else np.ones(len(table), bool)
-    number = _floats(table, ["trade_id"], path)[:, 0] if "trade_id" in table else np.arange(len(table), dtype=float)
+    if not np.isin(maker, (0, 1)).all():
+        raise SourceError(
+            f"{path}: column is_buyer_maker is neither true nor false at {times[np.isin(maker, (0, 1)).argmin()]}: correct the file"
+        )
+    in_market = (
+        table["order_type"].eq("MARKET").to_numpy(bool)
+        if "order_type" in table
+        else np.ones(len(table), bool)
+    )
+    number = (
+        _floats(table, ["trade_id"], path)[:, 0]
+        if "trade_id" in table
+        else np.arange(len(table), dtype=float)
+    )
     lost = np.diff(number, prepend=number[0] - 1) - 1
-    if not (lost >= 0).all(): raise SourceError(f"{path}: trade_id {number[(~(lost >= 0)).argmax()]:.0f} at {times[(~(lost >= 0)).argmax()]} does not follow the one before: remove doubled rows and sort by trade_id")
-    if lost.any() or not in_market.all(): log.info("%s: %d trades are lost, %d were made outside the market", path, lost.sum(), (~in_market).sum())
+    if not (lost >= 0).all():
+        raise SourceError(
+            f"{path}: trade_id {number[(~(lost >= 0)).argmax()]:.0f} at {times[(~(lost >= 0)).argmax()]} does not follow the one before: remove doubled rows and sort by trade_id"
+        )
+    if lost.any() or not in_market.all():
+        log.info(
+            "%s: %d trades are lost, %d were made outside the market", path, lost.sum(), (~in_market).sum()
+        )
     return Trades(times, price, size, np.where(maker == 1, -1.0, 1.0), in_market, lost)
 
 # %% ../../../nbs/data/sources/04_order_book.ipynb #9b08271b
 def book_measures(books: Books) -> dict[str, np.ndarray]:
     "Spread in price units, depth in base units and imbalance of each snapshot."
     bid, ask = books.bid_size.sum(axis=1), books.ask_size.sum(axis=1)
-    return {"spread": books.ask_price[:, 0] - books.bid_price[:, 0], "imbalance": (bid - ask) / (bid + ask), "depth": bid + ask}
+    return {
+        "spread": books.ask_price[:, 0] - books.bid_price[:, 0],
+        "imbalance": (bid - ask) / (bid + ask),
+        "depth": bid + ask,
+    }
 
-def _grid(times: pd.DatetimeIndex, timeframe: str, since: pd.Timestamp | None, until: pd.Timestamp | None) -> tuple[pd.DatetimeIndex, np.ndarray]:
+
+def _grid(
+    times: pd.DatetimeIndex, timeframe: str, since: pd.Timestamp | None, until: pd.Timestamp | None
+) -> tuple[pd.DatetimeIndex, np.ndarray]:
     "Candles that lie wholly within the recording, and for each row the position of its candle (outside: negative or too large)."
-    if not len(times): raise SourceError("nothing was recorded: give at least one snapshot or trade")
+    if not len(times):
+        raise SourceError("nothing was recorded: give at least one snapshot or trade")
     length, stamps = pd.Timedelta(timeframe).value, times.as_unit("ns").asi8
     first = -(-(stamps[0] if since is None else since.as_unit("ns").value) // length)
     last = (stamps[-1] if until is None else until.as_unit("ns").value) // length
     opens = np.arange(first, max(last, first)) * length
-    return pd.DatetimeIndex(opens.astype("datetime64[ns]")).tz_localize("UTC").rename("open_time"), stamps // length - first
+    return pd.DatetimeIndex(opens.astype("datetime64[ns]")).tz_localize("UTC").rename(
+        "open_time"
+    ), stamps // length - first
 
-def book_candles(books: Books,                           # checked
-                 timeframe: str = "5m",
-                 since: pd.Timestamp | None = None,      # the recording was on from here; None: from the first snapshot
-                 until: pd.Timestamp | None = None,      # and until here; None: to the last snapshot
-                 stale_after: str = "5s",                # a snapshot is not believed for longer
-                 covered: float = 0.9,                   # least share of a candle for which a believed snapshot is needed
-                ) -> pd.DataFrame:
+
+def book_candles(
+    books: Books,  # checked
+    timeframe: str = "5m",
+    since: pd.Timestamp | None = None,  # the recording was on from here; None: from the first snapshot
+    until: pd.Timestamp | None = None,  # and until here; None: to the last snapshot
+    stale_after: str = "5s",  # a snapshot is not believed for longer
+    covered: float = 0.9,  # least share of a candle for which a believed snapshot is needed
+) -> pd.DataFrame:
     "Spread, imbalance and depth of each candle wholly within the recording; NaN where it has holes."
     opens, candle = _grid(books.time, timeframe, since, until)
     length, stamps = pd.Timedelta(timeframe).value, books.time.as_unit("ns").asi8
     over = np.minimum((stamps // length + 1) * length, stamps + pd.Timedelta(stale_after).value)
-    held = np.minimum(over, np.append(stamps[1:], max(stamps[-1], stamps[-1] if until is None else until.as_unit("ns").value))) - stamps
+    held = (
+        np.minimum(
+            over,
+            np.append(
+                stamps[1:], max(stamps[-1], stamps[-1] if until is None else until.as_unit("ns").value)
+            ),
+        )
+        - stamps
+    )
     inside = (candle >= 0) & (candle < len(opens))
     total = np.bincount(candle[inside], held[inside], len(opens))
     enough = (total >= covered * length) & (total > 0)
-    means = {name: np.bincount(candle[inside], (held * values)[inside], len(opens)) / np.where(enough, total, np.nan) for name, values in book_measures(books).items()}
+    means = {
+        name: np.bincount(candle[inside], (held * values)[inside], len(opens))
+        / np.where(enough, total, np.nan)
+        for name, values in book_measures(books).items()
+    }
     return pd.DataFrame(means, index=opens, dtype=float)
 
 # %% ../../../nbs/data/sources/04_order_book.ipynb #89a6e104
-def trade_candles(trades: Trades,
-                  timeframe: str = "5m",
-                  since: pd.Timestamp | None = None,      # the recording was on from here; None: from the first trade
-                  until: pd.Timestamp | None = None,      # and until here; None: to the last trade
-                 ) -> pd.DataFrame:
+def trade_candles(
+    trades: Trades,
+    timeframe: str = "5m",
+    since: pd.Timestamp | None = None,  # the recording was on from here; None: from the first trade
+    until: pd.Timestamp | None = None,  # and until here; None: to the last trade
+) -> pd.DataFrame:
     "Volume, taker_buy_volume, signed_volume and number of trades of each candle wholly within the recording; NaN where trades are lost."
     opens, candle = _grid(trades.time, timeframe, since, until)
     size, bought = trades.size * trades.in_market, trades.side > 0
     inside = (candle >= 0) & (candle < len(opens))
-    sums = {"volume": size, "taker_buy_volume": size * bought, "signed_volume": size * trades.side, "trades": trades.in_market.astype(float)}
-    table = pd.DataFrame({name: np.bincount(candle[inside], values[inside], len(opens)) for name, values in sums.items()}, index=opens, dtype=float)
+    sums = {
+        "volume": size,
+        "taker_buy_volume": size * bought,
+        "signed_volume": size * trades.side,
+        "trades": trades.in_market.astype(float),
+    }
+    table = pd.DataFrame(
+        {name: np.bincount(candle[inside], values[inside], len(opens)) for name, values in sums.items()},
+        index=opens,
+        dtype=float,
+    )
     holes = np.zeros(len(opens) + 1, dtype="int64")
-    after = np.flatnonzero(trades.lost[1:] > 0) + 1         # the lost ones may have been in any candle between the two trades beside them
+    after = (
+        np.flatnonzero(trades.lost[1:] > 0) + 1
+    )  # the lost ones may have been in any candle between the two trades beside them
     np.add.at(holes, np.clip(candle[after - 1], 0, len(opens)), 1)
     np.add.at(holes, np.clip(candle[after] + 1, 0, len(opens)), -1)
     table.loc[np.cumsum(holes[:-1]) > 0] = np.nan
     return table
 
-def order_book_candles(books: Books, trades: Trades, timeframe: str = "5m", since: pd.Timestamp | None = None, until: pd.Timestamp | None = None) -> pd.DataFrame:
+
+def order_book_candles(
+    books: Books,
+    trades: Trades,
+    timeframe: str = "5m",
+    since: pd.Timestamp | None = None,
+    until: pd.Timestamp | None = None,
+) -> pd.DataFrame:
     "Spread, imbalance, depth, signed_volume, trades, volume and taker_buy_volume of the candles that books and trades both cover."
-    return book_candles(books, timeframe, since, until).join(trade_candles(trades, timeframe, since, until), how="inner")
+    return book_candles(books, timeframe, since, until).join(
+        trade_candles(trades, timeframe, since, until), how="inner"
+    )
 
 # %% ../../../nbs/data/sources/04_order_book.ipynb #2c48ea7e
-def add_order_book(candles: pd.DataFrame,       # checked candles of one symbol
-                   measures: pd.DataFrame,      # of `order_book_candles` with the same timeframe, or of another recording
-                   source: str = "order book",  # named in errors
-                   tolerance: float = 1e-6,     # largest difference of the two volumes, as a share
-                  ) -> pd.DataFrame:
+def add_order_book(
+    candles: pd.DataFrame,  # checked candles of one symbol
+    measures: pd.DataFrame,  # of `order_book_candles` with the same timeframe, or of another recording
+    source: str = "order book",  # named in errors
+    tolerance: float = 1e-6,  # largest difference of the two volumes, as a share
+) -> pd.DataFrame:
     "Candles with spread, imbalance, depth, signed_volume and trades, NaN where nothing was recorded; an error where the volumes disagree."
     both = measures.index.intersection(candles.index)
-    if not len(both): raise CandleError(f"{source}: no candle was recorded at any open_time from {candles.index.min()} to {candles.index.max()} (recorded: {measures.index.min()} to {measures.index.max()}): record the span of the candles")
+    if not len(both):
+        raise CandleError(
+            f"{source}: no candle was recorded at any open_time from {candles.index.min()} to {candles.index.max()} (recorded: {measures.index.min()} to {measures.index.max()}): record the span of the candles"
+        )
     if "volume" in measures:
         here, there = candles["volume"].loc[both].to_numpy(), measures["volume"].loc[both].to_numpy()
         differs = np.abs(here - there) > tolerance * np.maximum(np.abs(here), np.abs(there))
-        if differs.any(): raise CandleError(f"{source}: the trades of {both[differs.argmax()]} sum to a volume of {there[differs.argmax()]:.10g}, the candle has {here[differs.argmax()]:.10g}: check that both are of the same market and complete")
-    new = [name for name in ("spread", "imbalance", "depth", "signed_volume", "trades", "taker_buy_volume") if name in measures and name not in candles]
+        if differs.any():
+            raise CandleError(
+                f"{source}: the trades of {both[differs.argmax()]} sum to a volume of {there[differs.argmax()]:.10g}, the candle has {here[differs.argmax()]:.10g}: check that both are of the same market and complete"
+            )
+    new = [
+        name
+        for name in ("spread", "imbalance", "depth", "signed_volume", "trades", "taker_buy_volume")
+        if name in measures and name not in candles
+    ]
     return candles.join(measures[new])
