@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from smc_ml.labels.outcomes import EXIT_REASONS, Costs, barrier_exits, replay
+from smc_ml.costs import Costs
+from smc_ml.labels.outcomes import EXIT_REASONS, barrier_exits, replay
 from smc_ml.trading.account import run_backtest, select_trades
-from smc_ml.trading.costs import READINGS, BacktestConfig, liquidate, liquidation_distance
+from smc_ml.trading.config import BacktestConfig
+from smc_ml.trading.costs import READINGS, liquidate, liquidation_distance
 
 STEP, STRETCHES, CANDLES = (
     pd.Timedelta("5min"),

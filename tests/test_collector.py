@@ -11,11 +11,13 @@ from exchange_servers import BinanceServer, BybitServer, FaultSchedule, OandaSer
 
 from smc_ml.candles import TIMEFRAMES, CandleError, candle_facts, read_all_candles, read_candles, resample
 from smc_ml.config import ConfigError
-from smc_ml.data.collection.collector import DataCollectionConfig, HistoricalDataCollector, collect
+from smc_ml.data.collection.collector import HistoricalDataCollector, collect
+from smc_ml.data.collection.config import DataCollectionConfig
 from smc_ml.data.collection.preparation import held_against, make_candles
 from smc_ml.data.quality.assessment import assess_quality
 from smc_ml.data.sources.base import SourceError
-from smc_ml.data.sources.exchanges import ExchangeSource, Patience
+from smc_ml.data.sources.config import Patience
+from smc_ml.data.sources.exchanges import ExchangeSource
 from smc_ml.data.sources.oanda import OandaSource
 
 QUICK = Patience(first_wait=0.001, longest_wait=0.05, timeout=0.5, attempts=12)

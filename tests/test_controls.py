@@ -19,16 +19,17 @@ from smc_ml.controls.placebo import placebo_test
 from smc_ml.controls.planted import share_of_reachable, share_table
 from smc_ml.evaluation.metrics import verdict
 from smc_ml.patterns.detection import detect_timeframes
-from smc_ml.simulation.market import SimulationConfig, simulate_market
+from smc_ml.simulation.config import SimulationConfig
+from smc_ml.simulation.market import simulate_market
 from smc_ml.stages.calls import (
     MarketEvents,
     PipelineRun,
-    PipelineSettings,
     headlines,
     judge_events,
     market_events,
     pipeline_result,
 )
+from smc_ml.stages.config import PipelineSettings
 from smc_ml.trading.account import random_selections
 
 FAST, SEEDS = PipelineSettings(), (1, 2, 3)

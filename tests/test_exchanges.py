@@ -23,7 +23,8 @@ from exchange_servers import (
 from smc_ml.candles import PRICES, validate_candles
 from smc_ml.data import exchanges, oanda
 from smc_ml.data.sources.base import SourceError
-from smc_ml.data.sources.exchanges import ExchangeSource, Patience
+from smc_ml.data.sources.config import Patience
+from smc_ml.data.sources.exchanges import ExchangeSource
 from smc_ml.data.sources.oanda import TOKEN, OandaSource
 from smc_ml.simulation.market import random_walk
 

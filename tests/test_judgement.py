@@ -12,12 +12,11 @@ import pytest
 from conftest import ROOT
 from test_pipeline_contract import STAGES, code_of, source_of
 
-from smc_ml.candles import write_table
 from smc_ml.evaluation.overfitting import superior_predictive_ability
 from smc_ml.evaluation.trials import count_trials, read_trials, trial_id
 from smc_ml.reports.pages import page
+from smc_ml.trading.config import JudgementConfig
 from smc_ml.trading.selection import (
-    JudgementConfig,
     idle_sentence,
     judge,
     judgement_metrics,
@@ -26,6 +25,7 @@ from smc_ml.trading.selection import (
     record_sentence,
     superiority_sentence,
 )
+from smc_ml.writing import write_table
 
 # The stages write down what they try
 

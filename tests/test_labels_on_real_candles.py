@@ -8,12 +8,12 @@ from conftest import by_timeframe
 from smc_ml.candles import TIMEFRAMES, average_true_range, resample
 from smc_ml.causality import known_before, random_cuts
 from smc_ml.config import ConfigError
-from smc_ml.labels.horizons import HorizonConfig, horizon_targets
+from smc_ml.costs import Costs
+from smc_ml.labels.config import HorizonConfig, LabelingConfig
+from smc_ml.labels.horizons import horizon_targets
 from smc_ml.labels.outcomes import (
     LABEL_COLUMNS,
-    Costs,
     LabelError,
-    LabelingConfig,
     SMCPatternLabeler,
     get_pattern_statistics,
     label_patterns,

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smc_ml.candles import PRICES, CandleError, read_candles, validate_candles, write_candles, write_table
+from smc_ml.candles import PRICES, CandleError, read_candles, validate_candles, write_candles
 from smc_ml.config import UserError
 from smc_ml.data.sources.base import VALUES, SourceError, clock_zone, moments
 from smc_ml.data.sources.files import join_candles, name_parts, open_candle_file, plain_symbol
 from smc_ml.data.sources.order_book import read_books, read_trades
+from smc_ml.writing import write_table
 
 COLUMNS = [*PRICES, "volume"]
 ODD = [np.nan, np.inf, -np.inf, -1.0, 0.0, 1e308, 5e-324]

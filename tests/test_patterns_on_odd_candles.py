@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from smc_ml.candles import TIMEFRAMES
 from smc_ml.causality import assert_blind_to_the_future, assert_causal_events
-from smc_ml.patterns.detection import KINDS, PatternConfig, detect_patterns
+from smc_ml.patterns.config import PatternConfig
+from smc_ml.patterns.detection import detect_patterns
+from smc_ml.patterns.names import KINDS
 from smc_ml.patterns.streaming import PatternStream, update_table
 
 FIVE_MINUTES = TIMEFRAMES["5m"]

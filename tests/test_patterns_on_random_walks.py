@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import binom
 
 from smc_ml.candles import TIMEFRAMES
-from smc_ml.patterns.detection import KINDS, detect_patterns
+from smc_ml.patterns.detection import detect_patterns
+from smc_ml.patterns.names import KINDS
 from smc_ml.simulation.market import random_walk
 
 WALKS, CANDLES, AHEAD = 20, 20_000, 5

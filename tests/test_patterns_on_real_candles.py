@@ -8,9 +8,10 @@ from conftest import by_timeframe
 from smc_ml.candles import TIMEFRAMES, resample, validate_candles
 from smc_ml.causality import LookAheadError, assert_blind_to_the_future, assert_causal_events
 from smc_ml.data.sources.files import read_candle_file
+from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.confluence import confluence, pattern_confluence
-from smc_ml.patterns.detection import KINDS, PatternConfig, active_zones, detect_patterns, detect_timeframes
-from smc_ml.patterns.sessions import PERIODS
+from smc_ml.patterns.detection import active_zones, detect_patterns, detect_timeframes
+from smc_ml.patterns.names import KINDS, PERIODS
 from smc_ml.patterns.streaming import PatternStream, update_table
 
 FIVE_MINUTES = TIMEFRAMES["5m"]

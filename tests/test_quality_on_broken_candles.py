@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smc_ml.candles import PRICES, TIMEFRAMES, CandleError, validate_candles
-from smc_ml.data.quality.assessment import QualityReport, RepairConfig, assess_quality, repair
+from smc_ml.data.quality.assessment import QualityReport, assess_quality, repair
+from smc_ml.data.quality.config import RepairConfig
 
 STEP, PIECE = pd.Timedelta("5min"), 8_000
 TABLES = (

@@ -5,11 +5,14 @@ import pandas as pd
 import pytest
 
 from smc_ml.candles import TIMEFRAMES, closes_at, resample, segments, validate_candles
-from smc_ml.features.smc import FeatureConfig, longest_lookback, signed_features, smc_features
-from smc_ml.labels.horizons import HorizonConfig, horizon_targets
-from smc_ml.labels.outcomes import LabelingConfig, label_patterns
+from smc_ml.features.config import FeatureConfig
+from smc_ml.features.smc import longest_lookback, signed_features, smc_features
+from smc_ml.labels.config import HorizonConfig, LabelingConfig
+from smc_ml.labels.horizons import horizon_targets
+from smc_ml.labels.outcomes import label_patterns
 from smc_ml.models.windows import event_windows
-from smc_ml.patterns.detection import PatternConfig, detect_timeframes
+from smc_ml.patterns.config import PatternConfig
+from smc_ml.patterns.detection import detect_timeframes
 from smc_ml.patterns.events import candle_records, prepare
 
 SHORT, SMALL = (

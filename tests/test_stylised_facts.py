@@ -11,7 +11,8 @@ from conftest import ROOT
 from numpy._core._multiarray_umath import __cpu_dispatch__
 
 from smc_ml.candles import CandleError
-from smc_ml.simulation.market import SimulationConfig, random_walk, simulate_market
+from smc_ml.simulation.config import SimulationConfig
+from smc_ml.simulation.market import random_walk, simulate_market
 from smc_ml.simulation.stylised_facts import NOT_MET, TOLERANCES, compare_facts, stylised_facts
 
 

@@ -11,10 +11,13 @@ import pytest
 from conftest import BTC, by_timeframe, real_candles
 
 from smc_ml.features.smc import smc_features
-from smc_ml.labels.outcomes import LabelingConfig, barrier_exits, label_patterns, limit_fills
-from smc_ml.patterns.detection import PatternConfig, detect_patterns, detect_timeframes
+from smc_ml.labels.config import LabelingConfig
+from smc_ml.labels.outcomes import barrier_exits, label_patterns, limit_fills
+from smc_ml.patterns.config import PatternConfig
+from smc_ml.patterns.detection import detect_patterns, detect_timeframes
 from smc_ml.patterns.streaming import PatternStream, candles_of
-from smc_ml.simulation.market import SimulationConfig, random_walk, simulate_market
+from smc_ml.simulation.config import SimulationConfig
+from smc_ml.simulation.market import random_walk, simulate_market
 
 
 @pytest.fixture(scope="module")

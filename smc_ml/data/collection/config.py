@@ -17,13 +17,14 @@ from pydantic import Field, model_validator
 from ...candles import TIMEFRAMES, CandleError, validate_candles
 from ...config import Section
 from .store import raw_path, series_name
-from ..quality.assessment import RepairConfig
 from ..quality.calendars import is_expected
+from ..quality.config import RepairConfig
 from ..sources.base import CandleSource, SourceError, clock_zone
-from ..sources.exchanges import ExchangeSource, Patience
+from ..sources.config import Patience
+from ..sources.exchanges import ExchangeSource
 from ..sources.files import FileSource
 from ..sources.oanda import OandaSource
-from ...simulation.market import SimulationConfig
+from ...simulation.config import SimulationConfig
 
 # %% ../../../nbs/data/collection/01_config.ipynb #ab9293b2
 Exchange = Literal["binance", "bybit", "oanda"]
