@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from smc_ml.candles import TIMEFRAMES, resample, validate_candles
+from smc_ml.candles import resample, validate_candles
 from smc_ml.data.sources.files import read_candle_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,5 +60,5 @@ def euro(market) -> pd.DataFrame:
 def by_timeframe(candles: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {
         timeframe: candles if timeframe == "5m" else resample(candles, "5m", timeframe)
-        for timeframe in TIMEFRAMES
+        for timeframe in ("5m", "15m", "1h", "4h", "1d")
     }

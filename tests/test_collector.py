@@ -52,7 +52,7 @@ def tables(symbols: list[str], days: int = 5) -> dict[tuple[str, str], pd.DataFr
     return {
         (symbol, timeframe): candles if timeframe == "5m" else resample(candles, "5m", timeframe)
         for symbol, candles in base.items()
-        for timeframe in TIMEFRAMES
+        for timeframe in ("5m", "15m", "1h", "4h", "1d")
     }
 
 

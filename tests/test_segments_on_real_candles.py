@@ -40,7 +40,11 @@ def holed(bitcoin) -> pd.DataFrame:
 
 def patterns_of(candles: pd.DataFrame) -> pd.DataFrame:
     return detect_timeframes(
-        {name: candles if name == "5m" else resample(candles, "5m", name) for name in TIMEFRAMES}, SHORT
+        {
+            name: candles if name == "5m" else resample(candles, "5m", name)
+            for name in ("5m", "15m", "1h", "4h", "1d")
+        },
+        SHORT,
     )
 
 
