@@ -1,8 +1,8 @@
-"""Every notebook of the library and of nbs/explore runs from top to bottom, its proofs against the shipped module.
+"""Every notebook of the library and of nbs/explore runs from top to bottom, its proofs on the shipped module.
 
-An exported cell is not run a second time: its definitions are imported from the module which nbdev wrote from it. So a
-proof tests what a user imports, compiled functions come from their cache, and coverage counts the lines of `smc_ml`.
-Stage notebooks run in the end-to-end test.
+An exported cell is not run a second time: its definitions are imported from the module that nbdev wrote from
+it. So a proof tests what a user imports, compiled functions come from their cache, and coverage counts the
+lines of `smc_ml`. Stage notebooks run in the end-to-end test.
 """
 
 import ast
