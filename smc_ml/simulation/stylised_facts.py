@@ -8,11 +8,12 @@ __all__ = ['TOLERANCES', 'NOT_MET', 'log_returns', 'autocorrelation', 'decay_exp
            'zero_return_share', 'range_ratio', 'stylised_facts', 'Tolerance', 'compare_facts']
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #88981292
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from ..candles import TIMEFRAMES, CandleError, index_unit, resample
 
@@ -30,15 +31,11 @@ def log_returns(
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #dd290625
 def autocorrelation(
-    values: pd.Series | np.ndarray,
-    lags: Sequence[int],  # in rows
+    values: pd.Series,
+    lags: Iterable[int],  # in rows
 ) -> pd.Series:
     "Correlation of the values with themselves some rows later, by lag; pairs with a missing value are left out."
-    values, found = np.asarray(values, float), {}
-    for lag in lags:
-        before, after = values[:-lag], values[lag:]
-        both = np.isfinite(before) & np.isfinite(after)
-        found[lag] = np.corrcoef(before[both], after[both])[0, 1]
+    found = {lag: values.autocorr(lag) for lag in lags}
     return pd.Series(found, name="autocorrelation").rename_axis("lag")
 
 
@@ -50,11 +47,8 @@ def decay_exponent(memory: pd.Series) -> float:
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #0bd5303b
 def kurtosis(returns: pd.Series, trim: float = 0.0) -> float:
     "Fourth moment over the squared second, about the mean; returns beyond the quantiles `trim` and 1 - `trim` are set back to them."
-    values = returns.dropna().to_numpy()
-    if trim:
-        values = np.clip(values, *np.quantile(values, [trim, 1 - trim]))
-    away = values - values.mean()
-    return float(np.mean(away**4) / np.mean(away**2) ** 2)
+    trimmed = returns.clip(*returns.quantile([trim, 1 - trim])) if trim else returns
+    return float(stats.kurtosis(trimmed, fisher=False, nan_policy="omit"))
 
 
 def kurtosis_by_horizon(
