@@ -9,23 +9,29 @@ __all__ = ['SimulationError', 'SimulatedMarket', 'simulate_market', 'random_walk
 import math
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numba import njit, vectorize
 
-from ..candles import TIMEFRAMES, validate_candles
+from ..candles import PRICES, TIMEFRAMES, validate_candles
 from ..config import UserError
-from .config import SimulationConfig
+from .config import SIMULATED_TIMEFRAME, SimulationConfig
 
 # %% ../../nbs/simulation/01_market.ipynb #282e62af
+_STEP = TIMEFRAMES[SIMULATED_TIMEFRAME]
+_CANDLES_AN_HOUR = pd.Timedelta("1h") // _STEP
+_CANDLES_A_DAY = 24 * _CANDLES_AN_HOUR
+
+
 class SimulationError(UserError):
     "Symbols or dates from which no market can be simulated."
 
 # %% ../../nbs/simulation/01_market.ipynb #d9bcfbc1
 @vectorize(cache=True)
-def _log(value):
+def _log(value: float) -> float:
     "Natural logarithm of a positive number."
     mantissa, exponent = math.frexp(value)
     if mantissa < 0.7071067811865476:
@@ -38,7 +44,7 @@ def _log(value):
 
 
 @vectorize(cache=True)
-def _exp(value):
+def _exp(value: float) -> float:
     "Exponential of a number between -700 and 700."
     exponent = math.floor(value * 1.4426950408889634 + 0.5)
     rest, total = (value - exponent * 0.693147180369123816490) - exponent * 1.90821492927058770002e-10, 1.0
@@ -94,7 +100,7 @@ _TAIL = (
 
 
 @njit(cache=True)
-def _ratio(value, tables):
+def _ratio(value: float, tables: tuple[tuple[float, ...], ...]) -> float:
     "Quotient of two polynomials, highest power first."
     above, below = 0.0, 0.0
     for number in range(8):
@@ -103,7 +109,7 @@ def _ratio(value, tables):
 
 
 @vectorize(cache=True)
-def _normal(share):
+def _normal(share: float) -> float:
     "The standard normal number below which this share lies; none is beyond 6.7."
     distance = share - 0.5
     if abs(distance) <= 0.425:
@@ -112,21 +118,14 @@ def _normal(share):
     return far if distance > 0 else -far
 
 # %% ../../nbs/simulation/01_market.ipynb #e8794e88
-_CANDLES_A_DAY, _STEPS = (
-    288,
-    10,
-)  # a candle is walked in ten steps, so that its high and low belong to its path
-_SHARED, _OWN = (
-    7,
-    5,
-)  # numbers a candle that symbols share in part: volatility (3), surprise, regime (2), activity; and not: volume, taker, spread, bid depth, ask depth
+_STEPS = 10  # a candle is walked in ten steps, so that its high and low belong to its path
+_SHARED = 7  # numbers per candle that symbols share in part: volatility (3), surprise, regime (2), activity
+_OWN = 5  # numbers per candle of a symbol alone: volume, taker, spread, bid depth, ask depth
 
 
 class _Noise(NamedTuple):
     steps: np.ndarray  # (candle, step) standard normal: the path
-    bridges: (
-        np.ndarray
-    )  # (candle, 2 * step) uniform: how far the path strays above and below between two steps
+    bridges: np.ndarray  # (candle, 2 * step) uniform: how far the path strays between two steps, up and down
     candle: np.ndarray  # (candle, 12) standard normal: see _SHARED and _OWN
     impulse: np.ndarray  # (candle, 3) uniform: whether, direction, size
 
@@ -150,11 +149,8 @@ def _shared(own: np.ndarray, common: np.ndarray, correlation: float) -> np.ndarr
     return np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own
 
 # %% ../../nbs/simulation/01_market.ipynb #0e861071
-_WAVES = (
-    (0.8, 0.55),
-    (0.99, 0.48),
-    (0.9998, 0.683),
-)  # from one five-minute candle to the next, and share of the standard deviation; squares of the shares sum to one
+# Persistence per candle, and share of the standard deviation; squares of the shares sum to one.
+_WAVES = ((0.8, 0.55), (0.99, 0.48), (0.9998, 0.683))
 _HOURS = (0, 2, 4, 8, 11, 12, 14, 15.5, 18, 21, 23.5, 24)  # of the day, UTC
 _BY_HOUR = (1.08, 0.93, 0.7, 0.8, 0.82, 1.0, 1.4, 1.4, 1.17, 1.1, 0.88, 1.08)  # volatility at those hours
 
@@ -162,8 +158,8 @@ _BY_HOUR = (1.08, 0.93, 0.7, 0.8, 0.82, 1.0, 1.4, 1.4, 1.17, 1.1, 0.88, 1.08)  #
 def _week_shape(weekend: float) -> np.ndarray:
     "Volatility of each candle of the week, from Monday midnight on, relative to the week's; mean square one."
     day = []
-    for start, end, before, after in zip(_HOURS, _HOURS[1:], _BY_HOUR, _BY_HOUR[1:]):
-        candles = round(12 * (end - start))
+    for (start, end), (before, after) in zip(pairwise(_HOURS), pairwise(_BY_HOUR), strict=True):
+        candles = round(_CANDLES_AN_HOUR * (end - start))
         day += [before + (after - before) * number / candles for number in range(candles)]
     shape = np.concatenate([np.array(day) * (weekend if number >= 5 else 1.0) for number in range(7)])
     return shape / math.sqrt(sum((shape * shape).tolist()) / len(shape))
@@ -180,25 +176,23 @@ def _slow_wave(noise: np.ndarray, persistence: float) -> np.ndarray:
 
 
 def _base_sigma(config: SimulationConfig) -> float:
-    "Mean standard deviation of an ordinary five-minute return, given what the impulses add to the day."
-    an_impulse = config.impulse_sigma**2 + config.zone_candles * (
-        config.accumulation**2 - 1
-    )  # variance that it adds, in ordinary candles
+    "Mean standard deviation of an ordinary candle's return, given what the impulses add to the day."
+    # the variance that an impulse adds, in ordinary candles
+    an_impulse = config.impulse_sigma**2 + config.zone_candles * (config.accumulation**2 - 1)
     return config.daily_volatility / math.sqrt(_CANDLES_A_DAY + 24 / config.impulse_hours * an_impulse)
 
 
 def _sigmas(
     noise: np.ndarray, days: range, config: SimulationConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Standard deviation known before each candle, the factor by which the candle itself surprises, and the shape of the week in the former."
+    "Sigma known before each candle, the factor by which the candle surprises, and the week's part of sigma."
     waves = sum(
         share * _slow_wave(noise[:, number], persistence)
         for number, (persistence, share) in enumerate(_WAVES)
     )
     slow = config.clustering * np.clip(waves, -3, 3)
-    shape = np.resize(
-        np.roll(_week_shape(config.weekend), -_CANDLES_A_DAY * ((days[0] + 3) % 7)), len(noise)
-    )  # 1970-01-01 was a Thursday
+    weekday = (days[0] + 3) % 7  # 1970-01-01 was a Thursday
+    shape = np.resize(np.roll(_week_shape(config.weekend), -_CANDLES_A_DAY * weekday), len(noise))
     sigma = _base_sigma(config) * shape * _exp(slow - config.clustering**2)
     return sigma, _exp(config.surprise * np.clip(noise[:, 3], -4, 4) - config.surprise**2), shape
 
@@ -228,12 +222,9 @@ def _regimes(
 
 
 def _regimes_of(noise: np.ndarray, config: SimulationConfig) -> np.ndarray:
-    return _regimes(
-        noise[:, 4],
-        noise[:, 5],
-        float(_normal(1 - 1 / (12 * config.regime_hours))),
-        float(_normal(1 - _TURNS)),
-    )
+    "The regime of each candle, each lasting `regime_hours` on average."
+    ends = 1 / (_CANDLES_AN_HOUR * config.regime_hours)
+    return _regimes(noise[:, 4], noise[:, 5], float(_normal(1 - ends)), float(_normal(1 - _TURNS)))
 
 
 def _pace(regimes: np.ndarray) -> np.ndarray:
@@ -261,9 +252,9 @@ def _walk_candle(
     pull: float,  # drift per step, fraction of price: of an impulse; of a test, per variance of a step
     below: float,
     above: float,  # prices at which a test is decided and its drift ends
-    lean: float,
-    ahead: float,
-    width: float,  # of the trend, and how far price runs ahead of its mean, both fractions of price
+    lean: float,  # of the trend
+    ahead: float,  # how far price runs ahead of its mean, fraction of price
+    width: float,  # the distance at which the trend leans in full, fraction of price
 ) -> tuple[float, float, float, int]:
     "High, low, close and the barrier met first: +1 above, -1 below, 0 none."
     high, low, moved, met = price, price, 0.0, 0
@@ -274,16 +265,9 @@ def _walk_candle(
             moved += pull * size * size
         moved = min(max(moved, -0.5), 0.5)
         middle, apart = (before + moved) / 2, (moved - before) * (moved - before)
-        high = max(
-            high, price * (1 + middle + math.sqrt(apart - 2 * size * size * _log(bridges[2 * number])) / 2)
-        )
-        low = min(
-            low,
-            price
-            * (
-                1 + max(middle - math.sqrt(apart - 2 * size * size * _log(bridges[2 * number + 1])) / 2, -0.9)
-            ),
-        )
+        up, down = _log(bridges[2 * number]), _log(bridges[2 * number + 1])
+        high = max(high, price * (1 + middle + math.sqrt(apart - 2 * size * size * up) / 2))
+        low = min(low, price * (1 + max(middle - math.sqrt(apart - 2 * size * size * down) / 2, -0.9)))
         if met == 0 and high >= above:
             met = 1
         if met == 0 and low <= below:
@@ -299,52 +283,43 @@ _ZONE = np.dtype(
     + [(name, "f8") for name in ("top", "bottom", "away")]
 )
 _KINDS = np.array(["zone", "sweep"])  # _ZONE's `kind` counts these
-_ENDINGS = np.array(
-    ["", "tested", "broken", "occupied", "expired"]
-)  # why one waits no longer; _ZONE's `ended` counts these
+# Why one waits no longer; _ZONE's `ended` counts these.
+_ENDINGS = np.array(["", "tested", "broken", "occupied", "expired"])
 _TESTED, _BROKEN, _OCCUPIED, _EXPIRED = 1, 2, 3, 4
 
 
 @njit(cache=True)
 def _new_zone(
-    zone: np.ndarray, prices: np.ndarray, row: int, direction: int, candles: int, distance: float
+    zone: np.record, prices: np.ndarray, row: int, direction: int, candles: int, distance: float
 ) -> None:
     "Fill in the zone that an impulse on `row` leaves: the range of the candles before it."
-    zone.direction, zone.formed, zone.known, zone.tested, zone.resolved = (
-        direction,
-        row - candles,
-        row,
-        -1,
-        -1,
-    )
-    zone.top, zone.bottom = prices[row - candles : row, 1].max(), prices[row - candles : row, 2].min()
-    zone.away = zone.top + distance if direction > 0 else zone.bottom - distance
+    zone.direction, zone.formed, zone.known = direction, row - candles, row
+    zone.tested, zone.resolved = -1, -1
+    top, bottom = prices[row - candles : row, 1].max(), prices[row - candles : row, 2].min()
+    zone.top, zone.bottom = top, bottom
+    zone.away = top + distance if direction > 0 else bottom - distance
 
 
 @njit(cache=True)
 def _new_swing(
-    zone: np.ndarray,
+    zone: np.record,
     prices: np.ndarray,
     row: int,
     side: int,  # +1: a high, -1: a low
-    wing: int,
+    pivot_length: int,  # candles on each side
 ) -> bool:
-    "Whether `row` completes a swing point, `wing` candles after it; if so, fill it in. Its direction is the one in which price turns."
-    if row < 2 * wing:
+    "Whether `row` confirms a swing point; if so, fill it in. Its direction is the one in which price turns."
+    first, middle = row - 2 * pivot_length, row - pivot_length
+    if first < 0:
         return False
-    values, middle = prices[row - 2 * wing : row + 1, 1 if side > 0 else 2], row - wing
-    for other in range(2 * wing + 1):
-        if other != wing and side * values[other] >= side * values[wing]:
+    values = prices[first : row + 1, 1 if side > 0 else 2]
+    level = values[pivot_length]
+    for other in range(len(values)):
+        if other != pivot_length and side * values[other] >= side * level:
             return False
-    zone.kind, zone.direction, zone.formed, zone.known, zone.tested, zone.resolved = (
-        1,
-        -side,
-        middle,
-        row,
-        -1,
-        -1,
-    )
-    zone.top, zone.bottom, zone.left = values[wing], values[wing], 1
+    zone.kind, zone.direction, zone.formed, zone.known = 1, -side, middle, row
+    zone.tested, zone.resolved = -1, -1
+    zone.top, zone.bottom, zone.left = level, level, 1
     return True
 
 # %% ../../nbs/simulation/01_market.ipynb #73dedbc7
@@ -389,40 +364,47 @@ def _forget(zones: np.ndarray, first: int, count: int, oldest: int) -> int:
     return first
 
 # %% ../../nbs/simulation/01_market.ipynb #9688747d
+class _Course(NamedTuple):
+    noise: np.ndarray  # (candle, step) standard normal
+    bridges: np.ndarray  # (candle, 2 * step) uniform
+    sigma: np.ndarray  # known before each candle
+    surprise: np.ndarray
+    lean: np.ndarray  # of the trend, signed
+    impulses: np.ndarray  # signed sizes in sigma; 0 where there is none
+
+
+class _Rules(NamedTuple):
+    tilt: float  # log odds of a test
+    barrier: float  # size of a test, in sigma
+    candles: int  # of a zone
+    pivot_length: int  # of a swing point, candles on each side
+    life: int  # candles until a zone is forgotten
+    departure: float  # how far price must leave a zone, in sigma
+
+# %% ../../nbs/simulation/01_market.ipynb #2f9d6b37
 @njit(cache=True)
 def _walk(
-    price: float,
-    noise: np.ndarray,
-    bridges: np.ndarray,
-    sigma: np.ndarray,
-    surprise: np.ndarray,
-    lean: np.ndarray,
-    impulses: np.ndarray,  # signed sizes in sigma; 0 where there is none
-    tilt: float,
-    barrier_sigma: float,  # log odds of a test, and its size
-    candles: int,
-    wing: int,
-    life: int,
-    departure: float,
+    price: float, course: _Course, rules: _Rules
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     "The fields of a `_Path`."
+    noise, sigma, candles = course.noise, course.sigma, rules.candles
     rows, steps = noise.shape
     prices, jumped, testing = np.empty((rows, 4)), np.zeros(rows), np.zeros(rows)
-    zones = np.zeros(np.count_nonzero(impulses) + 2 * (rows // wing + 1) + 1, _ZONE)
+    zones = np.zeros(np.count_nonzero(course.impulses) + 2 * (rows // rules.pivot_length + 1) + 1, _ZONE)
     first, count, test, pull, below, above, calm, mean = 0, 0, -1, 0.0, 0.0, np.inf, candles, price
     for row in range(rows):
         if test < 0 and row >= calm:
-            jumped[row] = impulses[row]
+            jumped[row] = course.impulses[row]
         high, low, close, met = _walk_candle(
             price,
             noise[row],
-            bridges[row],
-            sigma[row] * surprise[row] / math.sqrt(steps),
+            course.bridges[row],
+            sigma[row] * course.surprise[row] / math.sqrt(steps),
             jumped[row] * sigma[row] / steps,
             pull,
             below,
             above,
-            lean[row],
+            course.lean[row],
             price / mean - 1,
             sigma[row] * math.sqrt(_MEMORY),
         )
@@ -431,24 +413,18 @@ def _walk(
         if test >= 0 and met:
             zones[test].resolved, zones[test].met = row, met
             test, pull, below, above = -1, 0.0, 0.0, np.inf
-        first = _forget(zones, first, count, row - life)
+        first = _forget(zones, first, count, row - rules.life)
         begun = _touch(zones, first, count, high, low, close, test >= 0)
         if begun >= 0:
-            test, barrier = begun, barrier_sigma * sigma[row]
+            test, barrier = begun, rules.barrier * sigma[row]
             zones[test].tested, below, above = row, price * (1 - barrier), price * (1 + barrier)
-            pull = zones[test].direction * tilt / (2 * barrier)
+            pull = zones[test].direction * rules.tilt / (2 * barrier)
         if jumped[row]:
-            _new_zone(
-                zones[count],
-                prices,
-                row,
-                1 if jumped[row] > 0 else -1,
-                candles,
-                departure * sigma[row] * price,
-            )
+            direction, away = 1 if jumped[row] > 0 else -1, rules.departure * sigma[row] * price
+            _new_zone(zones[count], prices, row, direction, candles, away)
             count, calm = count + 1, row + candles + 1
         for side in (1, -1):
-            if _new_swing(zones[count], prices, row, side, wing):
+            if _new_swing(zones[count], prices, row, side, rules.pivot_length):
                 count += 1
         if test >= 0:
             testing[row] = zones[test].direction
@@ -456,10 +432,8 @@ def _walk(
 
 # %% ../../nbs/simulation/01_market.ipynb #0a5babf8
 _NOTIONAL = 1.0e6  # mean volume of a candle times the first price
-_ACTIVITY = (
-    (0.9, 0.25),
-    (0.9995, 0.4),
-)  # of the volume's own waves: persistence, and standard deviation of the logarithm
+# Of the volume's own waves: persistence, and standard deviation of the logarithm.
+_ACTIVITY = ((0.9, 0.25), (0.9995, 0.4))
 
 
 def _tick_decimals(price: float) -> int:
@@ -518,19 +492,18 @@ def _book(
 
 # %% ../../nbs/simulation/01_market.ipynb #aa727f1b
 class SimulatedMarket(NamedTuple):
+    "A simulated symbol; nothing in it is missing but times after the last candle."
+
     candles: pd.DataFrame  # simulated five-minute candles with quotes and depth
-    truth: pd.DataFrame  # one row a zone or swing point: what happened to it, and how likely success was
-    regimes: (
-        pd.Series
-    )  # of each candle: +1 rising trend, -1 falling trend, 0 range; hidden from whoever trades
+    truth: pd.DataFrame  # one row per zone or swing point: how it ended, and how likely success was
+    regimes: pd.Series  # per candle: +1 rising trend, -1 falling trend, 0 range; hidden from whoever trades
 
 
 def _impulses(uniform: np.ndarray, config: SimulationConfig) -> np.ndarray:
     "Candidate impulses: signed sizes in sigma, within a fifth of the mean size; 0 where there is none."
     size = config.impulse_sigma * (0.8 + 0.4 * uniform[:, 2])
-    return np.where(
-        uniform[:, 0] < 1 / (12 * config.impulse_hours), np.where(uniform[:, 1] < 0.5, size, -size), 0.0
-    )
+    signed = np.where(uniform[:, 1] < 0.5, size, -size)
+    return np.where(uniform[:, 0] < 1 / (_CANDLES_AN_HOUR * config.impulse_hours), signed, 0.0)
 
 
 def _accumulate(impulses: np.ndarray, config: SimulationConfig) -> np.ndarray:
@@ -545,8 +518,11 @@ def _truth(
     symbol: str, zones: np.ndarray, opens: pd.DatetimeIndex, decimals: int, edge: float
 ) -> pd.DataFrame:
     "The zones and swings as a table; times after the last candle are missing."
-    closes = opens + TIMEFRAMES["5m"]
-    dated = lambda rows: pd.Series(closes[np.maximum(rows, 0)]).where(rows >= 0)
+    closes = opens + _STEP
+
+    def dated(rows: np.ndarray) -> pd.Series:
+        return pd.Series(closes[np.maximum(rows, 0)]).where(rows >= 0)
+
     resolved, tested = zones["resolved"] >= 0, zones["tested"] >= 0
     return pd.DataFrame(
         {
@@ -597,57 +573,57 @@ def _candles(
         config.depth_lean * config.edge,
         decimals,
     )
-    return dict(zip(("open", "high", "low", "close"), prices.T)) | {"volume": volume} | book
+    return dict(zip(PRICES, prices.T, strict=True)) | {"volume": volume} | book
+
+# %% ../../nbs/simulation/01_market.ipynb #6a1c93de
+def _rules(config: SimulationConfig) -> _Rules:
+    "The settings as the path counts them."
+    return _Rules(
+        _tilt(config.edge),
+        config.barrier_sigma,
+        config.zone_candles,
+        config.swing_candles,
+        int(config.zone_life_hours * _CANDLES_AN_HOUR),
+        config.departure_sigma,
+    )
+
+
+def _joint_noise(own: _Noise, common: _Noise, correlation: float) -> np.ndarray:
+    "A symbol's numbers per candle, the first of them shared in part with the other symbols."
+    shared = _shared(own.candle[:, :_SHARED], common.candle[:, :_SHARED], correlation)
+    return np.hstack([shared, own.candle[:, _SHARED:]])
 
 
 def _simulate_symbol(
     symbol: str, days: range, rows: int, common: _Noise, config: SimulationConfig
 ) -> SimulatedMarket:
-    "The first `rows` simulated candles of one symbol from midnight of the first day on, and the truth about them."
+    "The first `rows` candles of one symbol from midnight of the first day on, and the truth about them."
     own = _noise(config.seed, f"symbol {symbol}", days)
-    noise = np.hstack(
-        [
-            _shared(own.candle[:, :_SHARED], common.candle[:, :_SHARED], config.correlation),
-            own.candle[:, _SHARED:],
-        ]
-    )
+    noise = _joint_noise(own, common, config.correlation)
     impulses, regimes = _impulses(own.impulse, config), _regimes_of(noise, config)
-    pace, first_price = _pace_of(noise, impulses, regimes, days, config), _first_price(symbol)
-    path = _Path(
-        *_walk(
-            first_price,
-            _shared(own.steps, common.steps, config.correlation)[:rows],
-            own.bridges[:rows],
-            pace.sigma[:rows],
-            pace.surprise[:rows],
-            config.trend * regimes[:rows],
-            impulses[:rows],
-            _tilt(config.edge),
-            config.barrier_sigma,
-            config.zone_candles,
-            config.swing_candles,
-            int(config.zone_life_hours * 12),
-            config.departure_sigma,
-        )
+    pace = _pace_of(noise, impulses, regimes, days, config)
+    pace = _Pace(pace.sigma[:rows], pace.surprise[:rows], pace.shape[:rows], pace.base)
+    course = _Course(
+        _shared(own.steps, common.steps, config.correlation)[:rows],
+        own.bridges[:rows],
+        pace.sigma,
+        pace.surprise,
+        config.trend * regimes[:rows],
+        impulses[:rows],
     )
-    index = pd.date_range(
-        pd.Timestamp(days[0], unit="D", tz="UTC"),
-        periods=rows,
-        freq=TIMEFRAMES["5m"],
-        name="open_time",
-        unit="ns",
-    )
-    decimals, pace = _tick_decimals(first_price), _Pace(*(part[:rows] for part in pace[:3]), pace.base)
-    candles = pd.DataFrame(_candles(path, pace, noise[:rows], config, decimals), index=index)
+    first_price = _first_price(symbol)
+    path, decimals = _Path(*_walk(first_price, course, _rules(config))), _tick_decimals(first_price)
+    midnight = pd.Timestamp(days[0], unit="D", tz="UTC")
+    index = pd.date_range(midnight, periods=rows, freq=_STEP, name="open_time", unit="ns")
     return SimulatedMarket(
-        candles,
+        pd.DataFrame(_candles(path, pace, noise[:rows], config, decimals), index=index),
         _truth(symbol, path.zones, index, decimals, config.edge),
         pd.Series(regimes[:rows], index, name="regime"),
     )
 
 # %% ../../nbs/simulation/01_market.ipynb #650d7079
 def _utc(time: str, name: str) -> pd.Timestamp:
-    "A date as a UTC time on the five-minute grid."
+    "A date as a UTC time on the grid of the simulated candles."
     try:
         stamp = pd.Timestamp(time)
     except ValueError:
@@ -655,11 +631,18 @@ def _utc(time: str, name: str) -> pd.Timestamp:
             f"simulated market: {name} {time!r} is not a date: write it like 2024-01-31"
         ) from None
     stamp = stamp.tz_localize("UTC") if stamp.tz is None else stamp.tz_convert("UTC")
-    if stamp != stamp.floor(TIMEFRAMES["5m"]):
+    if stamp != stamp.floor(_STEP):
         raise SimulationError(
-            f"simulated market: {name} {time} is not on the 5m grid: choose a full five minutes"
+            f"simulated market: {name} {time} is not on the {SIMULATED_TIMEFRAME} grid: "
+            f"choose {stamp.floor(_STEP):%Y-%m-%d %H:%M}"
         )
     return stamp
+
+
+def _days(first: pd.Timestamp, last: pd.Timestamp) -> range:
+    "The days from one time to another, counted from 1970-01-01."
+    epoch = pd.Timestamp(0, tz="UTC")
+    return range((first.floor("D") - epoch).days, (last.ceil("D") - epoch).days)
 
 
 def simulate_market(
@@ -674,15 +657,13 @@ def simulate_market(
     first, last = _utc(start, "start"), _utc(end, "end")
     if last <= first:
         raise SimulationError(f"simulated market: end {end} is not after start {start}: choose a later end")
-    midnight = first.floor("D")
-    days = range(
-        (midnight - pd.Timestamp(0, tz="UTC")).days, (last.ceil("D") - pd.Timestamp(0, tz="UTC")).days
-    )
-    common, rows = _noise(config.seed, "common", days), (last - midnight) // TIMEFRAMES["5m"]
-    markets = {}
+    days, rows = _days(first, last), (last - first.floor("D")) // _STEP
+    common, markets = _noise(config.seed, "common", days), {}
     for symbol in symbols:
         candles, truth, regimes = _simulate_symbol(symbol, days, rows, common, config)
-        candles = validate_candles(candles[candles.index >= first], "5m", f"simulated {symbol}")
+        candles = validate_candles(
+            candles[candles.index >= first], SIMULATED_TIMEFRAME, f"simulated {symbol}"
+        )
         markets[symbol] = SimulatedMarket(
             candles, truth[truth["formed_at"] >= first].reset_index(drop=True), regimes[candles.index]
         )
@@ -694,11 +675,13 @@ def random_walk(
     seed: int,
     steps: int = 8,  # of the walk in a candle
     volatility: float = 0.0005,  # standard deviation of a step, fraction of price
+    timeframe: str = SIMULATED_TIMEFRAME,  # a key of `TIMEFRAMES`; changes the times alone
 ) -> pd.DataFrame:
-    "Five-minute candles of a driftless walk from a price of 100; volume is uniform between 1 and 2."
+    "Candles of a driftless walk from a price of 100, from 2024 on; volume is uniform between 1 and 2."
     generator = np.random.default_rng(seed)
     path = 100 * np.exp(generator.normal(0, volatility, (rows, steps)).cumsum().reshape(rows, steps))
     opens = np.append(100.0, path[:-1, -1])
+    times = pd.date_range("2024-01-01", periods=rows, freq=TIMEFRAMES[timeframe], tz="UTC", unit="ns")
     return pd.DataFrame(
         {
             "open": opens,
@@ -707,5 +690,5 @@ def random_walk(
             "close": path[:, -1],
             "volume": generator.uniform(1, 2, rows),
         },
-        index=pd.date_range("2024-01-01", periods=rows, freq="5min", tz="UTC", name="open_time", unit="ns"),
+        index=times.rename("open_time"),
     )

@@ -15,15 +15,18 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..candles import TIMEFRAMES, CandleError, index_unit, resample
+from ..candles import TIMEFRAMES, CandleError, index_unit, resample, timeframe_of
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #8b2b3807
 def log_returns(
-    candles: pd.DataFrame,  # five-minute candles
-    horizon: str = "5m",  # a key of `TIMEFRAMES`
+    candles: pd.DataFrame,
+    horizon: str | None = None,  # a key of `TIMEFRAMES`, a multiple of the candles' own; None: their own
+    timeframe: str | None = None,  # of `candles`; None: read from the index
 ) -> pd.Series:
-    "Logarithmic returns at the close of each candle of the horizon; missing for the first one and after holes."
-    series = candles if horizon == "5m" else resample(candles, "5m", horizon)
+    "Logarithmic returns at the close of each candle of the horizon; NaN for the first one and after gaps."
+    timeframe = timeframe or timeframe_of(candles)
+    horizon = horizon or timeframe
+    series = candles if horizon == timeframe else resample(candles, timeframe, horizon)
     close, step = series["close"].to_numpy(), TIMEFRAMES[horizon].value // index_unit(series.index)
     returns = np.full(len(close), np.nan)
     returns[1:] = np.where(np.diff(series.index.asi8) == step, np.log(close[1:] / close[:-1]), np.nan)
@@ -34,44 +37,58 @@ def autocorrelation(
     values: pd.Series,
     lags: Iterable[int],  # in rows
 ) -> pd.Series:
-    "Correlation of the values with themselves some rows later, by lag; pairs with a missing value are left out."
+    "Correlation of the values with themselves some rows later, by lag; pairs with NaN are left out."
     found = {lag: values.autocorr(lag) for lag in lags}
     return pd.Series(found, name="autocorrelation").rename_axis("lag")
 
 
 def decay_exponent(memory: pd.Series) -> float:
-    "The power of the lag with which an autocorrelation fades: minus the slope of its logarithm over the lag's; lags at which it is not positive are left out."
+    "The power of the lag with which a positive autocorrelation fades; NaN with fewer than two such lags."
     positive = memory[memory > 0]
-    return -float(np.polyfit(np.log(positive.index), np.log(positive), 1)[0]) if len(positive) > 1 else np.nan
+    if len(positive) < 2:
+        return np.nan
+    return -float(np.polyfit(np.log(positive.index), np.log(positive), 1)[0])
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #0bd5303b
 def kurtosis(returns: pd.Series, trim: float = 0.0) -> float:
-    "Fourth moment over the squared second, about the mean; returns beyond the quantiles `trim` and 1 - `trim` are set back to them."
+    "Kurtosis, 3 for the normal distribution; returns beyond the quantiles `trim` and 1 - `trim` set to them."
     trimmed = returns.clip(*returns.quantile([trim, 1 - trim])) if trim else returns
     return float(stats.kurtosis(trimmed, fisher=False, nan_policy="omit"))
 
+# %% ../../nbs/simulation/02_stylised_facts.ipynb #4d27be90
+def _horizons(timeframe: str, further: Iterable[str]) -> list[str]:
+    "The timeframe, and those of the further ones that are made of whole candles of it."
+    step = TIMEFRAMES[timeframe]
+    return [timeframe, *(name for name in further if TIMEFRAMES[name] > step and not TIMEFRAMES[name] % step)]
+
 
 def kurtosis_by_horizon(
-    candles: pd.DataFrame, horizons: Sequence[str] = ("5m", "1h", "4h", "1d"), trim: float = 0.0
+    candles: pd.DataFrame,
+    horizons: Sequence[str] | None = None,  # None: the candles' own, an hour, four hours and a day
+    trim: float = 0.0,
+    timeframe: str | None = None,  # of `candles`; None: read from the index
 ) -> pd.Series:
     "Kurtosis of the returns of each horizon."
-    return pd.Series(
-        {horizon: kurtosis(log_returns(candles, horizon), trim) for horizon in horizons}, name="kurtosis"
-    ).rename_axis("horizon")
+    timeframe = timeframe or timeframe_of(candles)
+    horizons = horizons or _horizons(timeframe, ("1h", "4h", "1d"))
+    found = {horizon: kurtosis(log_returns(candles, horizon, timeframe), trim) for horizon in horizons}
+    return pd.Series(found, name="kurtosis").rename_axis("horizon")
 
-
+# %% ../../nbs/simulation/02_stylised_facts.ipynb #0ec11b73
 def gain_loss_ratio(returns: pd.Series, share: float = 0.01) -> float:
-    "Size of the gain that a share of returns exceeds, over that of the loss (fact 3: losses are the larger ones, in stocks)."
+    "Gain exceeded by a share of returns, over the loss exceeded by the same share; NaN is left out."
     low, high = np.nanquantile(returns, [share, 1 - share])
     return float(-high / low)
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #49690ae0
-def volume_volatility_correlation(candles: pd.DataFrame) -> float:
+def volume_volatility_correlation(candles: pd.DataFrame, timeframe: str | None = None) -> float:
     "Rank correlation of a candle's volume and the size of its return."
-    return float(candles["volume"].corr(log_returns(candles).abs(), method="spearman"))
+    sizes = log_returns(candles, timeframe=timeframe).abs()
+    return float(candles["volume"].corr(sizes, method="spearman"))
 
 
 def _by(values: pd.Series, group: np.ndarray) -> pd.Series:
+    "Mean of the values in each group, relative to the mean of all."
     return values.groupby(group).mean() / values.mean()
 
 
@@ -91,39 +108,66 @@ def weekend_ratio(values: pd.Series) -> float:
     return float(values[weekend].mean() / values[~weekend].mean())
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #b22ec4ed
-def zero_return_share(candles: pd.DataFrame) -> float:
+def zero_return_share(candles: pd.DataFrame, timeframe: str | None = None) -> float:
     "Share of returns that are exactly zero."
-    return float((log_returns(candles).dropna() == 0).mean())
+    return float((log_returns(candles, timeframe=timeframe).dropna() == 0).mean())
 
 
 def range_ratio(candles: pd.DataFrame) -> float:
     "Mean range of a candle over its mean distance from open to close, both in logarithms."
-    return float(
-        np.log(candles["high"] / candles["low"]).mean()
-        / np.log(candles["close"] / candles["open"]).abs().mean()
-    )
+    ranges = np.log(candles["high"] / candles["low"])
+    moves = np.log(candles["close"] / candles["open"]).abs()
+    return float(ranges.mean() / moves.mean())
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #cb9a2e19
-_LAGS = {"5m": 1, "10m": 2, "15m": 3, "1h": 12, "6h": 72, "1d": 288, "7d": 2016}  # in five-minute candles
-_SHORTEST = 4 * 2016
+_WEEKS = 4  # fewer candles cannot show a week's memory
+_FURTHER = {"1h": 1, "6h": 6, "1d": 24, "7d": 168}  # lags beside those of the first candles, hours
 
 
-def _memories(candles: pd.DataFrame, returns: pd.Series) -> dict[str, float]:
+def _length_name(length: pd.Timedelta) -> str:
+    "A length of time in its largest whole unit, as timeframes are named."
+    minutes = length // pd.Timedelta("1min")
+    for size, unit in ((1440, "d"), (60, "h")):
+        if minutes % size == 0:
+            return f"{minutes // size}{unit}"
+    return f"{minutes}m"
+
+
+def _lags(timeframe: str) -> dict[str, int]:
+    "Lags in candles by name, increasing: the first three, and the further ones that are whole candles."
+    step = TIMEFRAMES[timeframe]
+    lengths = {number * step for number in (1, 2, 3)}
+    lengths |= {pd.Timedelta(hours=hours) for hours in _FURTHER.values()}
+    return {_length_name(length): length // step for length in sorted(lengths) if not length % step}
+
+# %% ../../nbs/simulation/02_stylised_facts.ipynb #5b0f9c1d
+def _memories(candles: pd.DataFrame, returns: pd.Series, timeframe: str) -> dict[str, float]:
     "Autocorrelations of returns, of their sizes and of volume."
-    lags, record = list(_LAGS.values()), {}
+    lags, record = _lags(timeframe), dict[str, float]()
+    first, busy = list(lags)[:3], np.log1p(candles["volume"] / candles["volume"].median())
     for name, values, shown in (
-        ("return", returns, ("5m", "10m", "15m", "1h")),
-        ("size", returns.abs(), ("5m", "1h", "6h", "1d", "7d")),
-        ("volume", np.log1p(candles["volume"] / candles["volume"].median()), ("5m", "1h", "1d", "7d")),
+        ("return", returns, (*first, "1h")),
+        ("size", returns.abs(), (first[0], *_FURTHER)),
+        ("volume", busy, (first[0], "1h", "1d", "7d")),
     ):
-        memory = autocorrelation(values, lags)
-        record |= {f"{name}_autocorrelation_{lag}": float(memory[_LAGS[lag]]) for lag in shown}
+        memory = autocorrelation(values, lags.values())
+        record |= {f"{name}_autocorrelation_{lag}": float(memory[lags[lag]]) for lag in shown if lag in lags}
         if name == "size":
             record["size_autocorrelation_decay"] = decay_exponent(memory)
     return record
 
+# %% ../../nbs/simulation/02_stylised_facts.ipynb #6c9a1e02
+def _tails(candles: pd.DataFrame, timeframe: str) -> dict[str, float]:
+    "Kurtosis by horizon, plain and trimmed."
+    plain = kurtosis_by_horizon(candles, timeframe=timeframe)
+    trimmed = kurtosis_by_horizon(candles, _horizons(timeframe, ("1h", "4h")), 0.001, timeframe)
+    return {f"kurtosis_{horizon}": float(value) for horizon, value in plain.items()} | {
+        f"trimmed_kurtosis_{horizon}": float(value) for horizon, value in trimmed.items()
+    }
+
 
 def _shapes(name: str, values: pd.Series) -> dict[str, float]:
+    "What the day and the week make of the values."
     hours = intraday_shape(values)
     return {
         f"{name}_busiest_hour": float(hours.max()),
@@ -131,91 +175,97 @@ def _shapes(name: str, values: pd.Series) -> dict[str, float]:
         f"{name}_weekend": weekend_ratio(values),
     }
 
-
+# %% ../../nbs/simulation/02_stylised_facts.ipynb #29d4b7e6
 def stylised_facts(
-    candles: pd.DataFrame,  # five-minute candles
+    candles: pd.DataFrame,
     symbol: str = "candles",  # named in errors
+    timeframe: str | None = None,  # of `candles`; None: read from the index
 ) -> dict[str, float]:
-    "The stylised facts of a series of five-minute candles, as one flat record."
-    if len(candles) < _SHORTEST:
+    "The stylised facts of a series as one flat record; a `CandleError` for less than four weeks of candles."
+    timeframe = timeframe or timeframe_of(candles, symbol)
+    fewest = _WEEKS * _lags(timeframe)["7d"]
+    if len(candles) < fewest:
         raise CandleError(
-            f"{symbol}: {len(candles)} candles from {candles.index[0]} on are too few to measure a week's memory: give at least {_SHORTEST}, four weeks"
+            f"{symbol}: {len(candles)} candles from {candles.index[0]} on are too few to measure "
+            f"a week's memory: give at least {fewest}, four weeks"
         )
-    returns = log_returns(candles)
-    tails = {f"kurtosis_{horizon}": value for horizon, value in kurtosis_by_horizon(candles).items()}
-    trimmed = {
-        f"trimmed_kurtosis_{horizon}": value
-        for horizon, value in kurtosis_by_horizon(candles, ("5m", "1h", "4h"), 0.001).items()
-    }
+    returns = log_returns(candles, timeframe=timeframe)
     return (
-        _memories(candles, returns)
-        | tails
-        | trimmed
+        _memories(candles, returns, timeframe)
+        | _tails(candles, timeframe)
         | {
             "gain_loss_ratio": gain_loss_ratio(returns),
-            "volume_volatility_correlation": volume_volatility_correlation(candles),
+            "volume_volatility_correlation": volume_volatility_correlation(candles, timeframe),
         }
         | _shapes("size", returns.abs())
         | _shapes("volume", candles["volume"])
-        | {"zero_return_share": zero_return_share(candles), "range_ratio": range_ratio(candles)}
+        | {"zero_return_share": zero_return_share(candles, timeframe), "range_ratio": range_ratio(candles)}
     )
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #2284a0bf
 class Tolerance(NamedTuple):
-    "How far a simulated fact may lie outside the span of the real ones."
+    "How far a simulated fact may lie outside the span of the real ones: by a difference, or by a factor."
 
-    difference: float | None = None
+    difference: float = 0.0
     factor: float | None = None
 
     def band(self, real: Sequence[float]) -> tuple[float, float]:
         "The lowest and highest value that are allowed."
         low, high = min(real), max(real)
-        return (
-            (low - self.difference, high + self.difference)
-            if self.factor is None
-            else (low / self.factor, high * self.factor)
-        )
+        if self.factor is None:
+            return low - self.difference, high + self.difference
+        return low / self.factor, high * self.factor
 
-
-TOLERANCES = {
-    **{f"return_autocorrelation_{lag}": Tolerance(difference=0.02) for lag in ("5m", "10m", "15m", "1h")},
-    **{f"size_autocorrelation_{lag}": Tolerance(difference=0.05) for lag in ("5m", "1h", "6h", "1d", "7d")},
+# %% ../../nbs/simulation/02_stylised_facts.ipynb #b7c1e0d3
+TOLERANCES = {  # by fact or, for those measured at several lags or horizons, by the name without these
+    "return_autocorrelation": Tolerance(difference=0.02),
+    "size_autocorrelation": Tolerance(difference=0.05),
     "size_autocorrelation_decay": Tolerance(difference=0.1),
-    **{f"volume_autocorrelation_{lag}": Tolerance(difference=0.15) for lag in ("5m", "1h", "1d", "7d")},
-    **{f"kurtosis_{horizon}": Tolerance(factor=2.0) for horizon in ("5m", "1h", "4h", "1d")},
-    **{f"trimmed_kurtosis_{horizon}": Tolerance(factor=1.5) for horizon in ("5m", "1h", "4h")},
+    "volume_autocorrelation": Tolerance(difference=0.15),
+    "kurtosis": Tolerance(factor=2.0),
+    "trimmed_kurtosis": Tolerance(factor=1.5),
     "gain_loss_ratio": Tolerance(factor=1.1),
     "volume_volatility_correlation": Tolerance(difference=0.1),
-    **{
-        f"{name}_{hour}_hour": Tolerance(factor=1.2)
-        for name in ("size", "volume")
-        for hour in ("busiest", "quietest")
-    },
+    "size_busiest_hour": Tolerance(factor=1.2),
+    "size_quietest_hour": Tolerance(factor=1.2),
     "size_weekend": Tolerance(factor=1.2),
+    "volume_busiest_hour": Tolerance(factor=1.2),
+    "volume_quietest_hour": Tolerance(factor=1.2),
     "volume_weekend": Tolerance(factor=1.2),
     "zero_return_share": Tolerance(factor=3.0),
     "range_ratio": Tolerance(factor=1.1),
 }
 
 NOT_MET = {  # by the simulated market with its default settings, against Bitcoin and Ether in 2023
-    "return_autocorrelation_5m": "real returns turn back by a twentieth within five minutes; those of a martingale cannot",
-    "kurtosis_5m": "of the real number one candle of a year, a fall of ten percent, makes three quarters; the simulated market has none like it",
+    "return_autocorrelation_5m": "real returns turn back by a twentieth within five minutes; "
+    "those of a martingale cannot",
+    "kurtosis_5m": "of the real number one candle of a year, a fall of ten percent, makes three quarters; "
+    "the simulated market has none like it",
 }
+
+
+def _tolerance_of(fact: str) -> Tolerance:
+    "The tolerance of a fact, by its name or the name without its lag or horizon."
+    return TOLERANCES[fact if fact in TOLERANCES else fact.rpartition("_")[0]]
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #1b38ffb7
 def compare_facts(
     real: Mapping[str, Mapping[str, float]],  # records of `stylised_facts` by symbol
     simulated: Sequence[Mapping[str, float]],  # the same of simulated series
 ) -> pd.DataFrame:
-    "One row a fact: the real series, the median and span of the simulated ones, what is allowed, and whether the median keeps to it."
+    "One row per fact: real series, median and span of the simulated ones, the band, is the median in it."
     drawn, rows = pd.DataFrame(simulated), []
-    for name, tolerance in TOLERANCES.items():
-        lowest, highest = tolerance.band([facts[name] for facts in real.values()])
+    for name in dict.fromkeys(fact for record in (*real.values(), *simulated) for fact in record):
+        if not all(name in record for record in (*real.values(), *simulated)):
+            raise CandleError(
+                f"{name} is not measured on all series: give candles of one timeframe for all of them"
+            )
+        lowest, highest = _tolerance_of(name).band([record[name] for record in real.values()])
         middle = float(drawn[name].median())
         rows.append(
             {
                 "fact": name,
-                **{symbol: facts[name] for symbol, facts in real.items()},
+                **{symbol: record[name] for symbol, record in real.items()},
                 "simulated": middle,
                 "simulated_low": drawn[name].min(),
                 "simulated_high": drawn[name].max(),
