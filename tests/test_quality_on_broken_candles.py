@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smc_ml.candles import PRICES, TIMEFRAMES, CandleError, validate_candles
-from smc_ml.data.quality.assessment import QualityReport, assess_quality, repair
+from smc_ml.data.quality.assessment import assess_quality
 from smc_ml.data.quality.config import RepairConfig
+from smc_ml.data.quality.repair import repair
+from smc_ml.data.quality.report import QualityReport
 
 STEP, PIECE = pd.Timedelta("5min"), 8_000
 TABLES = (

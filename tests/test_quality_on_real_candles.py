@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from smc_ml.candles import PRICES, segments, validate_candles
-from smc_ml.data.quality.assessment import assess_quality, repair
+from smc_ml.data.quality.assessment import assess_quality
 from smc_ml.data.quality.config import RepairConfig
+from smc_ml.data.quality.repair import repair
 
 DEFECTS = (
     "duplicates",

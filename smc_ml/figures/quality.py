@@ -8,19 +8,22 @@ __all__ = ['series_plot', 'missing_by_day', 'missing_plot', 'quality_figure', 's
 
 # %% ../../nbs/figures/01_quality.ipynb #e85ce2cb
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from ..candles import TIMEFRAMES
 from ..data.quality.calendars import Slots, is_expected
-from ..data.quality.findings import Findings, findings_table
+from ..data.quality.report import QualityReport
 from ..data.quality.splices import step_of
+from ..data.quality.words import counted
 from .canvas import DOWN, GRID, INK, NEUTRAL, UP, canvas, date_axis
 
 # %% ../../nbs/figures/01_quality.ipynb #090cdffa
@@ -34,19 +37,20 @@ _LANE_COLOURS = {
 }
 
 
+def _plain_number(value: float, position: int | None = None) -> str:
+    "A number of an axis, in thousands or millions where it is large."
+    if value < 1e5:
+        return f"{value:g}"
+    return f"{value / 1e3:g}k" if value < 1e6 else f"{value / 1e6:g}m"
+
+
 def _plain_log(
     axis: Axis, set_scale: Callable[[str], None], subs: tuple[float, ...] = (1.0, 2.0, 5.0)
 ) -> None:
     "A logarithmic axis with numbers as people write them."
     set_scale("log")
     axis.set_major_locator(LogLocator(subs=subs, numticks=6))
-    axis.set_major_formatter(
-        FuncFormatter(
-            lambda value, _: (
-                f"{value:g}" if value < 1e5 else f"{value / 1e3:g}k" if value < 1e6 else f"{value / 1e6:g}m"
-            )
-        )
-    )
+    axis.set_major_formatter(FuncFormatter(_plain_number))
     axis.set_minor_formatter(NullFormatter())
 
 # %% ../../nbs/figures/01_quality.ipynb #78ba0820
@@ -60,28 +64,37 @@ def _outline(values: pd.Series, most: int = 1500) -> pd.DataFrame:
     groups = values.groupby(stretch)
     places = np.arange(stretch[-1] + 1) if stretch[-1] <= 4 * most else np.unique(stretch)
     starts = np.minimum(times[0] + places * width, times[-1]).astype(np.int64)
-    return (
-        pd.DataFrame({"low": groups.min(), "high": groups.max()})
-        .reindex(places)
-        .set_axis(pd.DatetimeIndex(starts, tz="UTC").as_unit("ns"))
-    )
+    spans = pd.DataFrame({"low": groups.min(), "high": groups.max()}).reindex(places)
+    return spans.set_axis(pd.DatetimeIndex(starts, tz="UTC").as_unit("ns"))
 
 # %% ../../nbs/figures/01_quality.ipynb #0ace7cf0
 def _lanes(axes: Axes, findings: pd.DataFrame) -> None:
-    "One row a kind; each finding at least a visible tick wide."
+    "One row per kind; each finding at least a visible tick wide."
     kinds = list(dict.fromkeys(findings["kind"]))
     for height, kind in enumerate(kinds[::-1]):
         rows = findings[findings["kind"] == kind]
         colour = _LANE_COLOURS.get(kind.split(":")[0], INK)
         axes.hlines([height] * len(rows), rows["start"], rows["end"], color=colour, linewidth=7)
         axes.plot(rows["start"], [height] * len(rows), "|", color=colour, markersize=9, markeredgewidth=1.5)
-    axes.set_yticks(
-        range(len(kinds)), [f"{kind} ({(findings['kind'] == kind).sum():,})" for kind in kinds[::-1]]
-    )
+    counts = findings["kind"].value_counts()
+    axes.set_yticks(range(len(kinds)), [f"{kind} ({counts[kind]:,})" for kind in kinds[::-1]])
     axes.set_ylim(-0.7, max(len(kinds) - 0.3, 0.7))
 
 # %% ../../nbs/figures/01_quality.ipynb #c66fbd5e
-def _draw_series(axes: Axes, report: Findings) -> None:
+def _circle_spikes(axes: Axes, report: QualityReport) -> None:
+    "A circle around the far end of each spike."
+    marked = report.candles.reindex(pd.DatetimeIndex(report.spikes["time"]))
+    axes.plot(
+        marked.index,
+        np.where(report.spikes["percent"] > 0, marked["high"], marked["low"]),
+        "o",
+        markerfacecolor="none",
+        color=_LANE_COLOURS["spike"],
+        markersize=8,
+    )
+
+
+def _draw_series(axes: Axes, report: QualityReport) -> None:
     "The closes, with gaps shaded, splices as broken lines and spikes in circles."
     closes = report.candles["close"].where(lambda values: np.isfinite(values) & (values > 0))
     outline = _outline(closes)
@@ -93,33 +106,28 @@ def _draw_series(axes: Axes, report: Findings) -> None:
     for each in report.splices.drop_duplicates("time").head(20).itertuples():
         axes.axvline(each.time, color=_LANE_COLOURS["splice"], linewidth=1.2, linestyle="--")
     if len(report.spikes):
-        marked = report.candles.reindex(pd.DatetimeIndex(report.spikes["time"]))
-        axes.plot(
-            marked.index,
-            np.where(report.spikes["percent"] > 0, marked["high"], marked["low"]),
-            "o",
-            markerfacecolor="none",
-            color=_LANE_COLOURS["spike"],
-            markersize=8,
-        )
+        _circle_spikes(axes, report)
     axes.set_ylabel("close")
     date_axis(axes)
 
 # %% ../../nbs/figures/01_quality.ipynb #31b95a72
-def _series_title(report: Findings, kinds: int) -> str:
-    gaps, rows = report.gaps, report.rows
+def _series_title(report: QualityReport, kinds: int) -> str:
+    "What there is and how much of it is missing."
+    gaps, found = report.gaps, "" if kinds or not report.rows else ", nothing found"
     lacks = (
-        f"{gaps['missing'].sum():,} missing in {len(gaps):,} {'gap' if len(gaps) == 1 else 'gaps'}"
-        if len(gaps)
-        else "none missing"
+        f"{gaps['missing'].sum():,} missing in {counted(len(gaps), 'gap')}" if len(gaps) else "none missing"
     )
-    return (
-        f"{report.name}: {rows:,} {'candle' if rows == 1 else 'candles'} of {report.timeframe}, {lacks}"
-        + ("" if kinds or not rows else ", nothing found")
-    )
+    return f"{report.name}: {counted(report.rows, 'candle')} of {report.timeframe}, {lacks}{found}"
 
 
-def _draw_found(axes: np.ndarray, report: Findings, findings: pd.DataFrame) -> None:
+def _stacked(title: str, heights: list[float]) -> tuple[Figure, list[Axes]]:
+    "Plots of these heights, inches, one above the other."
+    size = (10.5, 0.6 + sum(heights))
+    figure, _ = canvas(title, len(heights), 1, size, squeeze=False, height_ratios=heights)
+    return figure, figure.axes
+
+
+def _draw_found(axes: list[Axes], report: QualityReport, findings: pd.DataFrame) -> None:
     "The series, and below it the lanes where there is anything for them."
     if len(report.candles):
         _draw_series(axes[0], report)
@@ -132,25 +140,17 @@ def _draw_found(axes: np.ndarray, report: Findings, findings: pd.DataFrame) -> N
     axes[0].sharex(axes[1])
     axes[0].tick_params(labelbottom=False)
 
-
-def series_plot(report: Findings) -> Figure:
+# %% ../../nbs/figures/01_quality.ipynb #b50e93f6
+def series_plot(report: QualityReport) -> Figure:
     "The closes with gaps shaded, above one lane for each kind of finding."
-    findings = findings_table(report)
+    findings = report.findings()
     kinds = findings["kind"].nunique()
-    heights = [3.0] + [0.3 + 0.3 * kinds] * (kinds > 0)
-    figure, axes = canvas(
-        _series_title(report, kinds),
-        len(heights),
-        1,
-        (10.5, 0.6 + sum(heights)),
-        squeeze=False,
-        height_ratios=heights,
-    )
-    _draw_found(axes[:, 0], report, findings)
+    figure, axes = _stacked(_series_title(report, kinds), [3.0] + [0.3 + 0.3 * kinds] * (kinds > 0))
+    _draw_found(axes, report, findings)
     return figure
 
 # %% ../../nbs/figures/01_quality.ipynb #a9667008
-def missing_by_day(report: Findings) -> pd.Series:
+def missing_by_day(report: QualityReport) -> pd.Series:
     "Share of the expected candles that is missing on each day; NaN where none is expected."
     times, step = report.candles.index, TIMEFRAMES[report.timeframe].value
     if not len(times):
@@ -160,101 +160,94 @@ def missing_by_day(report: Findings) -> pd.Series:
     edges = np.append(days.asi8 // step, last + 1).clip(first)
     slots = Slots(report.calendar, step, first, last)
     expected = slots.expected(edges[:-1], edges[1:])
-    there = np.bincount(
-        days.searchsorted(times[is_expected(times, report.timeframe, report.calendar)], side="right") - 1,
-        minlength=len(days),
-    )
-    return pd.Series(
-        np.where(expected > 0, (expected - there) / np.maximum(expected, 1), np.nan), days, name="missing"
-    )
+    wanted = times[is_expected(times, report.timeframe, report.calendar)]
+    there = np.bincount(days.searchsorted(wanted, side="right") - 1, minlength=len(days))
+    share = np.where(expected > 0, (expected - there) / np.maximum(expected, 1), np.nan)
+    return pd.Series(share, days, name="missing")
 
 # %% ../../nbs/figures/01_quality.ipynb #003af183
 _MISSING = LinearSegmentedColormap.from_list("missing", ["#EAF3F9", "#F6B48C", DOWN, "#5A1E00"])
 _CLOSED = LinearSegmentedColormap.from_list("closed", [GRID, GRID])
 
 
-def _draw_months(figure: Figure, axes: Axes, daily: pd.Series, rows: list[pd.Period]) -> None:
-    "A month a row, a day a square; a colour for the missing share."
+def _squares(daily: pd.Series, rows: list[pd.Period]) -> tuple[np.ndarray, np.ndarray]:
+    "Missing share and closed days by month and day of the month; NaN where there is no such day."
     months = daily.index.tz_localize(None).to_period("M")
-    share, closed = np.full((max(len(rows), 1), 31), np.nan), np.full((max(len(rows), 1), 31), np.nan)
+    share, closed = (np.full((max(len(rows), 1), 31), np.nan) for _ in range(2))
     for row, month in enumerate(rows):
         of = daily[months == month]
         share[row, of.index.day - 1], closed[row, of.index.day[of.isna()] - 1] = of, 1.0
-    grid = {"edgecolors": "white", "linewidth": 1}
-    axes.pcolormesh(np.arange(32), np.arange(len(share) + 1), closed, cmap=_CLOSED, **grid)
+    return share, closed
+
+
+def _share_scale(figure: Figure, axes: Axes, mesh: QuadMesh, coarse: bool) -> None:
+    "The scale of the missing share."
+    marks = {"none": 0.0, "1 %": 0.01, "10 %": 0.1, "30 %": 0.3, "all missing": 1.0}
+    if coarse:
+        marks = {"none": 0.0, "10 %": 0.1, "all missing": 1.0}
+    bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=12, ticks=np.sqrt(list(marks.values())))
+    bar.set_ticklabels(list(marks))
+    bar.outline.set_visible(False)
+
+
+def _draw_months(figure: Figure, axes: Axes, daily: pd.Series, rows: list[pd.Period]) -> None:
+    "One row per month, one square per day; a colour for the missing share."
+    share, closed = _squares(daily, rows)
+    edges, heights = np.arange(32), np.arange(len(share) + 1)
+    axes.pcolormesh(edges, heights, closed, cmap=_CLOSED, edgecolors="white", linewidth=1)
     mesh = axes.pcolormesh(
-        np.arange(32), np.arange(len(share) + 1), np.sqrt(share), cmap=_MISSING, vmin=0, vmax=1, **grid
+        edges, heights, np.sqrt(share), cmap=_MISSING, vmin=0, vmax=1, edgecolors="white", linewidth=1
     )
     axes.set_yticks(np.arange(len(rows)) + 0.5, [month.strftime("%b %Y") for month in rows])
-    axes.set_xticks(np.arange(31) + 0.5, range(1, 32))
+    axes.set_xticks(np.arange(31) + 0.5, [str(day) for day in range(1, 32)])
     axes.invert_yaxis()
     axes.grid(False)
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    marks = (
-        {"none": 0, "1 %": 0.01, "10 %": 0.1, "30 %": 0.3, "all missing": 1}
-        if len(rows) > 4
-        else {"none": 0, "10 %": 0.1, "all missing": 1}
-    )
-    bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=12, ticks=np.sqrt(list(marks.values())))
-    bar.set_ticklabels(list(marks))
-    bar.outline.set_visible(False)
+    _share_scale(figure, axes, mesh, coarse=len(rows) <= 4)
 
 # %% ../../nbs/figures/01_quality.ipynb #95a434fb
 def _missing_title(daily: pd.Series) -> str:
+    "On how many days candles are missing."
     bad = int((daily > 0).sum())
-    return (
-        f"candles are missing on {bad:,} of {int(daily.notna().sum()):,} days"
-        if bad
-        else "no day lacks a candle"
-    )
+    if not bad:
+        return "no day lacks a candle"
+    return f"candles are missing on {bad:,} of {int(daily.notna().sum()):,} days"
 
 
-def missing_plot(report: Findings) -> Figure:
-    "Calendar of the missing share, a month a row."
+def missing_plot(report: QualityReport) -> Figure:
+    "Calendar of the missing share, one row per month."
     daily = missing_by_day(report)
     rows = sorted(daily.index.tz_localize(None).to_period("M").unique())[-60:]
-    figure, axes = canvas(
-        f"{report.name}: {_missing_title(daily)}", 1, 1, (10, 1.6 + 0.27 * max(len(rows), 1))
-    )
-    _draw_months(figure, axes, daily, rows)
+    size = (10, 1.6 + 0.27 * max(len(rows), 1))
+    figure, _ = canvas(f"{report.name}: {_missing_title(daily)}", 1, 1, size)
+    _draw_months(figure, figure.axes[0], daily, rows)
     return figure
 
 # %% ../../nbs/figures/01_quality.ipynb #d729b5ab
 def _months_that_lack(daily: pd.Series, most: int = 12) -> tuple[list[pd.Period], str]:
-    "The months with missing candles, in order, of more than `most` those that lack most; and how much of the whole that is."
+    "The months with missing candles, at most the worst few, in order; and how much of the whole that is."
     months = daily.index.tz_localize(None).to_period("M")
     lost = daily[daily > 0].groupby(months[daily > 0]).sum()
-    shown = (
-        ""
-        if len(lost) == months.nunique() <= most
-        else ", all in these months"
-        if len(lost) <= most
-        else ", most of them in these months"
-    )
+    shown = ", all in these months" if len(lost) <= most else ", most of them in these months"
+    if len(lost) == months.nunique() <= most:
+        shown = ""
     return sorted(lost.nlargest(most).index), shown
 
 
-def quality_figure(report: Findings) -> Figure:
+def quality_figure(report: QualityReport) -> Figure:
     "The series with its findings, and the days on which candles are missing."
-    findings, daily = findings_table(report), missing_by_day(report)
+    findings, daily = report.findings(), missing_by_day(report)
     kinds, (months, shown) = findings["kind"].nunique(), _months_that_lack(daily)
-    heights = (
-        [3.0] + [0.3 + 0.3 * kinds] * (kinds > 0) + [max(0.6 + 0.24 * len(months), 1.2)] * (len(months) > 0)
-    )
-    figure, axes = canvas(
-        _series_title(report, kinds),
-        len(heights),
-        1,
-        (10.5, 0.6 + sum(heights)),
-        squeeze=False,
-        height_ratios=heights,
-    )
-    _draw_found(axes[:, 0], report, findings)
+    heights = [3.0] + [0.3 + 0.3 * kinds] * (kinds > 0)
     if months:
-        _draw_months(figure, axes[-1, 0], daily, months)
-        axes[-1, 0].set_title(_missing_title(daily).capitalize() + shown, fontsize=10)
+        heights.append(max(0.6 + 0.24 * len(months), 1.2))
+    figure, axes = _stacked(_series_title(report, kinds), heights)
+    _draw_found(axes, report, findings)
+    if months:
+        _draw_months(figure, axes[-1], daily, months)
+        axes[-1].set_title(_missing_title(daily).capitalize() + shown, fontsize=10)
     return figure
 
 # %% ../../nbs/figures/01_quality.ipynb #7c78f995
@@ -262,110 +255,93 @@ def _candle_bars(axes: Axes, candles: pd.DataFrame) -> None:
     "Wicks and bodies at 0, 1, 2, …"
     at, colour = np.arange(len(candles)), np.where(candles["close"] >= candles["open"], UP, DOWN)
     axes.vlines(at, candles["low"], candles["high"], color=colour, linewidth=1)
-    axes.vlines(
-        at,
-        candles[["open", "close"]].min(axis=1),
-        candles[["open", "close"]].max(axis=1),
-        color=colour,
-        linewidth=4,
-    )
+    body = candles[["open", "close"]]
+    axes.vlines(at, body.min(axis=1), body.max(axis=1), color=colour, linewidth=4)
 
 # %% ../../nbs/figures/01_quality.ipynb #95ea51ec
-def _neighbourhood(axes: Axes, report: Findings, time: pd.Timestamp, around: int = 12) -> None:
-    "Candles around one time, the other series as a line with the same start."
+def _other_line(axes: Axes, report: QualityReport, near: pd.DataFrame) -> None:
+    "The closes of the other series beside these candles, drawn from the same start."
+    if report.other is None:
+        return
+    shift = (report.facts["lag"] or 0) * TIMEFRAMES[report.timeframe]
+    other = report.other["close"].reindex(near.index - shift)
+    first = other.first_valid_index()
+    if first is not None:
+        closes = other.to_numpy() * near["close"].iloc[other.index.get_loc(first)] / other[first]
+        axes.plot(np.arange(len(near)), closes, color=INK, linewidth=1.4, label=report.other_name)
+
+
+def _neighbourhood(axes: Axes, report: QualityReport, time: pd.Timestamp, around: int = 12) -> None:
+    "Candles around one time, the other series as a line from the same start."
     row = report.candles.index.searchsorted(time)
-    near = report.candles.iloc[max(0, row - around) : row + around + 1]
+    first = max(0, row - around)
+    near = report.candles.iloc[first : row + around + 1]
     _candle_bars(axes, near)
-    axes.axvspan(
-        row - max(0, row - around) - 0.5,
-        row - max(0, row - around) + 0.5,
-        color="#CC79A7",
-        alpha=0.2,
-        linewidth=0,
-    )
-    if report.other is not None:
-        other = report.other["close"].reindex(
-            near.index - (report.facts["lag"] or 0) * TIMEFRAMES[report.timeframe]
-        )
-        first = other.first_valid_index()
-        if first is not None:
-            axes.plot(
-                np.arange(len(near)),
-                other.to_numpy() * near["close"].iloc[other.index.get_loc(first)] / other[first],
-                color=INK,
-                linewidth=1.4,
-                label=report.other_name,
-            )
+    axes.axvspan(row - first - 0.5, row - first + 0.5, color="#CC79A7", alpha=0.2, linewidth=0)
+    _other_line(axes, report, near)
     marks = np.linspace(0, len(near) - 1, 3).astype(int)
-    axes.set_xticks(marks, [f"{near.index[mark]:%H:%M}" for mark in marks])
+    moment = "%H:%M" if TIMEFRAMES[report.timeframe] < pd.Timedelta("1D") else "%d %b"
+    axes.set_xticks(marks, [near.index[mark].strftime(moment) for mark in marks])
     axes.yaxis.set_major_locator(MaxNLocator(4))
 
 # %% ../../nbs/figures/01_quality.ipynb #25d0ea90
-def spike_plot(report: Findings, most: int = 6) -> Figure:
+def _worst(report: QualityReport, most: int) -> pd.DataFrame:
+    "Time and percent of the worst spikes or, without any, of the largest moves within a candle."
+    if len(report.spikes) or not len(report.candles):
+        return report.spikes.nlargest(most, "score")[["time", "percent"]]
+    moves = 100 * (report.candles["close"] / report.candles["open"] - 1)
+    moves = moves.replace([np.inf, -np.inf], np.nan).dropna()
+    largest = moves.loc[moves.abs().nlargest(most).index]
+    return pd.DataFrame({"time": largest.index, "percent": largest.to_numpy()})
+
+
+def spike_plot(report: QualityReport, most: int = 6) -> Figure:
     "The worst spikes with their neighbours; without any, the largest moves."
-    spikes = report.spikes.nlargest(most, "score")
-    shown = spikes[["time", "percent"]]
-    if not len(spikes) and len(report.candles):
-        move = (
-            100
-            * (report.candles["close"] / report.candles["open"] - 1)
-            .replace([np.inf, -np.inf], np.nan)
-            .dropna()
-        )
-        shown = pd.DataFrame(
-            {"time": (top := move.loc[move.abs().nlargest(most).index]).index, "percent": top.to_numpy()}
-        )
-    count = len(report.spikes)
-    title = (
-        f"{report.name}: {count:,} {'spike' if count == 1 else 'spikes'} that came straight back"
-        if count
-        else f"{report.name}: no spike; these are the largest moves within a candle"
-    )
+    shown, count = _worst(report, most), len(report.spikes)
+    title = f"{counted(count, 'spike')} that came straight back"
+    if not count:
+        title = "no spike; these are the largest moves within a candle"
     rows = max(1, -(-len(shown) // 3))
-    figure, axes = canvas(title, rows, 3, (10.5, 0.7 + 2.5 * rows), squeeze=False)
-    for part, each in zip(axes.flat, shown.itertuples()):
+    figure, _ = canvas(f"{report.name}: {title}", rows, 3, (10.5, 0.7 + 2.5 * rows), squeeze=False)
+    axes = figure.axes
+    for part, each in zip(axes, shown.itertuples(), strict=False):  # what is left over is hidden
         _neighbourhood(part, report, each.time)
         part.set_title(f"{each.percent:+.1f} % at {each.time:%Y-%m-%d %H:%M}", fontsize=10)
-    for part in axes.flat[len(shown) :]:
+    for part in axes[len(shown) :]:
         part.set_visible(False)
-    if len(shown) and axes.flat[0].get_legend_handles_labels()[0]:
-        axes.flat[0].legend(loc="best")
+    if len(shown) and axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(loc="best")
     return figure
 
 # %% ../../nbs/figures/01_quality.ipynb #fb7aeed2
-def _pieces(report: Findings, most: int = 4) -> list[tuple[str, pd.DataFrame]]:
+def _pieces(report: QualityReport, most: int = 4) -> list[tuple[str, pd.DataFrame]]:
     "The candles between splices, named by their first day."
-    cuts = (
-        report.candles.index.searchsorted(pd.DatetimeIndex(report.splices["time"]).unique().sort_values())
-        if len(report.splices)
-        else []
-    )
-    bounds = [0, *[int(cut) for cut in cuts][: most - 1], len(report.candles)]
-    return [
-        (f"from {part.index[0]:%Y-%m-%d}" if len(bounds) > 2 else report.name, part)
-        for first, last in zip(bounds[:-1], bounds[1:])
-        if len(part := report.candles.iloc[first:last])
-    ]
+    times = pd.DatetimeIndex(report.splices["time"]).unique().sort_values()
+    cuts = report.candles.index.searchsorted(times).tolist() if len(times) else []
+    bounds = [0, *cuts[: most - 1], len(report.candles)]
+    parts = [report.candles.iloc[first:last] for first, last in pairwise(bounds) if last > first]
+    if not cuts:
+        return [(report.name, part) for part in parts]
+    return [(f"from {part.index[0]:%Y-%m-%d}", part) for part in parts]
 
 # %% ../../nbs/figures/01_quality.ipynb #97e8d795
+def _steps(axes: Axes, parts: dict[str, np.ndarray]) -> None:
+    "Shares of positive values in bins of equal ratio, one line per piece."
+    together = np.concatenate(list(parts.values()))
+    low, high = np.quantile(together, [0.0005, 0.9995])
+    bins = np.geomspace(low, max(high, 1.001 * low), 60).tolist()
+    for name, values in parts.items():
+        if len(values):
+            weights = np.full(len(values), 1 / len(values))
+            axes.hist(values, bins, weights=weights, histtype="step", linewidth=1.6, label=name)
+    _plain_log(axes.xaxis, axes.set_xscale, subs=(1.0,))
+
+
 def _histogram(axes: Axes, parts: dict[str, np.ndarray], label: str) -> None:
-    "Shares of positive values in bins of equal ratio, a line a piece."
+    "Distribution of what is positive in each piece."
     parts = {name: values[np.isfinite(values) & (values > 0)] for name, values in parts.items()}
-    together = np.concatenate([*parts.values(), np.empty(0)])
-    if len(together):
-        low, high = np.quantile(together, [0.0005, 0.9995])
-        bins = np.geomspace(low, max(high, 1.001 * low), 60)
-        for name, values in parts.items():
-            if len(values):
-                axes.hist(
-                    values,
-                    bins,
-                    weights=np.full(len(values), 1 / len(values)),
-                    histtype="step",
-                    linewidth=1.6,
-                    label=name,
-                )
-        _plain_log(axes.xaxis, axes.set_xscale, subs=(1.0,))
+    if any(len(values) for values in parts.values()):
+        _steps(axes, parts)
     else:
         axes.text(0.5, 0.5, "nothing to show", transform=axes.transAxes, ha="center", color=NEUTRAL)
     axes.set(xlabel=label, ylabel="share of candles")
@@ -377,84 +353,89 @@ def _last_digits(axes: Axes, parts: list[tuple[str, pd.DataFrame]]) -> None:
     steps = [step_of(part[["high", "low"]].dropna().to_numpy()) for _, part in parts]
     known = [step for step in steps if step]
     if not known:
-        return axes.set(xlabel="the prices lie on no tick", yticks=[], xticks=[])
+        axes.set(xlabel="the prices lie on no tick", yticks=[], xticks=[])
+        return
     for place, (name, part) in enumerate(parts):
-        digits = (
-            np.round(part["close"][np.isfinite(part["close"])].to_numpy() / min(known)).astype(np.int64) % 10
-        )
-        axes.bar(
-            np.arange(10) + 0.8 * (place - (len(parts) - 1) / 2) / len(parts),
-            np.bincount(digits, minlength=10) / max(len(digits), 1),
-            0.8 / len(parts),
-            label=name,
-        )
+        closes = part["close"][np.isfinite(part["close"])].to_numpy()
+        digits = np.round(closes / min(known)).astype(np.int64) % 10
+        shares = np.bincount(digits, minlength=10) / max(len(digits), 1)
+        offset = 0.8 * (place - (len(parts) - 1) / 2) / len(parts)
+        axes.bar(np.arange(10) + offset, shares, 0.8 / len(parts), label=name)
     axes.set_xticks(range(10))
     axes.set(xlabel=f"last digit of the close in ticks of {min(known):g}", ylabel="share of candles")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 # %% ../../nbs/figures/01_quality.ipynb #933ad8f7
-def shape_plot(report: Findings) -> Figure:
+def _shape_title(report: QualityReport) -> str:
+    "How many pieces there are and, of a single one, its median range."
+    count, usual = report.splices["time"].nunique(), report.facts["median_range_basis_points"]
+    if count:
+        return f"{report.name}: {count + 1} pieces that do not look alike"
+    return f"{report.name}: one piece" + (f", median range {usual:.3g} basis points" if usual else "")
+
+
+def shape_plot(report: QualityReport) -> Figure:
     "Ranges, volumes and last digits of each piece between splices."
-    parts, count = _pieces(report), report.splices["time"].nunique()
-    title = (
-        f"{report.name}: {count + 1} pieces that do not look alike"
-        if count
-        else f"{report.name}: one piece"
-        + (
-            f", median range {report.facts['median_range_basis_points']:.3g} basis points"
-            if report.facts["median_range_basis_points"]
-            else ""
-        )
-    )
-    figure, axes = canvas(title, 1, 3, (11, 3.3))
+    parts = _pieces(report)
+    figure, _ = canvas(_shape_title(report), 1, 3, (11, 3.3))
+    left, middle, right = figure.axes
     with np.errstate(all="ignore"):
-        _histogram(
-            axes[0],
-            {name: (1e4 * (part["high"] - part["low"]) / part["close"]).to_numpy() for name, part in parts},
-            "range of a candle, basis points",
-        )
-        _histogram(axes[1], {name: part["volume"].to_numpy() for name, part in parts}, "volume of a candle")
-        _last_digits(axes[2], parts)
+        ranges = {
+            name: (1e4 * (part["high"] - part["low"]) / part["close"]).to_numpy() for name, part in parts
+        }
+        _histogram(left, ranges, "range of a candle, basis points")
+        _histogram(middle, {name: part["volume"].to_numpy() for name, part in parts}, "volume of a candle")
+        _last_digits(right, parts)
     if len(parts) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(parts))
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=len(parts))
     return figure
 
 # %% ../../nbs/figures/01_quality.ipynb #6ab96db6
-def clock_plot(report: Findings) -> Figure:
-    "Shift against the other series over time, and how well both agree there."
-    lags, hours = report.lags, TIMEFRAMES[report.timeframe] / pd.Timedelta("1h")
-    seen = lags.dropna(subset="lag")
-    shifts = sorted(set(seen["lag"] * hours))
-    said = (
-        "cannot be compared"
-        if not len(seen)
-        else "agree in time"
-        if shifts == [0]
-        else f"are apart by {' and '.join(f'{shift:g}' for shift in shifts[:4])} h"
-    )
-    figure, axes = canvas(f"{report.name} and {report.other_name} {said}", 1, 2, (10.5, 2.9))
+def _clock_title(report: QualityReport, shifts: list[float]) -> str:
+    "Whether both series agree in time."
+    pair = f"{report.name} and {report.other_name}"
+    if not shifts:
+        return f"{pair} cannot be compared"
+    if shifts == [0]:
+        return f"{pair} agree in time"
+    return f"{pair} are apart by {' and '.join(f'{shift:g}' for shift in shifts[:4])} h"
+
+
+def _draw_shifts(axes: Axes, seen: pd.DataFrame, hours: pd.Series, shifts: list[float]) -> None:
+    "The shift of each stretch, hours; a sound one lies on the line at zero."
+    colour = np.where(seen["lag"] == 0, UP, DOWN)
+    axes.hlines(hours, seen["start"], seen["end"], color=colour, linewidth=5)
+    axes.axhline(0, color=INK, linewidth=1, linestyle=":")
+    axes.set(ylabel="shift, hours", ylim=(min([-1.0, *shifts]) * 1.2, max([1.0, *shifts]) * 1.2))
+
+
+def _draw_agreement(axes: Axes, lags: pd.DataFrame) -> None:
+    "The correlation of each stretch at its best shift and at none."
     middle = lags["start"] + (lags["end"] - lags["start"]) / 2
-    axes[0].hlines(
-        seen["lag"] * hours,
-        seen["start"],
-        seen["end"],
-        color=np.where(seen["lag"] == 0, UP, DOWN),
-        linewidth=5,
-    )
-    axes[0].axhline(0, color=INK, linewidth=1, linestyle=":")
-    axes[0].set(ylabel="shift, hours", ylim=(min([-1.0, *shifts]) * 1.2, max([1.0, *shifts]) * 1.2))
-    axes[1].plot(middle, lags["correlation"], "o-", color=UP, label="at the best shift")
-    axes[1].plot(middle, lags["at_zero"], "o--", color=NEUTRAL, label="at no shift", markerfacecolor="white")
-    axes[1].set(ylabel="correlation of returns", ylim=(-0.1, 1.05))
-    axes[1].legend(loc="lower left")
+    axes.plot(middle, lags["correlation"], "o-", color=UP, label="at the best shift")
+    axes.plot(middle, lags["at_zero"], "o--", color=NEUTRAL, label="at no shift", markerfacecolor="white")
+    axes.set(ylabel="correlation of returns", ylim=(-0.1, 1.05))
+    axes.legend(loc="lower left")
+
+# %% ../../nbs/figures/01_quality.ipynb #1a4f7de0
+def clock_plot(report: QualityReport) -> Figure:
+    "Shift against the other series over time, and how well both correlate there."
+    lags, seen = report.lags, report.lags.dropna(subset="lag")
+    hours = seen["lag"] * (TIMEFRAMES[report.timeframe] / pd.Timedelta("1h"))
+    shifts = sorted(set(hours))
+    figure, _ = canvas(_clock_title(report, shifts), 1, 2, (10.5, 2.9))
+    left, right = figure.axes
+    _draw_shifts(left, seen, hours, shifts)
+    _draw_agreement(right, lags)
     if len(lags):
-        for part in axes:
-            date_axis(part)
+        date_axis(left)
+        date_axis(right)
     return figure
 
 # %% ../../nbs/figures/01_quality.ipynb #86d4b940
-def quality_figures(report: Findings) -> list[Figure]:
-    "The series with all that was found; the spikes, the pieces and the clocks only where something is wrong with them."
+def quality_figures(report: QualityReport) -> list[Figure]:
+    "The series with all that was found; spikes, pieces and clocks only where something is wrong with them."
     further = {
         spike_plot: len(report.spikes),
         shape_plot: len(report.splices),

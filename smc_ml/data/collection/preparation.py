@@ -17,7 +17,8 @@ from ...candles import CandleError, candle_facts, candles_path, read_candles, re
 from .collector import base_paths
 from .config import EXCHANGES, DataCollectionConfig, by_venue, checked, in_span, mends
 from .recordings import with_recordings
-from ..quality.assessment import assess_quality, repair
+from ..quality.assessment import assess_quality
+from ..quality.repair import repair
 
 # %% ../../../nbs/data/collection/06_preparation.ipynb #4b61ace4
 def base_candles(

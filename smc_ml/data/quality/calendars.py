@@ -7,6 +7,7 @@ __all__ = ['NEW_YORK', 'HOUR', 'CALENDARS', 'Closures', 'Calendar', 'AlwaysOpen'
            'is_expected']
 
 # %% ../../../nbs/data/quality/01_calendars.ipynb #fb928ae0
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -28,9 +29,12 @@ class Closures(NamedTuple):
 class Calendar(Protocol):
     "Says when a market is expected to trade."
 
-    name: str
+    @property
+    def name(self) -> str:
+        "As it is said in sentences."
 
-    def closures(self, first: int, last: int) -> Closures: ...
+    def closures(self, first: int, last: int) -> Closures:
+        "All closures that touch the span, in nanoseconds since 1970, UTC; more than these do no harm."
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,13 @@ class AlwaysOpen:
     name: str = "always open"
 
     def closures(self, first: int, last: int) -> Closures:
+        "None."
         return Closures(*(np.empty(0, kind) for kind in ("int64", "int64", bool)))
 
 # %% ../../../nbs/data/quality/01_calendars.ipynb #d108dd10
 NEW_YORK = "America/New_York"
-HOUR = 3_600_000_000_000
+HOUR = 3_600_000_000_000  # ns
+_OLDEST, _LATEST = (pd.Timestamp(year).value for year in ("1900", "2200"))  # closures beyond are not told
 
 
 def _new_york(days: pd.DatetimeIndex, hour: int) -> np.ndarray:
@@ -61,26 +67,18 @@ class Forex:
     def closures(self, first: int, last: int) -> Closures:
         "The weekends and holidays that touch the span."
         low, high = (
-            pd.Timestamp(
-                int(np.clip(moment, -2_208_988_800_000_000_000, 7_258_118_400_000_000_000))
-            ).normalize()
-            for moment in (first, last)
+            pd.Timestamp(int(np.clip(moment, _OLDEST, _LATEST))).normalize() for moment in (first, last)
         )
-        fridays = pd.date_range(low - pd.Timedelta("8D"), high + pd.Timedelta("8D"), freq="W-FRI", unit="ns")
-        holidays = (
-            pd.DatetimeIndex(
-                [f"{year}-{day}" for year in range(low.year, high.year + 2) for day in ("01-01", "12-25")]
-            )
-            .as_unit("ns")
-            .sort_values()
-        )
-        day = pd.Timedelta("1D")
+        day, week = pd.Timedelta("1D"), pd.Timedelta("8D")
+        fridays = pd.date_range(low - week, high + week, freq="W-FRI", unit="ns")
+        dates = [f"{year}-{date}" for year in range(low.year, high.year + 2) for date in ("01-01", "12-25")]
+        holidays = pd.DatetimeIndex(dates).as_unit("ns").sort_values()
         start = np.concatenate([_new_york(fridays, 17), _new_york(holidays - day, 13)])
         end = np.concatenate([_new_york(fridays + 2 * day, 17), _new_york(holidays + day, 3)])
         return Closures(start, end, np.arange(len(start)) < len(fridays))
 
 # %% ../../../nbs/data/quality/01_calendars.ipynb #b1ce3894
-CALENDARS = {"always open": AlwaysOpen, "forex": Forex}
+CALENDARS: dict[str, Callable[[], Calendar]] = {"always open": AlwaysOpen, "forex": Forex}
 
 
 def calendar_of(calendar: str | Calendar | None) -> Calendar:
@@ -89,15 +87,16 @@ def calendar_of(calendar: str | Calendar | None) -> Calendar:
         return AlwaysOpen()
     if isinstance(calendar, str) and calendar in CALENDARS:
         return CALENDARS[calendar]()
-    if isinstance(calendar, Calendar) and not isinstance(calendar, str):
+    if not isinstance(calendar, str) and isinstance(calendar, Calendar):
         return calendar
     raise CandleError(
-        f"calendar {calendar!r} is not known: give one of {', '.join(CALENDARS)}, or an object with a name and closures"
+        f"calendar {calendar!r} is not known: give one of {', '.join(CALENDARS)}, "
+        "or an object with a name and closures"
     )
 
 # %% ../../../nbs/data/quality/01_calendars.ipynb #d95bb5ab
 class Slots:
-    "Which slots of a timeframe a calendar expects."
+    "Which slots of a timeframe a calendar expects, between a first and a last one; step and offset in ns."
 
     def __init__(self, calendar: Calendar, step: int, first: int, last: int, offset: int = 0):
         closed = calendar.closures((first - 1) * step, (last + 2) * step)
@@ -108,17 +107,13 @@ class Slots:
 
     def _merged(self, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "First slot and the slot after the last of each closed stretch, in order, none touching another."
-        order = np.argsort(start, kind="stable")
-        start, end = (
-            -((self.step // 2 + self.offset - moment[order]) // self.step) for moment in (start, end)
-        )
+        if not len(start):
+            return np.empty(0, int), np.empty(0, int)
+        order, middle = np.argsort(start, kind="stable"), self.step // 2 + self.offset
+        start, end = (-((middle - moment[order]) // self.step) for moment in (start, end))
         reach = np.maximum.accumulate(end)
-        fresh = (
-            np.flatnonzero(np.concatenate([[True], start[1:] > reach[:-1]]))
-            if len(start)
-            else np.empty(0, int)
-        )
-        last = np.concatenate([fresh[1:], [len(start)]]) - 1 if len(start) else fresh
+        fresh = np.flatnonzero(np.concatenate([[True], start[1:] > reach[:-1]]))
+        last = np.concatenate([fresh[1:], [len(start)]]) - 1
         kept = reach[last] > start[fresh]
         return start[fresh][kept], reach[last][kept]
 

@@ -10,36 +10,37 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_bool_dtype, is_numeric_dtype, is_object_dtype, is_string_dtype
+from pandas.api.types import (
+    is_bool_dtype,
+    is_complex_dtype,
+    is_numeric_dtype,
+    is_object_dtype,
+    is_string_dtype,
+)
 
 from ...candles import OPTIONAL, PRICES, SIGNED, TIMEFRAMES, CandleError
 
 # %% ../../../nbs/data/quality/02_candle_series.ipynb #ceddd59f
+def _plain_number(value: object) -> object:
+    "The value where it can be read as a real number, else None."
+    plain = isinstance(value, (int, float, str, np.number)) and not isinstance(value, np.complexfloating)
+    return value if plain else None
+
+
 def _numbers(column: pd.Series) -> np.ndarray:
     "The column as float64; NaN where there is no number."
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)
     if is_object_dtype(column.dtype) or is_string_dtype(column.dtype):
-        plain = column.map(
-            lambda value: (
-                value
-                if isinstance(value, (int, float, str, np.number))
-                and not isinstance(value, (complex, np.complexfloating))
-                else None
-            )
-        )
-        return pd.to_numeric(plain.astype(object), errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-    if (
-        is_numeric_dtype(column.dtype)
-        and not np.issubdtype(getattr(column.dtype, "numpy_dtype", column.dtype), np.complexfloating)
-        or is_bool_dtype(column.dtype)
-    ):
+        plain = column.map(_plain_number).astype(object)
+        return pd.to_numeric(plain, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    if (is_numeric_dtype(column.dtype) and not is_complex_dtype(column.dtype)) or is_bool_dtype(column.dtype):
         return column.to_numpy(dtype=float, na_value=np.nan)
     return np.full(len(column), np.nan)
 
 # %% ../../../nbs/data/quality/02_candle_series.ipynb #074f6020
-def ready_table(candles: pd.DataFrame, timeframe: str, source: str) -> pd.DataFrame:
-    "The table with its own rows in its own order, UTC nanoseconds and float64 columns."
+def _check_table(candles: object, timeframe: str, source: str) -> None:
+    "Raise for what is no table of candles of a known timeframe."
     if not isinstance(candles, pd.DataFrame):
         raise CandleError(f"{source}: found {type(candles).__name__}, no table: give a DataFrame of candles")
     if timeframe not in TIMEFRAMES:
@@ -49,9 +50,8 @@ def ready_table(candles: pd.DataFrame, timeframe: str, source: str) -> pd.DataFr
     names = list(candles.columns)
     missing = [name for name in (*PRICES, "volume") if name not in names]
     if missing:
-        raise CandleError(
-            f"{source}: no column {missing[0]} (found: {', '.join(map(str, names))}): rename or add it"
-        )
+        found = ", ".join(map(str, names))
+        raise CandleError(f"{source}: no column {missing[0]} (found: {found}): rename or add it")
     doubled = [name for name in names if names.count(name) > 1]
     if doubled:
         raise CandleError(f"{source}: there are two columns {doubled[0]}: drop one of them")
@@ -59,22 +59,32 @@ def ready_table(candles: pd.DataFrame, timeframe: str, source: str) -> pd.DataFr
         raise CandleError(
             f"{source}: the index is {candles.index.dtype}, no times: make open_time the index, as UTC times"
         )
-    known = [name for name in (*PRICES, "volume", *OPTIONAL, *SIGNED) if name in names]
-    times = candles.index.tz_localize("UTC") if candles.index.tz is None else candles.index.tz_convert("UTC")
+
+
+def _utc_times(index: pd.DatetimeIndex, source: str) -> pd.DatetimeIndex:
+    "The times in UTC nanoseconds; times without a zone are taken for UTC."
+    times = index.tz_localize("UTC") if index.tz is None else index.tz_convert("UTC")
     try:
-        times = times.as_unit("ns")
+        return times.as_unit("ns").rename("open_time")
     except (pd.errors.OutOfBoundsDatetime, OverflowError):
         raise CandleError(
             f"{source}: open_time holds {times.min()}, which nanoseconds cannot: check the unit of the times"
         ) from None
-    return pd.DataFrame({name: _numbers(candles[name]) for name in known}, index=times.rename("open_time"))
+
+# %% ../../../nbs/data/quality/02_candle_series.ipynb #6be0da51
+def ready_table(candles: pd.DataFrame, timeframe: str, source: str) -> pd.DataFrame:
+    "The table's own rows in their own order, UTC nanoseconds, known columns as float64 (NaN: no number)."
+    _check_table(candles, timeframe, source)
+    names = [name for name in (*PRICES, "volume", *OPTIONAL, *SIGNED) if name in candles]
+    times = _utc_times(candles.index, source)
+    return pd.DataFrame({name: _numbers(candles[name]) for name in names}, index=times)
 
 # %% ../../../nbs/data/quality/02_candle_series.ipynb #0105ad6d
 @dataclass(frozen=True)
 class CandleSeries:
-    "A table made ready: its rows as they were, and those that can be judged in order of time."
+    "A table as numbers at UTC times: its raw rows, and those that can be judged, in order of time."
 
-    raw: pd.DataFrame  # numbers in the order they came
+    raw: pd.DataFrame  # as `ready_table` gives it, rows in their own order
     step: int  # ns
     offset: int  # ns between the grid and the open times
     dated: np.ndarray  # rows of `raw` that have a time
@@ -88,19 +98,19 @@ def series_of(raw: pd.DataFrame, timeframe: str) -> CandleSeries:
     step = TIMEFRAMES[timeframe].value
     dated = ~np.asarray(raw.index.isna())
     time = np.where(dated, raw.index.asi8, 0)
-    beside, counts = np.unique(time[dated] % step, return_counts=True)
-    offset = int(beside[counts.argmax()]) if len(beside) and counts.max() > 0.5 * dated.sum() else 0
+    rests, counts = np.unique(time[dated] % step, return_counts=True)
+    offset = int(rests[counts.argmax()]) if len(rests) and counts.max() > 0.5 * dated.sum() else 0
     on_grid = dated & (time % step == offset)
     rows = np.flatnonzero(on_grid)
     if (np.diff(time[rows]) <= 0).any():
         rows = rows[np.argsort(time[rows], kind="stable")]
         rows = rows[np.concatenate([[True], np.diff(time[rows] // step) > 0])]
-    candles = raw if len(rows) == len(raw) and (np.diff(rows) == 1).all() else raw.iloc[rows]
+    unchanged = len(rows) == len(raw) and (np.diff(rows) == 1).all()
+    candles = raw if unchanged else raw.iloc[rows]
     return CandleSeries(raw, step, offset, dated, on_grid, candles, time[rows] // step)
 
 # %% ../../../nbs/data/quality/02_candle_series.ipynb #37d05932
 def slot_times(slot: np.ndarray, series: CandleSeries) -> pd.DatetimeIndex:
     "Open times of slots."
-    return pd.DatetimeIndex(np.asarray(slot, dtype=np.int64) * series.step + series.offset, tz="UTC").as_unit(
-        "ns"
-    )
+    nanoseconds = np.asarray(slot, dtype=np.int64) * series.step + series.offset
+    return pd.DatetimeIndex(nanoseconds, tz="UTC").as_unit("ns")

@@ -23,12 +23,14 @@ class QualityConfig(Section):
     spike_score: float = Field(
         6.0,
         gt=0,
-        description="how far a candle sticks out, in local ranges and for its volume, to be a spike without a second opinion",
+        description="how far a candle sticks out, in local ranges and for its volume, "
+        "to be a spike without a second opinion",
     )
     spike_score_beside: float = Field(
         4.0,
         gt=0,
-        description="how far a candle sticks out, in local ranges, to be a spike where another series shows no such move",
+        description="how far a candle sticks out, in local ranges, "
+        "to be a spike where another series shows no such move",
     )
     spike_shared: float = Field(
         0.25,

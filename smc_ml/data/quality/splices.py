@@ -6,6 +6,9 @@
 __all__ = ['step_of', 'find_splices']
 
 # %% ../../../nbs/data/quality/06_splices.ipynb #c6032b4f
+from itertools import pairwise
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
@@ -14,6 +17,13 @@ from .candle_series import CandleSeries, slot_times
 from .config import QualityConfig
 from .defects import runs_of
 from .price_shapes import PriceShape
+
+# %% ../../../nbs/data/quality/06_splices.ipynb #4e8cf2a0
+class _Splice(NamedTuple):
+    row: int  # the first of the new piece
+    kind: str
+    before: float | None
+    after: float | None
 
 # %% ../../../nbs/data/quality/06_splices.ipynb #b2756a6f
 _STEPS = np.array([digit * 10.0**power for power in range(6, -10, -1) for digit in (5, 2.5, 2, 1)])
@@ -30,13 +40,14 @@ def _fits(values: np.ndarray, step: float | np.ndarray) -> np.ndarray:
 def _sampled_fits(values: np.ndarray) -> np.ndarray:
     "Share of fitting rows by stretch and step, from at most 40 stretches of 50 rows."
     rows = np.unique(np.linspace(0, len(values) - 1, min(len(values), 2000)).astype(int))
-    fits = _fits(values[rows, :, None], _STEPS) & (
-        _STEPS > 1e-8 * np.median(np.abs(values[rows]))
-    )  # finer than that is rounding
+    finest = 1e-8 * np.median(np.abs(values[rows]))  # finer than that is rounding
+    fits = _fits(values[rows, :, None], _STEPS) & (_STEPS > finest)
     return np.array([stretch.mean(axis=0) for stretch in np.array_split(fits, max(1, len(rows) // 50))])
 
 
-def step_of(values: np.ndarray) -> float | None:  # rows × columns
+def step_of(
+    values: np.ndarray,  # rows × columns
+) -> float | None:
     "The coarsest step that (nearly) all values are multiples of; None where there is none."
     if len(values) < 20:
         return None
@@ -45,49 +56,40 @@ def step_of(values: np.ndarray) -> float | None:  # rows × columns
 
 # %% ../../../nbs/data/quality/06_splices.ipynb #5f0297c5
 def _coarse_pieces(fits: np.ndarray, shortest: int) -> tuple[np.ndarray, np.ndarray]:
-    "First row and the row after the last of pieces of fitting rows; a handful of exceptions does not end one."
+    "First row and row after the last of pieces of fitting rows; a handful of exceptions does not end one."
     misfits = np.flatnonzero(~fits)
     edges = np.concatenate([[-1], misfits, [len(fits)]])
     long = np.flatnonzero(np.diff(edges) - 1 >= shortest)
     start, end = edges[long] + 1, edges[long + 1]
-    apart = np.flatnonzero(
-        np.searchsorted(misfits, start[1:]) - np.searchsorted(misfits, end[:-1]) >= shortest // 2
-    )
-    start, end = (
-        start[np.concatenate([[0], apart + 1])[: len(start)]],
-        end[np.concatenate([apart, [len(end) - 1]])[: len(end)]],
-    )
+    between = np.searchsorted(misfits, start[1:]) - np.searchsorted(misfits, end[:-1])
+    apart = np.flatnonzero(between >= shortest // 2)
+    start = start[np.concatenate([[0], apart + 1])[: len(start)]]
+    end = end[np.concatenate([apart, [len(end) - 1]])[: len(end)]]
     misfit = np.searchsorted(misfits, end) - np.searchsorted(misfits, start)
     pure = misfit <= 0.005 * (end - start)
     return start[pure], end[pure]
 
 
-def _step_splices(
-    values: np.ndarray, kind: str, shortest: int
-) -> list[tuple[int, str, float | None, float | None]]:
-    "Row, kind, step before and after wherever a piece on a coarser grid begins or ends."
-    if len(values) < 2 * shortest:
-        return []
-    shares = _sampled_fits(values)
-    worth = _STEPS[(shares.max(axis=0) > 0.97) & (shares.min(axis=0) < 0.9)]
-    cuts = []
-    for step in worth:
-        edges = np.sort(np.concatenate(_coarse_pieces(_fits(values, step), shortest)))
+def _step_cuts(values: np.ndarray, shortest: int) -> list[int]:
+    "Rows at which a piece on a coarser grid begins or ends, none near another or an end of the series."
+    shares, cuts = _sampled_fits(values), list[int]()
+    inner = range(shortest // 2, len(values) - shortest // 2 + 1)
+    for step in _STEPS[(shares.max(axis=0) > 0.97) & (shares.min(axis=0) < 0.9)]:
+        edges = np.sort(np.concatenate(_coarse_pieces(_fits(values, step), shortest))).tolist()
         if len(edges) > 50:
             continue  # so many are no pieces, but the way the numbers fall
-        cuts += [
-            int(edge)
-            for edge in edges
-            if shortest // 2 <= edge <= len(values) - shortest // 2
-            and all(abs(edge - cut) > shortest for cut in cuts)
-        ]
-    bounds = [0, *sorted(cuts), len(values)]
-    steps = [step_of(values[first:last][:4000]) for first, last in zip(bounds[:-1], bounds[1:])]
-    return [
-        (cut, kind, before, after)
-        for cut, before, after in zip(bounds[1:-1], steps[:-1], steps[1:])
-        if before != after
-    ]
+        cuts += [edge for edge in edges if edge in inner and all(abs(edge - cut) > shortest for cut in cuts)]
+    return sorted(cuts)
+
+
+def _step_splices(values: np.ndarray, kind: str, shortest: int) -> list[_Splice]:
+    "Where a piece on a coarser grid begins or ends; the steps before and after."
+    if len(values) < 2 * shortest:
+        return []
+    bounds = [0, *_step_cuts(values, shortest), len(values)]
+    steps = [step_of(values[first:last][:4000]) for first, last in pairwise(bounds)]
+    splices = zip(bounds[1:-1], pairwise(steps), strict=True)
+    return [_Splice(cut, kind, before, after) for cut, (before, after) in splices if before != after]
 
 # %% ../../../nbs/data/quality/06_splices.ipynb #5d54fbbd
 def _clearest(values: np.ndarray, around: int, reach: int) -> int:
@@ -110,113 +112,126 @@ def _jumps(values: np.ndarray, window: int, least: float) -> list[int]:
     medians = pd.Series(values).rolling(window, min_periods=window).median().to_numpy()
     change = np.abs(medians[window:] - medians[:-window])  # row + 1 of the first window's last row
     start, end = runs_of(change > least, np.arange(len(change)))
-    peaks = [first + int(np.argmax(change[first:last])) + 1 for first, last in zip(start, end)]
+    peaks = [first + int(np.argmax(change[first:last])) + 1 for first, last in zip(start, end, strict=True)]
     return [_clearest(values, peak, window) for peak in peaks]
 
 # %% ../../../nbs/data/quality/06_splices.ipynb #a6e9fb44
+def _volume_of_range(shape: PriceShape) -> tuple[np.ndarray, np.ndarray]:
+    "Rows with volume and range, and the logarithm of the volume for a range of one."
+    rows = np.flatnonzero((shape.volume > 0) & (shape.high > shape.low))
+    return rows, np.log(shape.volume[rows]) - np.log(shape.high[rows] - shape.low[rows])
+
+
 def _volume_splices(
     shape: PriceShape, step: int, config: QualityConfig, other: PriceShape | None = None, lag: int = 0
-) -> list[tuple[int, str, float | None, float | None]]:
-    "Row, kind, and the volume for a range of one percent before and after, where its unit seems to change."
-    rows = np.flatnonzero((shape.volume > 0) & (shape.high > shape.low))
-    own = np.log(shape.volume[rows]) - np.log(shape.high[rows] - shape.low[rows])
+) -> list[_Splice]:
+    "Where the unit of the volume seems to change; the volume for a range of one percent before and after."
+    rows, own = _volume_of_range(shape)
     judged, least = own, np.log(config.volume_factor)
     if other is not None:
-        known = np.flatnonzero((other.volume > 0) & (other.high > other.low))
-        _, mine, theirs = np.intersect1d(
+        known, theirs = _volume_of_range(other)
+        _, here, there = np.intersect1d(
             shape.slot[rows], other.slot[known] + lag, assume_unique=True, return_indices=True
         )
-        if len(mine) > 0.5 * len(rows):
-            known, rows, own = known[theirs], rows[mine], own[mine]
-            judged, least = (
-                own - (np.log(other.volume[known]) - np.log(other.high[known] - other.low[known])),
-                np.log(config.volume_factor_beside),
-            )
+        if len(here) > 0.5 * len(rows):
+            rows, own = rows[here], own[here]
+            judged, least = own - theirs[there], np.log(config.volume_factor_beside)
     window, found = _window(len(rows), step), []
     for row in _jumps(judged, window, least):
         before, after = np.median(own[max(0, row - window) : row]), np.median(own[row : row + window])
         if abs(after - before) > least / 2:
-            found.append((int(rows[row]), "volume", float(np.exp(before) / 100), float(np.exp(after) / 100)))
+            figures = (float(np.exp(value) / 100) for value in (before, after))
+            found.append(_Splice(int(rows[row]), "volume", *figures))
     return found
 
 # %% ../../../nbs/data/quality/06_splices.ipynb #5d8a8ee1
+def _usual_jump(shape: PriceShape, rows: np.ndarray) -> np.ndarray:
+    "How far these candles may open away from the last close: their local or own range, more over a gap."
+    moved = np.where(shape.high > shape.low, shape.slot, shape.slot[0])  # a flat candle is as good as none
+    candles = np.maximum(shape.slot[rows] - np.maximum.accumulate(moved)[rows - 1], 1)
+    own = np.maximum(shape.high[rows] - shape.low[rows], shape.high[rows - 1] - shape.low[rows - 1])
+    local = np.maximum(shape.scale[rows], shape.scale[rows - 1])
+    return np.maximum(
+        local * np.where(candles > 1, 3 * np.sqrt(candles), 1),  # over a gap the price may have gone far
+        np.where(candles == 1, own, 0),
+    )
+
+
+def _stays(shape: PriceShape, rows: np.ndarray, jump: np.ndarray) -> np.ndarray:
+    "Whether the closes of the twelve candles from each row on keep more than half of its jump."
+    ahead = (rows[:, None] + np.arange(12)).clip(0, len(shape.slot) - 1)
+    behind = (rows[:, None] - 12 + np.arange(12)).clip(0)
+    moved = np.median(shape.close[ahead], axis=1) - np.median(shape.close[behind], axis=1)
+    return moved / jump > 0.5
+
+
+def _jumped_beside(shape: PriceShape, rows: np.ndarray, other: PriceShape, lag: int) -> np.ndarray:
+    "How far the other series moved from the close before each row to its open."
+    before, after = (
+        np.searchsorted(other.slot, shape.slot[side] - lag).clip(0, len(other.slot) - 1)
+        for side in (rows - 1, rows)
+    )
+    return other.open[after] - other.close[before]
+
+# %% ../../../nbs/data/quality/06_splices.ipynb #9a3c5ed1
 def _level_splices(
     shape: PriceShape, config: QualityConfig, other: PriceShape | None = None, lag: int = 0
-) -> list[tuple[int, str, float | None, float | None]]:
-    "Row, kind, price before and after, where a series opens away from its last close and stays there."
+) -> list[_Splice]:
+    "Where a series opens away from its last close and stays there; the price before and after."
     rows = np.arange(4, len(shape.slot) - 3)  # too near to an end there is nothing to stay at
     if not len(rows):
         return []
-    alive = np.maximum.accumulate(
-        np.where(shape.high > shape.low, shape.slot, shape.slot[0])
-    )  # a flat candle is as good as none
-    jump, candles = (
-        shape.open[rows] - shape.close[rows - 1],
-        np.maximum(shape.slot[rows] - alive[rows - 1], 1),
-    )
-    ranges = np.where(
-        candles == 1,
-        np.maximum(shape.high[rows] - shape.low[rows], shape.high[rows - 1] - shape.low[rows - 1]),
-        0,
-    )
-    usual = np.maximum(shape.scale[rows], shape.scale[rows - 1]) * np.where(
-        candles > 1, 3 * np.sqrt(candles), 1
-    )  # over a hole the price may have gone far
-    usual = np.maximum(usual, ranges)
-    far = np.flatnonzero(np.abs(jump) > config.level_score * usual)
+    jump = shape.open[rows] - shape.close[rows - 1]
+    far = np.flatnonzero(np.abs(jump) > config.level_score * _usual_jump(shape, rows))
     rows, jump = rows[far], jump[far]
-    around = (
-        (rows[:, None] + np.arange(12)).clip(0, len(shape.slot) - 1),
-        (rows[:, None] - 12 + np.arange(12)).clip(0),
-    )
-    stays = (np.median(shape.close[around[0]], axis=1) - np.median(shape.close[around[1]], axis=1)) / jump
-    kept = stays > 0.5
+    kept = _stays(shape, rows, jump)
     if other is not None and len(other.slot):
-        sides = [
-            np.searchsorted(other.slot, shape.slot[side] - lag).clip(0, len(other.slot) - 1)
-            for side in (rows - 1, rows)
-        ]
-        kept &= (
-            other.open[sides[1]] - other.close[sides[0]]
-        ) / jump < 0.5  # the other one did not jump as well
+        kept &= _jumped_beside(shape, rows, other, lag) / jump < 0.5
+    prices = np.exp(np.column_stack([shape.close[rows - 1], shape.open[rows]]))
     return [
-        (int(row), "level", float(np.exp(shape.close[row - 1])), float(np.exp(shape.open[row])))
-        for row in rows[kept]
+        _Splice(int(row), "level", *pair) for row, pair in zip(rows[kept], prices[kept].tolist(), strict=True)
     ]
 
 # %% ../../../nbs/data/quality/06_splices.ipynb #7570b92c
+def _exact_splices(shape: PriceShape, shortest: int) -> list[_Splice]:
+    "Where the tick of the prices or the step of the volume changes."
+    moved, traded = np.flatnonzero(shape.high > shape.low), np.flatnonzero(shape.volume > 0)
+    prices = np.exp(np.column_stack([shape.open, shape.high, shape.low, shape.close])[moved])
+    return [
+        splice._replace(row=int(rows[splice.row]))
+        for rows, values, kind in (
+            (moved, prices, "tick"),
+            (traded, shape.volume[traded, None], "volume step"),
+        )
+        for splice in _step_splices(values, kind, shortest)
+    ]
+
+
+def _snapped(splice: _Splice, exact: list[_Splice]) -> _Splice:
+    "The splice at the row of an exact one within 24 candles: where a volume changes is uncertain by a few."
+    near = [known.row for known in exact if abs(known.row - splice.row) <= 24]
+    return splice._replace(row=near[0]) if near else splice
+
+# %% ../../../nbs/data/quality/06_splices.ipynb #e2f1b7c9
 def find_splices(
     shape: PriceShape,
     series: CandleSeries,
     config: QualityConfig,
     other: PriceShape | None = None,
-    lag: int = 0,
-    spikes: pd.DatetimeIndex = pd.DatetimeIndex([], tz="UTC"),
+    lag: int = 0,  # slots by which the other series is shifted
+    spikes: pd.DatetimeIndex = pd.DatetimeIndex([], tz="UTC"),  # no level begins at one of these
 ) -> pd.DataFrame:
-    "Where another place, tick, unit or level begins: time, kind, the figure before and after."
-    moved = shape.high > shape.low
-    rows, traded = np.flatnonzero(moved), np.flatnonzero(shape.volume > 0)
-    prices = np.exp(np.column_stack([shape.open, shape.high, shape.low, shape.close])[rows])
-    found = [(int(rows[at]), *rest) for at, *rest in _step_splices(prices, "tick", config.shortest_piece)]
-    found += [
-        (int(traded[at]), *rest)
-        for at, *rest in _step_splices(shape.volume[traded, None], "volume step", config.shortest_piece)
-    ]
-    wrong = np.flatnonzero(np.isin(shape.slot, (spikes.as_unit("ns").asi8 - series.offset) // series.step))
-    exact = np.array([row for row, *_ in found])
-    for row, *rest in _volume_splices(
-        shape, series.step, config, other, lag
-    ):  # its place is uncertain by a few candles
-        near = exact[np.abs(exact - row) <= 24]
-        found.append((int(near[0]) if len(near) else row, *rest))
+    "Where another place, tick, unit or level begins: time, kind, before, after (NaN: none)."
+    exact = _exact_splices(shape, config.shortest_piece)
+    volume = _volume_splices(shape, series.step, config, other, lag)
+    found = [*exact, *(_snapped(splice, exact) for splice in volume)]
+    spiky = np.flatnonzero(np.isin(shape.slot, (spikes.as_unit("ns").asi8 - series.offset) // series.step))
     found += [
         splice
         for splice in _level_splices(shape, config, other, lag)
-        if not np.isin([splice[0], splice[0] - 1], wrong).any()
+        if not np.isin([splice.row, splice.row - 1], spiky).any()
     ]
-    table = pd.DataFrame(found, columns=["row", "kind", "before", "after"]).sort_values(
-        "row", kind="stable", ignore_index=True
-    )
-    return table.assign(time=slot_times(shape.slot[table.pop("row").to_numpy(int)], series))[
-        ["time", "kind", "before", "after"]
-    ].astype({"before": float, "after": float})
+    table = pd.DataFrame(found, columns=list(_Splice._fields))
+    table = table.sort_values("row", kind="stable", ignore_index=True)
+    table["time"] = slot_times(shape.slot[table["row"].to_numpy(int)], series)
+    return table[["time", "kind", "before", "after"]].astype({"before": float, "after": float})
