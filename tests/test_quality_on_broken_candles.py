@@ -1,4 +1,4 @@
-"""Every kind of defect put into real candles, at random places, is found and named with its time; garbage never crashes the judgement."""
+"""Every kind of defect put into real candles is found and named with its time; garbage is reported."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smc_ml.candles import PRICES, TIMEFRAMES, CandleError, validate_candles
+from smc_ml.candles import PRICES, TIMEFRAMES, CandleError, resample, validate_candles
 from smc_ml.data.quality.assessment import assess_quality
 from smc_ml.data.quality.config import RepairConfig
 from smc_ml.data.quality.repair import repair
@@ -66,7 +66,7 @@ def whole(prices: np.ndarray) -> np.ndarray:
 def with_prices(candles: pd.DataFrame, change) -> pd.DataFrame:
     prices = candles[list(PRICES)].to_numpy().copy()
     change(prices)
-    return candles.assign(**dict(zip(PRICES, whole(prices).T)))
+    return candles.assign(**dict(zip(PRICES, whole(prices).T, strict=True)))
 
 
 def somewhere(rng, rows=PIECE) -> int:
@@ -74,25 +74,36 @@ def somewhere(rng, rows=PIECE) -> int:
 
 
 def test_nothing_is_found_in_sound_pieces(bitcoin, ether):
-    "False alarms: none in 40 random pieces of 4,000 candles, alone or with the other symbol (3 of them hold the halt, which is no error)."
+    """False alarms: none in 40 random pieces of 4,000 candles, alone or with the other symbol.
+
+    Three of them hold the halt, which is no error.
+    """
     rng, alarms = np.random.default_rng(0), []
     for _ in range(10):
         start = int(rng.integers(0, len(bitcoin) - 4000))
         one, two = bitcoin.iloc[start : start + 4000], ether.iloc[start : start + 4000]
         for candles, other in ((one, None), (two, None), (one, two), (two, one)):
-            alarms += (
-                [(str(candles.index[0]), defects(report))]
-                if not (report := assess_quality(candles, "5m", other=other)).clean
-                else []
-            )
+            report = assess_quality(candles, "5m", other=other)
+            if not report.clean:
+                alarms.append((str(candles.index[0]), defects(report)))
     assert alarms == []
 
 
-def test_holes(piece):
+@pytest.mark.parametrize("timeframe", ["10m", "45m", "1h", "4h", "12h", "1d"])
+def test_longer_candles_are_judged_alike(bitcoin, ether, timeframe):
+    "A year of any timeframe is sound beside the other symbol; what is taken out of it is missing."
+    one, two = (resample(candles, "5m", timeframe) for candles in (bitcoin, ether))
+    assert assess_quality(one, timeframe, other=two).clean
+    report = assess_quality(one.drop(one.index[[40, 41, 90]]), timeframe, other=two)
+    assert (defects(report), report.gaps["missing"].tolist()) == ({"gaps"}, [2, 1])
+    assert report.gaps["end"].tolist() == one.index[[42, 91]].tolist()
+
+
+def test_gaps(piece):
     candles, other, rng = piece
     places = np.sort(rng.choice(np.arange(50, PIECE - 50, 100), 20, replace=False))
     sizes = rng.integers(1, 40, 20)
-    lost = np.concatenate([np.arange(place, place + size) for place, size in zip(places, sizes)])
+    lost = np.concatenate([np.arange(place, place + size) for place, size in zip(places, sizes, strict=True)])
     report = assess_quality(candles.drop(candles.index[lost]), "5m", other=other)
     assert (
         report.gaps["start"].tolist() == candles.index[places].tolist()
@@ -101,7 +112,7 @@ def test_holes(piece):
     assert defects(report) == {"gaps"}
 
 
-def test_doubled_and_disordered_rows(piece):
+def test_duplicates_and_rows_out_of_order(piece):
     candles, _, rng = piece
     equal, changed = np.sort(rng.choice(PIECE, 30, replace=False)).reshape(2, 15)
     table = pd.concat(
@@ -154,7 +165,7 @@ def test_impossible_values(piece, column, value, what):
         repair(broken, report)
 
 
-def test_rows_beside_the_grid(piece):
+def test_rows_off_the_grid(piece):
     candles, _, rng = piece
     rows = np.sort(rng.choice(PIECE, 3, replace=False))
     moved = candles.index.to_series().reset_index(drop=True)
@@ -261,7 +272,7 @@ def test_splices(piece, name, beside):
 
 
 def test_hourly_candles_of_another_venue(market):
-    "Years of spot glued to the same, scaled and with other ticks, as a download from two venues would be."
+    "Years of spot spliced with the same at other scales and ticks, as a download from two venues would be."
     table = pd.read_parquet(market / "BTCUSDT_1h_binance_spot_2020-01_2021-10.parquet").set_index(
         "timestamp"
     )[[*PRICES, "volume"]]

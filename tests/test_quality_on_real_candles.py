@@ -1,4 +1,4 @@
-"""The real files at hand: what is known to be wrong with them is found, and what is real is not called an error."""
+"""The real files at hand: their known defects are found, and what is real is not called an error."""
 
 import json
 import time
@@ -50,7 +50,7 @@ def solana(market):
 def hourly_euro(market):
     return read(
         market / "EUR_USD_H1_oanda_2020_2021.parquet",
-        {f"mid_{short}": name for short, name in zip("ohlc", PRICES)},
+        {f"mid_{short}": name for short, name in zip("ohlc", PRICES, strict=True)},
     )
 
 
@@ -64,7 +64,7 @@ def broker(market):
     return table[list(PRICES)].assign(volume=table["tick_volume"]).astype(float).set_index(times)
 
 
-def test_five_holes_of_five_hundred(solana):
+def test_five_gaps_of_five_hundred(solana):
     report = assess_quality(solana, "5m", name="SOLUSDT")
     assert report.gaps["missing"].tolist() == [500] * 5
     assert (report.gaps["end"] - report.gaps["start"] == pd.Timedelta("5min") * 500).all()
@@ -89,7 +89,7 @@ def test_fourteen_outages_of_binance(hourly):
 
 
 def test_weekends_and_holidays_are_no_gaps(hourly_euro):
-    "What remains are two real holes at the start of a week: one candle and two."
+    "What remains are two real gaps at the start of a week: one candle and two."
     report = assess_quality(hourly_euro, "1h", "forex", name="EUR_USD")
     assert [(f"{gap.start:%Y-%m-%d %H:%M}", gap.missing) for gap in report.gaps.itertuples()] == [
         ("2020-05-31 21:00", 1),
@@ -99,7 +99,7 @@ def test_weekends_and_holidays_are_no_gaps(hourly_euro):
     assert (
         len(segments(hourly_euro, "1h", 0, weekends_closed=True)) == 1
         and len(segments(hourly_euro, "1h", 0)) == 105
-    )  # both holes prolong a weekend
+    )  # both gaps prolong a weekend
     assert len(assess_quality(hourly_euro, "1h").gaps) == 104
 
 
@@ -148,7 +148,7 @@ def test_in_universal_time_the_export_has_five_small_gaps(euro):
     assert len(segments(euro, "15m", 0, weekends_closed=True)) == 2  # four of them prolong a weekend
 
 
-def test_repairs_on_real_holes(hourly, solana):
+def test_repairs_of_real_gaps(hourly, solana):
     report = assess_quality(hourly, "1h")
     same, counts = repair(hourly, report)
     pd.testing.assert_frame_equal(same, hourly)

@@ -124,7 +124,7 @@ def _stamp_findings(series: CandleSeries, naive: bool) -> Iterator[dict[str, obj
     if series.offset >= series.step - 1_000_000_000:
         yield _finding("stamped by the close", start, end, series.offset / HOUR)
     elif series.offset:
-        yield _finding("beside the grid", start, end, series.offset / HOUR)
+        yield _finding("off the grid", start, end, series.offset / HOUR)
 
 # %% ../../../nbs/data/quality/07_clocks.ipynb #2a4af5eb
 _ZONES = (NEW_YORK, "America/Chicago", "Europe/London", "Europe/Berlin", "Europe/Athens", "Australia/Sydney")

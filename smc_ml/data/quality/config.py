@@ -59,7 +59,7 @@ class QualityConfig(Section):
         26.0, gt=0, description="farthest shift against another series that is looked for, hours"
     )
     disagreement_score: float = Field(
-        12.0, gt=0, description="distance of the closes of one market at two places, in its usual size"
+        12.0, gt=0, description="distance of the closes of one market at two venues, in its usual size"
     )
 
 # %% ../../../nbs/data/quality/00_config.ipynb #d8836344

@@ -103,7 +103,7 @@ def find_violations(raw: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../../nbs/data/quality/03_defects.ipynb #4824d61c
 def runs_of(true: np.ndarray, slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "First row and the row after the last of each run of true rows without a hole."
+    "First row and the row after the last of each run of true rows without a gap."
     edge = np.concatenate([[False], true, [False]])
     start, end = np.flatnonzero(edge[1:] & ~edge[:-1]), np.flatnonzero(~edge[1:] & edge[:-1])
     cut = np.flatnonzero(true[1:] & true[:-1] & (np.diff(slot) > 1)) + 1 if len(true) else start

@@ -77,12 +77,12 @@ def _wrong_values(candles: pd.DataFrame) -> Iterator[str]:
 
 
 def _wrong_grid(after: CandleSeries, timeframe: str) -> Iterator[str]:
-    "Times beside the grid."
+    "Times off the grid."
     times = after.raw.index[after.dated]
     beside = times[times.asi8 % after.step != 0]
     if len(beside):
         rows, first = counted(len(beside), "row"), moment_of(beside[0])
-        yield f"{rows} beside the {timeframe} grid (first {first}): check the timeframe and the time zone"
+        yield f"{rows} off the {timeframe} grid (first {first}): check the timeframe and the time zone"
 
 # %% ../../../nbs/data/quality/11_repair.ipynb #4a8e6f03
 def _still_wrong(report: QualityReport, candles: pd.DataFrame) -> list[str]:

@@ -100,7 +100,7 @@ def _kinds(report: QualityReport) -> dict[str, pd.DataFrame]:
     for kind, table in {
         "duplicate": report.duplicates,
         "out of order": report.out_of_order,
-        "beside the grid": report.off_grid,
+        "off the grid": report.off_grid,
         "violation": report.violations,
         "spike": report.spikes,
         "outside": report.outside,

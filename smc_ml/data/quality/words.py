@@ -95,7 +95,7 @@ def rows_in_words(
         rows = counted(len(out_of_order), "row")
         yield f"{rows} out of order (first {moment_of(first['time'])} after {moment_of(first['after'])})."
     if len(off_grid):
-        yield f"{counted(len(off_grid), 'row')} beside the {timeframe} grid ({_examples(off_grid['time'])})."
+        yield f"{counted(len(off_grid), 'row')} off the {timeframe} grid ({_examples(off_grid['time'])})."
     if len(outside):
         candles = counted(len(outside), "candle")
         yield f"{candles} while the market is closed ({_examples(outside['time'])})."
@@ -132,7 +132,7 @@ def clock_in_words(clock: pd.DataFrame, timeframe: str, other_name: str) -> Iter
         span = f"from {moment_of(start)} to {moment_of(end)}"
         if kind == "no time zone":
             yield "The times carry no zone; they were taken for UTC."
-        elif kind == "beside the grid":
+        elif kind == "off the grid":
             grid = f"All times lie {hours:.3g} h after the {timeframe} grid"
             yield f"{grid}: another zone, or another timeframe."
         elif kind.startswith("summer time of "):
@@ -181,12 +181,12 @@ def spikes_in_words(spikes: pd.DataFrame, other_name: str, most: int = 3) -> Ite
 
 
 def splices_in_words(splices: pd.DataFrame) -> Iterator[str]:
-    "Where the series seems to be glued, and from what."
+    "Where the series seems to be spliced, and what changes there."
     for each in splices.itertuples():
         figures = f"{_number(each.before)}, then {_number(each.after)}"
         yield (
             f"Another {_SPLICES[each.kind]} from {moment_of(each.time)} on ({figures}): "
-            "the series seems to be glued there."
+            "the series seems to be spliced there."
         )
 
 
