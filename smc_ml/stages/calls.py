@@ -17,7 +17,7 @@ from scipy import stats
 from ..candles import resample
 from ..ensemble.weighting import combine
 from ..evaluation.metrics import mean_interval, score
-from ..features.smc import signed_features, smc_features
+from ..features.table import feature_table, signed_features
 from ..labels.outcomes import label_symbols
 from ..models.out_of_fold import out_of_fold
 from ..models.windows import event_windows
@@ -50,7 +50,7 @@ def market_events(
         dict(candles),
         labels,
         {
-            symbol: smc_features(candles[symbol], patterns[symbol], settings.features, settings.patterns)
+            symbol: feature_table(candles[symbol], patterns[symbol], settings.features, settings.patterns)
             for symbol in candles
         },
     )
@@ -68,7 +68,9 @@ class PipelineRun(NamedTuple):
 def judge_events(events: MarketEvents, settings: PipelineSettings = PipelineSettings()) -> PipelineRun:
     "Out-of-fold predictions, the ensemble, and the account that follows it."
     candles, labels, _ = events
-    windows, kept = event_windows(events.features, labels, settings.train.steps, signed_features())
+    windows, kept = event_windows(
+        events.features, labels, settings.train.steps, signed_features(settings.features)
+    )
     usable = labels.iloc[kept].reset_index(drop=True)
     single = pd.concat(
         [

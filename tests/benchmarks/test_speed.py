@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import BTC, by_timeframe, real_candles
 
-from smc_ml.features.smc import smc_features
+from smc_ml.features.table import smc_features
 from smc_ml.labels.config import LabelingConfig
 from smc_ml.labels.outcomes import barrier_exits, label_patterns, limit_fills
 from smc_ml.patterns.config import PatternConfig
