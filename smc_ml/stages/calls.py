@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..candles import resample
+from ..candles import Market, resample
 from ..ensemble.weighting import combine
 from ..evaluation.metrics import mean_interval, score
 from ..features.table import feature_table, signed_features
@@ -45,7 +45,9 @@ def market_events(
     patterns = {
         symbol: detect_timeframes(higher(series), settings.patterns) for symbol, series in candles.items()
     }
-    labels = label_symbols(candles, patterns, settings.labels, settings.costs, settings.patterns)
+    labels = label_symbols(
+        Market(candles, "5m"), patterns, settings.labels, settings.costs, settings.patterns
+    )
     return MarketEvents(
         dict(candles),
         labels,

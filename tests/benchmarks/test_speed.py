@@ -11,8 +11,9 @@ import pytest
 from conftest import BTC, by_timeframe, real_candles
 
 from smc_ml.features.table import smc_features
+from smc_ml.labels.barriers import barrier_exits, limit_fills
 from smc_ml.labels.config import LabelingConfig
-from smc_ml.labels.outcomes import barrier_exits, label_patterns, limit_fills
+from smc_ml.labels.outcomes import label_patterns
 from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.detection import detect_patterns, detect_timeframes
 from smc_ml.patterns.streaming import PatternStream, candles_of
