@@ -215,7 +215,11 @@ def test_costs_to_the_last_digit_on_two_trades():
 
 
 def slow_label(
-    candles: pd.DataFrame, pattern: pd.Series, config: LabelingConfig, costs: Costs
+    candles: pd.DataFrame,
+    pattern: pd.Series,
+    config: LabelingConfig,
+    costs: Costs,
+    step: pd.Timedelta = STEP,
 ) -> dict | None:
     "From the definitions, for one pattern, with all prices turned so that the trade is a long."
     side = pattern["direction"]
@@ -224,7 +228,7 @@ def slow_label(
         turned = turned.rename(columns={"high": "low", "low": "high"})
     rows = list(zip(turned["open"], turned["high"], turned["low"], turned["close"]))
     edge, far = (pattern["top"], pattern["bottom"]) if side > 0 else (-pattern["bottom"], -pattern["top"])
-    closed = np.flatnonzero(candles.index + STEP >= pattern["known_at"])
+    closed = np.flatnonzero(candles.index + step >= pattern["known_at"])
     decision = closed[0] if len(closed) else None
     if config.entry == "next_open" and pattern["kind"] != "liquidity_sweep":
         decision, after = None, np.flatnonzero(candles.index >= pattern["known_at"])
@@ -251,14 +255,14 @@ def slow_label(
     if not seen > zone_stop:
         return None
     if entry_row is None:
-        return {"outcome": "not_filled", "exit_at": candles.index[decision + config.limit_expiry] + STEP}
+        return {"outcome": "not_filled", "exit_at": candles.index[decision + config.limit_expiry] + step}
     risk = entry - min(zone_stop, entry - abs(entry) * config.minimum_risk)
     return slow_exit(
-        candles.index, rows, entry_row, entry, entry - risk, entry + config.target_r * risk, config, costs
+        candles.index, rows, entry_row, entry, entry - risk, entry + config.target_r * risk, config, costs, step
     )
 
 
-def slow_exit(times, rows, entry_row, entry, stop, target, config, costs) -> dict | None:
+def slow_exit(times, rows, entry_row, entry, stop, target, config, costs, step) -> dict | None:
     doubt, best, worst = False, entry, entry
     for held, row in enumerate(range(entry_row, len(rows))):
         opens, high, low, _ = rows[row]
@@ -291,7 +295,7 @@ def slow_exit(times, rows, entry_row, entry, stop, target, config, costs) -> dic
                 "stop": abs(stop),
                 "target": abs(target),
                 "entry_at": times[entry_row],
-                "exit_at": times[row] + STEP if how != "timeout" else times[row],
+                "exit_at": times[row] + step if how != "timeout" else times[row],
                 "holding_bars": held + (how != "timeout"),
                 "ambiguous": doubt,
                 "gross_r": gross,
