@@ -258,7 +258,15 @@ def slow_label(
         return {"outcome": "not_filled", "exit_at": candles.index[decision + config.limit_expiry] + step}
     risk = entry - min(zone_stop, entry - abs(entry) * config.minimum_risk)
     return slow_exit(
-        candles.index, rows, entry_row, entry, entry - risk, entry + config.target_r * risk, config, costs, step
+        candles.index,
+        rows,
+        entry_row,
+        entry,
+        entry - risk,
+        entry + config.target_r * risk,
+        config,
+        costs,
+        step,
     )
 
 

@@ -167,4 +167,5 @@ class SplitsConfig(Section):
 
     @property
     def embargo(self) -> pd.Timedelta:
+        "`embargo_minutes` as a length of time."
         return pd.Timedelta(self.embargo_minutes, "min")
