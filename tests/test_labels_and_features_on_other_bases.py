@@ -198,7 +198,7 @@ def test_features_are_whole_and_forget_on_any_base(based, found):
     base, candles = based.timeframe, only(based)
     lookback = longest_lookback(SMALL, short(base), base)
     features = only(feature_tables(based, found, SMALL, short(base)))
-    assert len(candles) > lookback + 1000 and features.shape[1] == 16
+    assert len(candles) > lookback + 1000 and features.shape[1] == len(declared_features())
     whole = features.iloc[lookback - 1 :]
     assert np.isfinite(whole).all(axis=None) and (whole.nunique() > 2).all()
     pd.testing.assert_frame_equal(features, features_on(base)(candles), check_exact=True, check_freq=False)
