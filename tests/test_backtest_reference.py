@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from smc_ml.costs import Costs
-from smc_ml.labels.outcomes import EXIT_REASONS, barrier_exits, replay
+from smc_ml.labels.barriers import EXIT_REASONS, barrier_exits, replay
 from smc_ml.trading.account import run_backtest, select_trades
 from smc_ml.trading.config import BacktestConfig
 from smc_ml.trading.costs import READINGS, liquidate, liquidation_distance

@@ -5,7 +5,7 @@ from conftest import by_timeframe
 
 from smc_ml.candles import TIMEFRAMES
 from smc_ml.causality import LookAheadError, assert_causal, assert_parity, random_cuts
-from smc_ml.features.smc import FEATURES, longest_lookback, smc_features
+from smc_ml.features.table import declared_features, longest_lookback, smc_features
 from smc_ml.labels.outcomes import label_patterns
 from smc_ml.patterns.detection import detect_timeframes
 
@@ -24,7 +24,7 @@ def test_the_row_computed_live_is_the_row_seen_in_training(ether):
     assert_parity(features_of, ether.iloc[50_000:66_000], longest_lookback(), cuts=50)
 
 
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", [declared.name for declared in declared_features()])
 def test_a_feature_shifted_by_one_candle_is_caught(bitcoin, name):
     def peek(candles):
         return features_of(candles)[[name]].shift(-1)

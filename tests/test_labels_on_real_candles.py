@@ -5,21 +5,16 @@ import pandas as pd
 import pytest
 from conftest import by_timeframe
 
-from smc_ml.candles import TIMEFRAMES, average_true_range, resample
+from smc_ml.candles import TIMEFRAMES, Market, average_true_range, resample
 from smc_ml.causality import known_before, random_cuts
 from smc_ml.config import ConfigError
 from smc_ml.costs import Costs
+from smc_ml.labels.checks import LabelError
 from smc_ml.labels.config import HorizonConfig, LabelingConfig
 from smc_ml.labels.horizons import horizon_targets
-from smc_ml.labels.outcomes import (
-    LABEL_COLUMNS,
-    LabelError,
-    SMCPatternLabeler,
-    get_pattern_statistics,
-    label_patterns,
-    label_symbols,
-)
+from smc_ml.labels.outcomes import LABEL_COLUMNS, SMCPatternLabeler, label_patterns, label_symbols
 from smc_ml.labels.splits import PurgedKFold, PurgedWalkForward, SplitError
+from smc_ml.labels.statistics import get_pattern_statistics
 from smc_ml.labels.weights import WeightError, average_uniqueness, sample_weights
 from smc_ml.patterns.confluence import WEIGHTS, confluence_at
 from smc_ml.patterns.detection import detect_timeframes
@@ -220,7 +215,11 @@ def test_costs_to_the_last_digit_on_two_trades():
 
 
 def slow_label(
-    candles: pd.DataFrame, pattern: pd.Series, config: LabelingConfig, costs: Costs
+    candles: pd.DataFrame,
+    pattern: pd.Series,
+    config: LabelingConfig,
+    costs: Costs,
+    step: pd.Timedelta = STEP,
 ) -> dict | None:
     "From the definitions, for one pattern, with all prices turned so that the trade is a long."
     side = pattern["direction"]
@@ -229,7 +228,7 @@ def slow_label(
         turned = turned.rename(columns={"high": "low", "low": "high"})
     rows = list(zip(turned["open"], turned["high"], turned["low"], turned["close"]))
     edge, far = (pattern["top"], pattern["bottom"]) if side > 0 else (-pattern["bottom"], -pattern["top"])
-    closed = np.flatnonzero(candles.index + STEP >= pattern["known_at"])
+    closed = np.flatnonzero(candles.index + step >= pattern["known_at"])
     decision = closed[0] if len(closed) else None
     if config.entry == "next_open" and pattern["kind"] != "liquidity_sweep":
         decision, after = None, np.flatnonzero(candles.index >= pattern["known_at"])
@@ -256,14 +255,22 @@ def slow_label(
     if not seen > zone_stop:
         return None
     if entry_row is None:
-        return {"outcome": "not_filled", "exit_at": candles.index[decision + config.limit_expiry] + STEP}
+        return {"outcome": "not_filled", "exit_at": candles.index[decision + config.limit_expiry] + step}
     risk = entry - min(zone_stop, entry - abs(entry) * config.minimum_risk)
     return slow_exit(
-        candles.index, rows, entry_row, entry, entry - risk, entry + config.target_r * risk, config, costs
+        candles.index,
+        rows,
+        entry_row,
+        entry,
+        entry - risk,
+        entry + config.target_r * risk,
+        config,
+        costs,
+        step,
     )
 
 
-def slow_exit(times, rows, entry_row, entry, stop, target, config, costs) -> dict | None:
+def slow_exit(times, rows, entry_row, entry, stop, target, config, costs, step) -> dict | None:
     doubt, best, worst = False, entry, entry
     for held, row in enumerate(range(entry_row, len(rows))):
         opens, high, low, _ = rows[row]
@@ -296,7 +303,7 @@ def slow_exit(times, rows, entry_row, entry, stop, target, config, costs) -> dic
                 "stop": abs(stop),
                 "target": abs(target),
                 "entry_at": times[entry_row],
-                "exit_at": times[row] + STEP if how != "timeout" else times[row],
+                "exit_at": times[row] + step if how != "timeout" else times[row],
                 "holding_bars": held + (how != "timeout"),
                 "ambiguous": doubt,
                 "gross_r": gross,
@@ -613,7 +620,7 @@ def test_what_a_label_says_agrees_with_itself_and_with_the_candles(real, pattern
 
 
 def test_confluence_is_what_one_would_have_computed_at_the_decision(real, patterns):
-    labels = label_symbols({"BTCUSDT": real}, {"BTCUSDT": patterns})
+    labels = label_symbols(Market({"BTCUSDT": real}, "5m"), {"BTCUSDT": patterns})
     higher = {name: weight for name, weight in WEIGHTS.items() if name in ("1h", "4h", "1d")}
     for _, label in labels[labels["confluence"].notna()].sample(20, random_state=1).iterrows():
         known, close = known_before(patterns, label["time"]), real["close"].iloc[label["row"]]
@@ -657,7 +664,7 @@ def test_statistics_count_every_event_once(real, patterns):
 
 
 def test_overlapping_real_trades_weigh_less(real, patterns):
-    labels = label_symbols({"BTCUSDT": real}, {"BTCUSDT": patterns})
+    labels = label_symbols(Market({"BTCUSDT": real}, "5m"), {"BTCUSDT": patterns})
     unique, weights = average_uniqueness(labels), sample_weights(labels)
     assert 0 < unique.min() < unique.mean() < 0.9 and unique.max() <= 1 and weights.mean() == pytest.approx(1)
     start, end = labels["entry_at"].to_numpy(), labels["exit_at"].to_numpy()
@@ -751,7 +758,9 @@ def test_a_symbol_without_finer_candles_is_labelled_as_ever(real, patterns):
     config, candles = LabelingConfig(entry="limit_edge", target_r=0.7, minimum_risk=0.001), real.iloc[:4000]
     known = known_before(patterns, candles.index[-1])
     plain, settled = (
-        label_symbols({"A": candles, "B": candles}, {"A": known, "B": known}, config, finer=finer)
+        label_symbols(
+            Market({"A": candles, "B": candles}, "5m"), {"A": known, "B": known}, config, finer=finer
+        )
         for finer in (None, {"B": minutes_through(candles), "C": candles})
     )
     pd.testing.assert_frame_equal(
@@ -762,7 +771,7 @@ def test_a_symbol_without_finer_candles_is_labelled_as_ever(real, patterns):
 
 
 def test_labels_without_end_times_are_refused_by_all_who_need_them(real, patterns):
-    labels = label_symbols({"BTCUSDT": real}, {"BTCUSDT": patterns})
+    labels = label_symbols(Market({"BTCUSDT": real}, "5m"), {"BTCUSDT": patterns})
     endless = labels.assign(exit_at=labels["exit_at"].mask(labels["event_id"] == 7))
     predictions = pd.DataFrame({"event_id": labels["event_id"], "probability": 0.5, "expected_r": 1.0})
     with pytest.raises(WeightError, match="exit_at is missing at row 7"):
@@ -776,7 +785,7 @@ def test_labels_without_end_times_are_refused_by_all_who_need_them(real, pattern
 
 
 def test_statistics_by_what_labels_do_not_have_say_how_to_add_it(real, patterns):
-    labels = label_symbols({"BTCUSDT": real}, {"BTCUSDT": patterns})
+    labels = label_symbols(Market({"BTCUSDT": real}, "5m"), {"BTCUSDT": patterns})
     with pytest.raises(
         LabelError,
         match=r"labels have no column regime: add what was known at each decision, pd.merge_asof\(labels, table, on='time'\)",
@@ -796,9 +805,9 @@ def test_statistics_by_what_labels_do_not_have_say_how_to_add_it(real, patterns)
 
 def test_nothing_to_label_is_said(real, patterns):
     with pytest.raises(LabelError, match="there are no candles: run the collect stage"):
-        label_symbols({}, {})
+        label_symbols(Market({}, "5m"), {})
     with pytest.raises(LabelError, match="ETHUSDT: there are no patterns of this symbol"):
-        label_symbols({"BTCUSDT": real, "ETHUSDT": real}, {"BTCUSDT": patterns})
+        label_symbols(Market({"BTCUSDT": real, "ETHUSDT": real}, "5m"), {"BTCUSDT": patterns})
 
 
 def test_no_patterns_are_no_labels(real, patterns):

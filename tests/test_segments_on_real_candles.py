@@ -6,7 +6,7 @@ import pytest
 
 from smc_ml.candles import TIMEFRAMES, closes_at, resample, segments, validate_candles
 from smc_ml.features.config import FeatureConfig
-from smc_ml.features.smc import longest_lookback, signed_features, smc_features
+from smc_ml.features.table import longest_lookback, signed_features, smc_features
 from smc_ml.labels.config import HorizonConfig, LabelingConfig
 from smc_ml.labels.horizons import horizon_targets
 from smc_ml.labels.outcomes import label_patterns

@@ -7,6 +7,7 @@ import pytest
 from conftest import by_timeframe
 from test_splits_on_random_labels import touching
 
+from smc_ml.candles import Market
 from smc_ml.labels.outcomes import label_symbols
 from smc_ml.labels.splits import (
     EMBARGOED,
@@ -30,7 +31,7 @@ SPLITTERS = {
 @pytest.fixture(scope="module")
 def labels(bitcoin, ether) -> pd.DataFrame:
     "A year of trades of two markets, in no order."
-    candles = {"BTCUSDT": bitcoin, "ETHUSDT": ether}
+    candles = Market({"BTCUSDT": bitcoin, "ETHUSDT": ether}, "5m")
     table = label_symbols(
         candles, {symbol: detect_timeframes(by_timeframe(series)) for symbol, series in candles.items()}
     )

@@ -16,7 +16,7 @@ from ..candles import average_true_range
 from ..config import UserError
 from .config import PlaceboConfig
 from ..evaluation.metrics import mean_interval
-from ..labels.outcomes import first_touch
+from ..labels.barriers import first_touch
 
 # %% ../../nbs/controls/01_placebo.ipynb #a547063e
 class PlaceboError(UserError):

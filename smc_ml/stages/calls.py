@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..candles import resample
+from ..candles import Market, resample
 from ..ensemble.weighting import combine
 from ..evaluation.metrics import mean_interval, score
-from ..features.smc import signed_features, smc_features
+from ..features.table import feature_table, signed_features
 from ..labels.outcomes import label_symbols
 from ..models.out_of_fold import out_of_fold
 from ..models.windows import event_windows
@@ -45,12 +45,14 @@ def market_events(
     patterns = {
         symbol: detect_timeframes(higher(series), settings.patterns) for symbol, series in candles.items()
     }
-    labels = label_symbols(candles, patterns, settings.labels, settings.costs, settings.patterns)
+    labels = label_symbols(
+        Market(candles, "5m"), patterns, settings.labels, settings.costs, settings.patterns
+    )
     return MarketEvents(
         dict(candles),
         labels,
         {
-            symbol: smc_features(candles[symbol], patterns[symbol], settings.features, settings.patterns)
+            symbol: feature_table(candles[symbol], patterns[symbol], settings.features, settings.patterns)
             for symbol in candles
         },
     )
@@ -68,7 +70,9 @@ class PipelineRun(NamedTuple):
 def judge_events(events: MarketEvents, settings: PipelineSettings = PipelineSettings()) -> PipelineRun:
     "Out-of-fold predictions, the ensemble, and the account that follows it."
     candles, labels, _ = events
-    windows, kept = event_windows(events.features, labels, settings.train.steps, signed_features())
+    windows, kept = event_windows(
+        events.features, labels, settings.train.steps, signed_features(settings.features)
+    )
     usable = labels.iloc[kept].reset_index(drop=True)
     single = pd.concat(
         [

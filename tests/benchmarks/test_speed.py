@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from conftest import BTC, by_timeframe, real_candles
 
-from smc_ml.features.smc import smc_features
+from smc_ml.features.table import feature_table, smc_features
+from smc_ml.labels.barriers import barrier_exits, limit_fills
 from smc_ml.labels.config import LabelingConfig
-from smc_ml.labels.outcomes import barrier_exits, label_patterns, limit_fills
+from smc_ml.labels.horizons import horizon_targets
+from smc_ml.labels.outcomes import label_patterns
 from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.detection import detect_patterns, detect_timeframes
 from smc_ml.patterns.streaming import PatternStream, candles_of
@@ -168,6 +170,13 @@ def test_labels_of_a_year(benchmark, year):
     )
 
 
+def test_horizons_of_a_year(benchmark, year):
+    "Returns, directions, drawdowns and rallies over four horizons, from every candle."
+    benchmark.group = "labels and features of a year"
+    assert benchmark.pedantic(horizon_targets, (year,), warmup_rounds=1, rounds=5).shape == (len(year), 16)
+    within(benchmark, 1.0)
+
+
 def test_fifty_thousand_trades(benchmark, long_walk):
     "Limit orders and barriers of 50,000 events on 200,000 candles, from arrays."
     candles, generator, count = long_walk.iloc[:200_000], np.random.default_rng(1), 50_000
@@ -210,6 +219,15 @@ def test_fifty_thousand_labels(benchmark, long_walk, entry):
         )
         > 10_000
     )
+
+
+def test_two_wanted_features_of_a_year(benchmark, year):
+    "Only what is wanted is computed: without patterns, a small part of all."
+    benchmark.group = "labels and features of a year"
+    wanted = ["price_momentum", "volatility_ratio"]
+    table = benchmark.pedantic(feature_table, (year,), {"wanted": wanted}, warmup_rounds=1, rounds=5)
+    assert list(table) == wanted
+    within(benchmark, 0.2)
 
 
 def test_features_of_a_year(benchmark, year):
