@@ -26,6 +26,14 @@ def imported_names(source: str, package: tuple[str, ...] = ()) -> Iterator[str]:
             above = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*above, *filter(None, [node.module])])
             yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "import_module":
+            yield from (_pattern(name) for name in node.args[:1])
+
+
+def _pattern(name: ast.expr) -> str:
+    "The name that `import_module` is given, with a star for what is filled in."
+    parts = name.values if isinstance(name, ast.JoinedStr) else [name]
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)
 
 # %% ../nbs/06_provenance.ipynb #43c44a5d
 def import_closure(
@@ -38,11 +46,19 @@ def import_closure(
     while left:
         text, here = left.pop()
         for name in imported_names(text, here):
-            path = Path(*name.split(".")).with_suffix(".py")
-            if path.as_posix() not in seen and (root / path).is_file():
-                seen.add(path.as_posix())
-                left.append(((root / path).read_text(encoding="utf-8"), path.parent.parts))
+            for path in _modules(name, root):
+                if path.as_posix() not in seen:
+                    seen.add(path.as_posix())
+                    left.append(((root / path).read_text(encoding="utf-8"), path.parent.parts))
     return sorted(seen)
+
+
+def _modules(name: str, root: Path) -> list[Path]:
+    "Paths below `root` of the modules of a dotted name; a star stands for any module's name."
+    path = Path(*name.split(".")).with_suffix(".py")
+    if "*" in name:
+        return [found.relative_to(root) for found in root.glob(str(path)) if found.name[0] != "_"]
+    return [path] if (root / path).is_file() else []
 
 # %% ../nbs/06_provenance.ipynb #9e166445
 def notebook_source(path: Path) -> str:

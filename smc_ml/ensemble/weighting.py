@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .config import EnsembleConfig
-from ..models.predictions import EVENT, PredictionError, join_outcomes
+from ..models.predictions import EVENT_KEYS, PredictionError, join_outcomes
 
 # %% ../../nbs/ensemble/01_weighting.ipynb #6caab13b
 def weights_of(log_loss: np.ndarray, temperature: float) -> np.ndarray:
@@ -21,7 +21,7 @@ def weights_of(log_loss: np.ndarray, temperature: float) -> np.ndarray:
 # %% ../../nbs/ensemble/01_weighting.ipynb #07545ff7
 def _aligned(predictions: pd.DataFrame) -> tuple[list[str], list[pd.DataFrame]]:
     "Names of the models and their tables, event by event in one order; an error where they differ."
-    keys, tables = [*EVENT, "fold"], {}
+    keys, tables = [*EVENT_KEYS, "fold"], {}
     for name, table in predictions.groupby("model", sort=True):
         tables[name] = table.sort_values(["time", "symbol", "event_id"], ignore_index=True)
     names = list(tables)
@@ -32,7 +32,7 @@ def _aligned(predictions: pd.DataFrame) -> tuple[list[str], list[pd.DataFrame]]:
             raise PredictionError(
                 f"{names[0]} has {len(tables[names[0]])} predictions and {name} has {len(tables[name])}, not of the same events and folds: train them on the same data and settings"
             )
-    if predictions.duplicated([*EVENT, "model"]).any():
+    if predictions.duplicated([*EVENT_KEYS, "model"]).any():
         raise PredictionError("an event is predicted twice by one model: pass each table once")
     return names, list(tables.values())
 
@@ -72,7 +72,8 @@ def combine(
     mixed = {
         "model": "ensemble",
         "fold": events["fold"],
+        **({"target": events["target"]} if "target" in events else {}),
         "probability": (weight * probability).sum(axis=1),
         "expected_r": (weight * expected).sum(axis=1),
     }
-    return events[EVENT].assign(**mixed), weights
+    return events[list(EVENT_KEYS)].assign(**mixed), weights

@@ -138,7 +138,7 @@ def model_trial(
     **sections: Section,  # of all that its labels and features were made with
 ) -> Trial:
     "A model on its labels and features."
-    left_out = {"threads": True} | {
+    left_out = {"threads": True, "models": True} | {
         name: {"threads"} if name == model else True
         for name, value in train
         if isinstance(value, Section) and name != "weights"
