@@ -280,15 +280,15 @@ def test_a_refusal_is_respected_by_all_requests(endpoint, status):
     with quiet_server(
         endpoint,
         candles,
-        FaultSchedule(11, 0.3, (status,), retry_after=0.1, clock_offset=0.0),
-        page_limit=100,
+        FaultSchedule(11, 0.05, (status,), retry_after=0.25, clock_offset=0.0),
+        page_limit=5,
     ) as server:
         for collected in asyncio.run(both(server.url)):
             assert len(collected) == 299
         refused = [asked.at for asked in server.requests if asked.fault]
         assert refused and all(
-            not refusal + 0.02 < asked.at < refusal + 0.09 for refusal in refused for asked in server.requests
-        )  # 0.02 s: what was under way already
+            not refusal + 0.06 < asked.at < refusal + 0.22 for refusal in refused for asked in server.requests
+        )  # 0.06 s: what was under way already, on a busy machine
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
