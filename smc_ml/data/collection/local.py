@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from ...candles import candle_facts, resample
 from .acceptance import accepted_candles, allows_repairs, in_span
-from .config import SIMULATED_TIMEFRAME, DataCollectionConfig
+from .config import DataCollectionConfig
 from .names import raw_path
 from .series import file_source, file_symbols
 from .store import locked, write_series
 from ..sources.files import plain_symbol
+from ...simulation.config import SIMULATED_TIMEFRAME
 from ...simulation.market import simulate_market
 from ...writing import write_table
 
