@@ -1,4 +1,6 @@
-"""Stand-in servers on loopback that speak the REST of Binance (spot and USDT-M), Bybit v5 and OANDA v20, with faults drawn from a seed.
+"""Stand-in servers on loopback that speak the REST of Binance (spot and USDT-M), Bybit v5 and OANDA v20.
+
+Their faults are drawn from a seed.
 
     with BinanceServer({("BTCUSDT", "5m"): candles}, FaultSchedule(seed=7)) as server:
         source = ExchangeSource("binance", base_url=server.url, ...)
@@ -6,13 +8,15 @@
         assert_frame_equal(collected, server.expected("BTCUSDT", "5m"))
 
 Classes: `BinanceServer`, `BybitServer`, `OandaServer`; all take
-    candles   (symbol, timeframe) -> frame in the project's form (ids as the exchange writes them: BTCUSDT, EUR_USD);
+    candles   (symbol, timeframe) -> frame in the project's form
+              (ids as the exchange writes them: BTCUSDT, EUR_USD);
     faults    a `FaultSchedule`; the default is a server without faults;
-    now       the server's own clock, a UTC Timestamp (default: half a candle after the last one has opened, which is therefore unclosed),
-              or a function without arguments that returns one;
+    now       the server's own clock, a UTC Timestamp, or a function without arguments that returns one
+              (default: half a candle after the last one has opened, which is therefore unclosed);
     page_limit   the most candles in one answer, whatever is asked (default: the exchange's own limit).
-They give `.url`, `.requests` (a list of `Asked`, in order of arrival), `.expected(symbol, timeframe, start, end)` (closed candles only, with every column the exchange
-tells of) and `.serve(candles=..., faults=..., now=..., page_limit=...)`, which changes what is served and empties the log.
+They give `.url`, `.requests` (a list of `Asked`, in order of arrival),
+`.expected(symbol, timeframe, start, end)` (closed candles only, every column the exchange tells of) and
+`.serve(candles=..., faults=..., now=..., page_limit=...)`, which changes what is served and empties the log.
 OANDA wants `Authorization: Bearer TOKEN`, the constructor's `token`.
 """
 
@@ -36,12 +40,13 @@ REFUSALS = ("429", "418", "500", "502", "503")
 BROKEN = ("reset", "timeout", "truncated", "cut")
 LIES = ("empty", "short", "repeated", "overlapping")
 FAULTS = (*REFUSALS, *BROKEN, *LIES, "disordered")
-STEPS = {"5m": 300_000, "15m": 900_000, "1h": 3_600_000, "4h": 14_400_000, "1d": 86_400_000}
+MINUTES = {"1m": 1, "5m": 5, "15m": 15, "30m": 30, "1h": 60, "2h": 120, "4h": 240, "1d": 1440}
+STEPS = {timeframe: 60_000 * minutes for timeframe, minutes in MINUTES.items()}
 
 
 @dataclass
 class FaultSchedule:
-    "Which request goes wrong and how: a sequence drawn from the seed, the same for the same order of requests."
+    "Which request goes wrong and how: drawn from the seed, the same for the same order of requests."
 
     seed: int | None = None  # None: nothing goes wrong
     rate: float = 0.3  # share of the requests that go wrong
@@ -134,9 +139,9 @@ class StandIn:
             self._times = {key: table.index.as_unit("ms").asi8 for key, table in self._tables.items()}
             self._written = {
                 key: [
-                    self.row(*values)
-                    for values in zip(
-                        self._times[key].tolist(), [STEPS[key[1]]] * len(table), table.to_dict("records")
+                    self.row(opened, STEPS[key[1]], values)
+                    for opened, values in zip(
+                        self._times[key].tolist(), table.to_dict("records"), strict=True
                     )
                 ]
                 for key, table in self._tables.items()
@@ -244,7 +249,8 @@ class StandIn:
         return web.json_response(
             {
                 "code": -1003,
-                "msg": "Too many requests; please use the websocket for live updates to avoid polling the API.",
+                "msg": "Too many requests; please use the websocket for live updates "
+                "to avoid polling the API.",
             },
             status=status,
             headers=headers,
@@ -316,7 +322,7 @@ class StandIn:
                 await runner.setup()
                 await web.TCPSite(runner, "127.0.0.1", 0).start()
                 self.url, self._loop, self._stop = (
-                    "http://127.0.0.1:%d" % runner.addresses[0][1],
+                    f"http://127.0.0.1:{runner.addresses[0][1]}",
                     asyncio.get_running_loop(),
                     asyncio.Event(),
                 )
@@ -379,10 +385,12 @@ class BinanceServer(StandIn):
         )  # rates by time; (bids, asks) as lists of (price, size)
 
     def row(self, opened, step, values):
-        o, h, l, c, volume, quote, trades, taker = (values[name] for name in self.columns)
+        *begin, quote, trades, taker = (values[name] for name in self.columns)
+        told = ",".join(f'"{written(value)}"' for value in begin)
+        taken = written(taker * values["close"])
         return (
-            f'[{opened},"{written(o)}","{written(h)}","{written(l)}","{written(c)}","{written(volume)}",{opened + step - 1},'
-            f'"{written(quote)}",{int(trades)},"{written(taker)}","{written(taker * c)}","0"]'
+            f'[{opened},{told},{opened + step - 1},"{written(quote)}",{int(trades)},'
+            f'"{written(taker)}","{taken}","0"]'
         )
 
     def about_candles(self, path):
@@ -572,7 +580,7 @@ BYBIT_INTERVALS = {
 
 
 class BybitServer(StandIn):
-    "Version 5: category spot or linear, the latest candles of a span first; the same candles in both categories."
+    "Version 5: category spot or linear, the latest candles of a span first; the same candles in both."
 
     forward, columns = False, (*StandIn.columns, "quote_volume")
 
@@ -739,7 +747,7 @@ class BybitServer(StandIn):
         }
 
 
-OANDA_GRANULARITIES = {"M5": "5m", "M15": "15m", "H1": "1h", "H4": "4h", "D": "1d"}
+OANDA_GRANULARITIES = {"M1": "1m", "M5": "5m", "M15": "15m", "H1": "1h", "H4": "4h", "D": "1d"}
 
 
 class OandaServer(StandIn):
@@ -767,16 +775,17 @@ class OandaServer(StandIn):
 
     def candle(self, opened: int, values: dict[str, float], complete: str) -> str:
         sides = {"mid": values["close"], "bid": values["bid"], "ask": values["ask"]}
-        text = ",".join(
-            f'"{side}":'
-            + "{"
-            + ",".join(
-                f'"{letter}":"{close if letter == "c" else round(values[name] + close - values["close"], 5):.5f}"'
-                for letter, name in (("o", "open"), ("h", "high"), ("l", "low"), ("c", "close"))
-            )
-            + "}"
+        names = {"o": "open", "h": "high", "l": "low", "c": "close"}
+        prices = {
+            side: {letter: round(values[name] + close - values["close"], 5) for letter, name in names.items()}
+            | {"c": close}
             for side, close in sides.items()
-        )
+        }
+        told = {
+            side: ",".join(f'"{letter}":"{price:.5f}"' for letter, price in row.items())
+            for side, row in prices.items()
+        }
+        text = ",".join(f'"{side}":{{{row}}}' for side, row in told.items())
         time = pd.Timestamp(opened, unit="ms").strftime("%Y-%m-%dT%H:%M:%S.000000000Z")
         return f'{{"complete":{complete},"volume":{int(values["volume"])},"time":"{time}",{text}}}'
 

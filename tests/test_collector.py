@@ -1,6 +1,8 @@
 """The collector through the real clients, against stand-in servers on loopback."""
 
 import asyncio
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,18 +11,27 @@ import pandas as pd
 import pytest
 from exchange_servers import BinanceServer, BybitServer, FaultSchedule, OandaServer
 
-from smc_ml.candles import TIMEFRAMES, CandleError, candle_facts, read_all_candles, read_candles, resample
+from smc_ml.candles import (
+    TIMEFRAMES,
+    CandleError,
+    candle_facts,
+    read_all_candles,
+    read_candles,
+    read_market,
+    resample,
+)
 from smc_ml.config import ConfigError
 from smc_ml.data.collection.collector import HistoricalDataCollector, collect
 from smc_ml.data.collection.config import DataCollectionConfig
-from smc_ml.data.collection.preparation import held_against, make_candles
+from smc_ml.data.collection.preparation import comparison_series, make_candles
 from smc_ml.data.quality.assessment import assess_quality
-from smc_ml.data.sources.base import SourceError
-from smc_ml.data.sources.config import Patience
+from smc_ml.data.sources.config import RetryPolicy
 from smc_ml.data.sources.exchanges import ExchangeSource
+from smc_ml.data.sources.files import read_candle_file
+from smc_ml.data.sources.names import SourceError
 from smc_ml.data.sources.oanda import OandaSource
 
-QUICK = Patience(first_wait=0.001, longest_wait=0.05, timeout=0.5, attempts=12)
+QUICK = RetryPolicy(first_wait=0.001, longest_wait=0.05, timeout=0.5, attempts=12)
 EXCHANGES = {
     "binance perpetual": BinanceServer,
     "binance spot": BinanceServer,
@@ -46,14 +57,19 @@ def random_candles(days: int, seed: int = 0, start: str = "2024-01-01") -> pd.Da
     )
 
 
-def tables(symbols: list[str], days: int = 5) -> dict[tuple[str, str], pd.DataFrame]:
-    "Candles of every timeframe by symbol, the higher ones made from the base."
-    base = {symbol: random_candles(days, seed) for seed, symbol in enumerate(symbols)}
-    return {
-        (symbol, timeframe): candles if timeframe == "5m" else resample(candles, "5m", timeframe)
-        for symbol, candles in base.items()
-        for timeframe in ("5m", "15m", "1h", "4h", "1d")
-    }
+def tables(symbols: list[str], days: int = 5, base: str = "5m") -> dict[tuple[str, str], pd.DataFrame]:
+    "Candles of every timeframe by symbol, the higher made from the base; `days`: of five-minute candles."
+    served = {}
+    for seed, symbol in enumerate(symbols):
+        candles = random_candles(days, seed)
+        times = pd.date_range("2024-01-01", periods=len(candles), freq=TIMEFRAMES[base], tz="UTC", unit="ns")
+        candles.index = times.rename("open_time")
+        served |= {
+            (symbol, timeframe): candles if timeframe == base else resample(candles, base, timeframe)
+            for timeframe in ("1m", "5m", "15m", "1h", "4h", "1d")
+            if TIMEFRAMES[timeframe] >= TIMEFRAMES[base]
+        }
+    return served
 
 
 def wish(folder: Path, name: str = "binance perpetual", **changes) -> DataCollectionConfig:
@@ -74,7 +90,7 @@ def wish(folder: Path, name: str = "binance perpetual", **changes) -> DataCollec
 def source(server, config: DataCollectionConfig):
     "The real client, at the stand-in and without the exchange's rate limit."
     if config.source == "oanda":
-        return OandaSource(base_url=server.url, patience=QUICK)
+        return OandaSource(base_url=server.url, retry=QUICK)
     return ExchangeSource(config.source, config.market, server.url, QUICK, rate_limit=False)
 
 
@@ -209,7 +225,7 @@ def test_holes_of_the_exchange_are_asked_for_once_and_again_on_request(tmp_path)
         server.requests.clear()
         run(server, config)
         assert not server.requests
-        server.serve(candles=tables(["BTCUSDT"], 5))  # the exchange mended its history
+        server.serve(candles=tables(["BTCUSDT"], 5))  # the exchange corrected its history
         run(server, config)
         assert not server.requests
         summary = run(server, wish(tmp_path, ask_again=True)).get_collection_summary()
@@ -288,7 +304,7 @@ def test_an_impossible_candle_is_refused_by_name_or_stored_as_it_came(tmp_path):
     assert read_candles(tmp_path / "raw/binance/BTCUSDT_5m.parquet")["high"].min() == 1.0
     series = make_candles(collect(mended), mended, tmp_path / "candles")["BTCUSDT"]
     assert len(series) == 4 * 288 and series["filled"].sum() == 1
-    assert candle_facts(tmp_path / "candles/BTCUSDT_5m.parquet")["mended"]["impossible_dropped"] == 1
+    assert candle_facts(tmp_path / "candles/BTCUSDT_5m.parquet")["repairs"]["impossible_dropped"] == 1
 
 
 def test_two_collectors_at_once_do_no_harm(tmp_path):
@@ -331,7 +347,8 @@ def test_higher_candles_that_disagree_are_counted_and_beyond_the_share_refused(t
     with BinanceServer(candles) as server:
         with pytest.raises(
             CandleError,
-            match="BTCUSDT 1h: 2 of 96 candles disagree with those made from 5m candles, first column close at 2024-01-01 03:00",
+            match="BTCUSDT 1h: 2 of 96 candles disagree with those made from 5m candles, "
+            "first column close at 2024-01-01 03:00",
         ):
             run(server, wish(tmp_path, cross_check=True))
         summary = run(
@@ -396,7 +413,7 @@ def test_resampled_candles_equal_a_recomputation_and_are_never_partial(bitcoin, 
 # several exchanges, and what comes beside the candles
 
 
-def test_several_exchanges_are_collected_side_by_side_and_held_against_each_other(tmp_path):
+def test_several_exchanges_are_collected_side_by_side_and_compared_with_each_other(tmp_path):
     served = tables(["BTCUSDT"], 5)
     odd = {key: table.copy() for key, table in served.items()}
     odd["BTCUSDT", "5m"].iloc[700, :4] *= 1.05
@@ -422,7 +439,7 @@ def test_several_exchanges_are_collected_side_by_side_and_held_against_each_othe
         two.requests.clear()
         collector.collect()
         assert not one.requests and not two.requests
-    name, other = held_against(config)["BTCUSDT"]
+    name, other = comparison_series(config)["BTCUSDT"]
     report = assess_quality(
         read_candles(tmp_path / "raw/binance/BTCUSDT_5m.parquet"),
         "5m",
@@ -444,14 +461,14 @@ def test_an_exchange_that_fails_is_one_sentence_beside_one_that_does_not(tmp_pat
             end="2024-01-05",
             data_dir=str(tmp_path),
             base_url={"binance": one.url, "bybit": "http://127.0.0.1:9"},
-            patience={"attempts": 2, "first_wait": 0.001, "longest_wait": 0.01, "timeout": 0.5},
+            retry={"attempts": 2, "first_wait": 0.001, "longest_wait": 0.01, "timeout": 0.5},
         )
         with pytest.raises(SourceError, match="^bybit: .*check the network connection") as failed:
             collect(config)
         assert "\n" not in str(failed.value) and not list(tmp_path.rglob("*bybit*/*.parquet"))
 
 
-def test_files_are_held_against_an_exchange(tmp_path):
+def test_files_are_compared_with_an_exchange(tmp_path):
     served = tables(["BTCUSDT"], 5)
     served["BTCUSDT", "5m"].reset_index().to_csv(tmp_path / "BTCUSDT-5m.csv", index=False)
     with BybitServer(served) as server:
@@ -465,7 +482,7 @@ def test_files_are_held_against_an_exchange(tmp_path):
             base_url=server.url,
         )
         assert list(collect(config)) == ["BTCUSDT"]
-    name, other = held_against(config)["BTCUSDT"]
+    name, other = comparison_series(config)["BTCUSDT"]
     assert (name, len(other)) == ("BTCUSDT of bybit", 4 * 288)
 
 
@@ -523,3 +540,113 @@ def _doubled(folder: Path, config: DataCollectionConfig) -> Path:
     table = pd.read_feather(folder / "BTCUSDT-5m.feather")
     table.assign(volume=2 * table["volume"]).to_feather(folder / "BTCUSDT-5m.feather")
     return collect(config)["BTCUSDT"]
+
+
+# any timeframe as base
+
+
+@pytest.mark.parametrize("base, days, higher", [("1m", 5, "5m"), ("15m", 2, "1h"), ("1h", 1, "4h")])
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_any_timeframe_is_a_base(name, base, days, higher, tmp_path, token):
+    symbol = "EUR_USD" if name == "oanda" else "BTCUSDT"
+    served = tables([symbol], days, base)
+    config = wish(tmp_path, name, end=None, timeframe=base, timeframes=[higher, "1d"], cross_check=True)
+    with server_of(name, token, served, FaultSchedule(seed=4, rate=0.2), page_limit=200) as server:
+        server.hang = 0.6
+        collector = run(server, config)
+        expected = server.expected(symbol, base)
+    assert list(collector.get_collection_summary().index.get_level_values("timeframe")) == [
+        base,
+        higher,
+        "1d",
+    ]
+    assert collector.get_collection_summary()["disagreeing"].sum() == 0
+    assert collector.get_collection_summary()["compared"].iloc[1] > 0
+    path = next(tmp_path.rglob(f"{symbol}_{base}.parquet"))
+    made = make_candles({symbol: path}, config, tmp_path / "candles")
+    market = read_market(tmp_path / "candles")
+    assert made.timeframe == market.timeframe == base
+    pd.testing.assert_frame_equal(market[symbol], expected, check_freq=False)
+    pd.testing.assert_frame_equal(
+        read_market(tmp_path / "candles", higher)[symbol], resample(expected, base, higher), check_freq=False
+    )
+    assert candle_facts(tmp_path / f"candles/{symbol}_{higher}.parquet")["base"] == base
+
+
+def through_the_stage(folder: Path, **settings):
+    "The market that the collect stage writes for these files."
+    config = DataCollectionConfig(source="files", data_dir=str(folder / "data"), **settings)
+    collector = HistoricalDataCollector(config)
+    make_candles(collector.collect(), config, folder / "candles")
+    return collector.get_collection_summary(), read_market(folder / "candles")
+
+
+def test_a_brokers_quarter_hours_are_a_base(market, euro, tmp_path):
+    path = str(market / "EURUSD_15m_mt5_2022-10_2023-10.parquet")
+    settings = {"files": path, "offset": "Europe/Athens", "calendar": "forex", "timeframe": "15m"}
+    with pytest.raises(CandleError, match="candles are missing while the market was open"):
+        through_the_stage(tmp_path, **settings)  # a Friday evening and some single quarters
+    summary, candles = through_the_stage(tmp_path, **settings, allow_gaps=True)
+    assert (candles.timeframe, list(candles)) == ("15m", ["EURUSD"])
+    pd.testing.assert_frame_equal(candles["EURUSD"], euro, check_freq=False)
+    assert summary["rows"].tolist() == [len(euro)] and 0 < summary["missing"].item() < 100
+    for timeframe in ("1h", "4h", "1d"):
+        higher = read_market(tmp_path / "candles", timeframe)["EURUSD"]
+        pd.testing.assert_frame_equal(higher, resample(euro, "15m", timeframe), check_freq=False)
+    with pytest.raises(SourceError, match="no 5m candles .there are 15m of EURUSD.: .*set collect.timeframe"):
+        through_the_stage(tmp_path, files=path, offset="Europe/Athens")
+
+
+def test_hours_of_bitcoin_are_a_base(market, tmp_path):
+    path = market / "BTCUSDT_1h_binance_spot_2020-01_2021-10.parquet"
+    summary, candles = through_the_stage(
+        tmp_path, files={"BTCUSDT": str(path)}, timeframe="1h", allow_gaps=True
+    )
+    assert candles.timeframe == "1h" and summary["rows"].tolist() == [16_049]
+    pd.testing.assert_frame_equal(candles["BTCUSDT"], read_candle_file(path), check_freq=False)
+    days = read_market(tmp_path / "candles", "1d")["BTCUSDT"]
+    by_hand = candles["BTCUSDT"].groupby(candles["BTCUSDT"].index.floor("1D"))
+    by_hand = by_hand.agg({"high": "max", "volume": "sum", "close": "count"}).query("close == 24")
+    np.testing.assert_array_equal(days.index, by_hand.index)
+    np.testing.assert_allclose(days[["high", "volume"]], by_hand[["high", "volume"]], rtol=1e-12)
+
+
+def test_minutes_are_a_base(tmp_path):
+    minutes = tables(["BTCUSDT"], 5, "1m")["BTCUSDT", "1m"]
+    minutes.to_csv(tmp_path / "BTCUSDT_1m.csv")
+    files = str(tmp_path / "BTCUSDT_1m.csv")
+    _, candles = through_the_stage(tmp_path, files=files, timeframe="1m", timeframes=["5m", "15m", "1h"])
+    assert candles.timeframe == "1m"
+    pd.testing.assert_frame_equal(candles["BTCUSDT"], minutes, check_freq=False)
+    five = read_market(tmp_path / "candles", "5m")["BTCUSDT"]
+    assert (len(five), five["volume"].sum()) == (288, minutes["volume"].sum())
+
+
+def test_a_simulated_base_is_made_of_the_five_minute_market(tmp_path):
+    settings = {"symbols": ["SIM-A"], "start": "2024-01-01", "end": "2024-01-08", "data_dir": str(tmp_path)}
+    five, hours = (DataCollectionConfig(**settings, timeframe=base) for base in ("5m", "1h"))
+    market = make_candles(collect(five), five, tmp_path / "five")
+    long = make_candles(collect(hours), hours, tmp_path / "hours")
+    pd.testing.assert_frame_equal(long["SIM-A"], market.at("1h")["SIM-A"], check_freq=False)
+    assert read_market(tmp_path / "hours").timeframe == "1h"
+
+
+def test_a_timeframe_that_cannot_be_is_one_sentence(tmp_path):
+    for changes, words in (
+        ({"timeframe": "7m"}, "collect.timeframe: 7m is unknown"),
+        ({"timeframe": "2m"}, "collect.timeframe: binance has no 2m candles: give one of 1m, 3m, 5m"),
+        ({"timeframe": "15m", "timeframes": ["20m"]}, "20m is no multiple of collect.timeframe .15m."),
+    ):
+        with pytest.raises(ConfigError, match=words) as failed:
+            wish(tmp_path, **changes)
+        assert "\n" not in str(failed.value)
+
+
+def test_settings_and_collection_are_imported_without_the_clients():
+    heavy = ["ccxt", "httpx", "aiohttp", "tenacity", "torch", "vectorbt", "plotly"]
+    code = (
+        "import sys, smc_ml.settings, smc_ml.data.collection.preparation\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,4 +1,7 @@
-"""Real candle files read as they are, and real candles written in every known form come back the same; a broker's clock matches UTC; recorded books and trades match the candle."""
+"""Real candle files are read as they are, and real candles written in every known form come back the same.
+
+A broker's clock matches UTC; recorded books and trades match the candle.
+"""
 
 import asyncio
 import gzip
@@ -11,8 +14,10 @@ import pytest
 from conftest import BTC
 
 from smc_ml.candles import PRICES, TIMEFRAMES, validate_candles
-from smc_ml.data.sources.base import CandleSource, SourceError
-from smc_ml.data.sources.files import FileSource, join_candles, open_candle_file, read_candle_file
+from smc_ml.data.sources.base import CandleSource
+from smc_ml.data.sources.file_source import FileSource, join_candles
+from smc_ml.data.sources.files import open_candle_file, read_candle_file
+from smc_ml.data.sources.names import SourceError
 from smc_ml.data.sources.order_book import (
     Books,
     Trades,
@@ -20,7 +25,7 @@ from smc_ml.data.sources.order_book import (
     book_candles,
     order_book_candles,
     read_books,
-    read_trades,
+    read_recorded_trades,
     trade_candles,
 )
 
@@ -105,12 +110,15 @@ def test_oanda_keeps_mid_bid_and_ask(market, tmp_path):
 def test_a_brokers_times_are_refused_without_an_offset(market):
     with pytest.raises(
         SourceError,
-        match=f"{EURO}: column timestamp_broker_naive has no time zone .first 2022-10-10 00:00:00.: give the offset",
+        match=f"{EURO}: column timestamp_broker_naive has no time zone "
+        ".first 2022-10-10 00:00:00.: give the offset",
     ):
         read_candle_file(market / EURO)
 
 
-CLOCK = "Europe/Athens"  # this broker's, as the announcements below show; seven hours ahead of New York would be an hour off for three weeks
+# this broker's, as the announcements below show;
+# seven hours ahead of New York would be an hour off for three weeks
+CLOCK = "Europe/Athens"
 FED = pd.DatetimeIndex(
     [
         "2022-11-02 18:00",
@@ -155,7 +163,7 @@ def surprise(candles, times):
 
 
 def test_the_market_moves_when_the_central_bank_speaks(market):
-    "The eight decisions of the Federal Reserve in the file's span stand at the minute of their announcement, and on no other clock do they all."
+    "The Federal Reserve's eight decisions stand at the minute of their announcement, on no other clock."
     assert (surprise(read_candle_file(market / EURO, CLOCK), FED) > 2).all()
     for other in (2, 3, "new_york+7"):
         assert not (surprise(read_candle_file(market / EURO, other), FED) > 2).all()
@@ -202,111 +210,145 @@ def some(bitcoin) -> pd.DataFrame:
 def rows_of(candles):
     return [
         [int(time.value // 10**6), *values]
-        for time, values in zip(candles.index, candles[COLUMNS].to_numpy().tolist())
+        for time, values in zip(candles.index, candles[COLUMNS].to_numpy().tolist(), strict=True)
     ]
 
 
 def archive(candles, unit=1):
     "Lines of Binance's public archive; `unit` 1 for milliseconds, 1000 for microseconds."
     return [
-        ",".join(map(str, [unit * t, o, h, l, c, v, unit * (t + 300_000) - 1, v * 2, 7, v / 4, v / 2, 0]))
-        for t, o, h, l, c, v in rows_of(candles)
+        ",".join(map(str, [unit * t, *prices, v, unit * (t + 300_000) - 1, v * 2, 7, v / 4, v / 2, 0]))
+        for t, *prices, v in rows_of(candles)
     ]
 
 
-HEADER = "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,taker_buy_quote_volume,ignore"
+HEADER = (
+    "open_time,open,high,low,close,volume,close_time,"
+    "quote_volume,count,taker_buy_volume,taker_buy_quote_volume,ignore"
+)
+
+
+def written_parquet(folder, how, candles):
+    plain, times, path = candles.reset_index(drop=True), candles.index, folder / "BTCUSDT_5m.parquet"
+    {
+        "index": candles,
+        "naive index": candles.tz_localize(None),
+        "open_time": plain.assign(open_time=times.as_unit("us")),
+        "seconds": plain.assign(timestamp=times.as_unit("s").astype("int64")),
+    }[how].to_parquet(path)
+    return path
+
+
+def written_csv(folder, how, candles):
+    plain, times, path = candles.reset_index(drop=True), candles.index, folder / "BTCUSDT_5m.csv"
+    stamps = {
+        "ISO": times.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "offset": times.tz_convert("Asia/Tokyo").astype(str),
+        "naive": times.strftime("%Y-%m-%d %H:%M:%S"),
+    } | {unit: times.as_unit(unit).astype("int64") for unit in ("s", "ms", "us", "ns")}
+    plain.assign(Date=stamps[how]).to_csv(path, index=False)
+    return path
+
+
+def written_gzip(folder, how, candles):
+    path = folder / "BTCUSDT_5m.csv.gz"
+    counted = candles.reset_index(drop=True).assign(timestamp=candles.index.as_unit("ms").astype("int64"))
+    path.write_bytes(gzip.compress(counted.to_csv(index=False).encode()))
+    return path
+
+
+def written_freqtrade(folder, how, candles):
+    path = folder / f"BTC_USDT-5m.{how}"
+    if how == "feather":
+        dated = candles.reset_index(drop=True).assign(date=candles.index.as_unit("ms"))
+        dated[["date", *COLUMNS]].to_feather(path)
+    else:
+        path.write_text(json.dumps(rows_of(candles)))
+    return path
+
+
+def written_archive(folder, how, candles):
+    lines = [HEADER] * ("header" in how) + archive(candles, 1000 if "us" in how else 1)
+    path = folder / "BTCUSDT-5m-2023-05.csv"
+    path.write_text("\n".join(lines) + "\n")
+    if "zip" not in how:
+        return path
+    with zipfile.ZipFile(path.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.write(path, path.name)
+    return path.with_suffix(".zip")
+
+
+def oanda_candle(time, values, volume, how):
+    "A candle as OANDA answers it; bid and ask half a unit beside the mid price."
+    return {
+        "time": f"{time:%Y-%m-%dT%H:%M:%S}.000000000Z" if how == "RFC3339" else f"{time.timestamp():.9f}",
+        "complete": True,
+        "volume": volume,
+        **{
+            side: dict(zip("ohlc", (repr(value + move) for value in values), strict=True))
+            for side, move in (("bid", -0.5), ("ask", 0.5))
+        },
+        "mid": dict(zip("ohlc", map(repr, values), strict=True)),
+    }
+
+
+def written_oanda(folder, how, candles):
+    path = folder / "answer.json"
+    told = [
+        oanda_candle(time, values, volume, how)
+        for time, (*values, volume) in zip(candles.index, candles[COLUMNS].to_numpy().tolist(), strict=True)
+    ]
+    path.write_text(json.dumps({"instrument": "BTC_USDT", "granularity": "M5", "candles": told}))
+    return path
+
+
+def brokers_times(candles):
+    "What a clock seven hours ahead of New York showed."
+    return candles.index.tz_convert("America/New_York").tz_localize(None) + pd.Timedelta(hours=7)
+
+
+def written_mt4(folder, how, candles):
+    path = folder / "BTCUSDT5.csv"
+    path.write_text(
+        "".join(
+            f"{time:%Y.%m.%d},{time:%H:%M},{','.join(map(repr, values))}\r\n"
+            for time, (_, *values) in zip(brokers_times(candles), rows_of(candles), strict=True)
+        )
+    )
+    return path
+
+
+def written_mt5(folder, how, candles):
+    if how == "counted":  # what its Python package returns: seconds of the broker's clock since 1970
+        path, counts = folder / "BTCUSDT_M5.parquet", brokers_times(candles).as_unit("s").astype("int64")
+        plain = candles.reset_index(drop=True).rename(columns={"volume": "tick_volume"})
+        plain.assign(time=counts, spread=20, real_volume=0).to_parquet(path)
+        return path
+    path = folder / "BTCUSDT_M5_202305190000_202305260000.csv"
+    text = "<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>\n" + "".join(
+        "\t".join([f"{time:%Y.%m.%d}", f"{time:%H:%M:%S}", *map(repr, values), "0", "20\n"])
+        for time, (_, *values) in zip(brokers_times(candles), rows_of(candles), strict=True)
+    )
+    path.write_bytes(text.encode("utf-16" if how == "UTF-16" else "utf-8"))
+    return path
+
+
+FILE_WRITERS = {
+    "parquet": written_parquet,
+    "csv": written_csv,
+    "csv.gz": written_gzip,
+    "freqtrade": written_freqtrade,
+    "archive": written_archive,
+    "OANDA": written_oanda,
+    "MT4": written_mt4,
+    "MT5": written_mt5,
+}
 
 
 def written(folder, form, candles):
-    plain, times, rows = candles.reset_index(drop=True), candles.index, rows_of(candles)
-    broker = times.tz_convert("America/New_York").tz_localize(None) + pd.Timedelta(hours=7)
+    "The path of a file of that form with these candles."
     kind, _, how = form.partition(" ")
-    if kind == "parquet":
-        path = folder / "BTCUSDT_5m.parquet"
-        {
-            "index": candles,
-            "naive index": candles.tz_localize(None),
-            "open_time": plain.assign(open_time=times.as_unit("us")),
-            "seconds": plain.assign(timestamp=times.as_unit("s").astype("int64")),
-        }[how].to_parquet(path)
-    elif kind == "csv":
-        path = folder / "BTCUSDT_5m.csv"
-        stamps = {
-            "ISO": times.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "offset": times.tz_convert("Asia/Tokyo").astype(str),
-            "naive": times.strftime("%Y-%m-%d %H:%M:%S"),
-        } | {unit: times.as_unit(unit).astype("int64") for unit in ("s", "ms", "us", "ns")}
-        plain.assign(Date=stamps[how]).to_csv(path, index=False)
-    elif form == "csv.gz":
-        path = folder / "BTCUSDT_5m.csv.gz"
-        path.write_bytes(
-            gzip.compress(
-                plain.assign(timestamp=times.as_unit("ms").astype("int64")).to_csv(index=False).encode()
-            )
-        )
-    elif kind == "freqtrade":
-        path = folder / f"BTC_USDT-5m.{how}"
-        if how == "feather":
-            plain.assign(date=times.as_unit("ms"))[["date", *COLUMNS]].to_feather(path)
-        else:
-            path.write_text(json.dumps(rows))
-    elif kind == "archive":
-        lines = [HEADER] * ("header" in how) + archive(candles, 1000 if "us" in how else 1)
-        path = folder / "BTCUSDT-5m-2023-05.csv"
-        path.write_text("\n".join(lines) + "\n")
-        if "zip" in how:
-            with zipfile.ZipFile(path.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as zipped:
-                zipped.write(path, path.name)
-            path = path.with_suffix(".zip")
-    elif kind == "OANDA":
-        path = folder / "answer.json"
-
-        def sides(values):
-            return {
-                side: dict(zip("ohlc", (repr(value + move) for value in values)))
-                for side, move in (("bid", -0.5), ("ask", 0.5))
-            } | {"mid": dict(zip("ohlc", map(repr, values)))}
-
-        path.write_text(
-            json.dumps(
-                {
-                    "instrument": "BTC_USDT",
-                    "granularity": "M5",
-                    "candles": [
-                        {
-                            "time": f"{time:%Y-%m-%dT%H:%M:%S}.000000000Z"
-                            if how == "RFC3339"
-                            else f"{time.timestamp():.9f}",
-                            "complete": True,
-                            "volume": volume,
-                            **sides(values),
-                        }
-                        for time, (*values, volume) in zip(times, candles[COLUMNS].to_numpy().tolist())
-                    ],
-                }
-            )
-        )
-    elif form == "MT4 csv":
-        path = folder / "BTCUSDT5.csv"
-        path.write_text(
-            "".join(
-                f"{time:%Y.%m.%d},{time:%H:%M},{o!r},{h!r},{l!r},{c!r},{v!r}\r\n"
-                for time, (_, o, h, l, c, v) in zip(broker, rows)
-            )
-        )
-    elif kind == "MT5":
-        path = folder / "BTCUSDT_M5_202305190000_202305260000.csv"
-        text = "<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>\n" + "".join(
-            f"{time:%Y.%m.%d}\t{time:%H:%M:%S}\t{o!r}\t{h!r}\t{l!r}\t{c!r}\t{v!r}\t0\t20\n"
-            for time, (_, o, h, l, c, v) in zip(broker, rows)
-        )
-        path.write_bytes(text.encode("utf-16" if how == "UTF-16" else "utf-8"))
-        if how == "counted":  # what its Python package returns: seconds of the broker's clock since 1970
-            path = folder / "BTCUSDT_M5.parquet"
-            plain.rename(columns={"volume": "tick_volume"}).assign(
-                time=broker.as_unit("s").astype("int64"), spread=20, real_volume=0
-            ).to_parquet(path)
-    return path
+    return FILE_WRITERS[kind](folder, how, candles)
 
 
 FORMS = [
@@ -445,7 +487,7 @@ def test_order_of_files_and_rows_does_not_matter(some):
         starts = np.sort(random.integers(0, 1_900, 4))
         parts = {
             str(number): some.iloc[max(start - 60, 0) : stop].sample(frac=1, random_state=number)
-            for number, (start, stop) in enumerate(zip([0, *starts], [*starts, len(some)]))
+            for number, (start, stop) in enumerate(zip([0, *starts], [*starts, len(some)], strict=True))
         }
         parts = {name: parts[name] for name in random.permutation(list(parts)) if len(parts[name])}
         pd.testing.assert_frame_equal(join_candles(parts), some, check_freq=False, check_exact=True)
@@ -461,7 +503,9 @@ OPEN = pd.Timestamp("2023-04-05 00:00", tz="UTC")
 
 
 def test_recorded_trades_sum_to_the_candles_volume(market, bitcoin):
-    measures = order_book_candles(read_books(market / "l2" / BOOK), read_trades(market / "l2" / TAPE), "5m")
+    measures = order_book_candles(
+        read_books(market / "l2" / BOOK), read_recorded_trades(market / "l2" / TAPE), "5m"
+    )
     assert list(measures.index) == [OPEN]  # the only candle recorded from open to close
     row = add_order_book(bitcoin, measures).loc[OPEN]
     assert (
@@ -483,7 +527,7 @@ def test_recorded_trades_sum_to_the_candles_volume(market, bitcoin):
 
 
 def test_recorded_minutes_equal_a_plain_loop(market):
-    books, trades = read_books(market / "l2" / BOOK), read_trades(market / "l2" / TAPE)
+    books, trades = read_books(market / "l2" / BOOK), read_recorded_trades(market / "l2" / TAPE)
     fast = order_book_candles(books, trades, "1m")
     assert len(fast) == 7 and fast.notna().all(axis=None)
     for open_time, row in fast.iterrows():
@@ -515,7 +559,7 @@ def test_recorded_minutes_equal_a_plain_loop(market):
 
 
 def test_recorded_minutes_do_not_know_what_comes(market):
-    books, trades = read_books(market / "l2" / BOOK), read_trades(market / "l2" / TAPE)
+    books, trades = read_books(market / "l2" / BOOK), read_recorded_trades(market / "l2" / TAPE)
     fast = order_book_candles(books, trades, "1m")
     for cut in books.time[::37][1:]:
         early = order_book_candles(
@@ -528,7 +572,7 @@ def test_recorded_minutes_do_not_know_what_comes(market):
 
 
 def test_a_recording_with_a_hole_has_no_candle_there(market):
-    books, trades = read_books(market / "l2" / BOOK), read_trades(market / "l2" / TAPE)
+    books, trades = read_books(market / "l2" / BOOK), read_recorded_trades(market / "l2" / TAPE)
     hole = (books.time >= OPEN + pd.Timedelta("2m")) & (books.time < OPEN + pd.Timedelta("2m30s"))
     assert book_candles(Books(*(part[~hole] for part in books)), "1m")["spread"].isna().tolist() == [
         False,

@@ -1,4 +1,4 @@
-"""A collector that is killed, or that runs out of disk, goes on later and ends with the bytes of an undisturbed run."""
+"""A collector that is killed, or runs out of disk, resumes and ends with the bytes of an undisturbed run."""
 
 import multiprocessing
 import resource
@@ -27,6 +27,7 @@ def processes():
     context.set_forkserver_preload(
         [
             "ccxt.async_support",
+            "tenacity",
             "pandera.strategies.pandas_strategies",
             "smc_ml.data.collection.collector",
             "test_collector",
@@ -39,7 +40,7 @@ def processes():
 def server():
     "Two symbols with a hole each, in small pages."
     candles = tables(SYMBOLS, 6)
-    for symbol, hole in zip(SYMBOLS, (range(900, 1000), range(1300, 1303))):
+    for symbol, hole in zip(SYMBOLS, (range(900, 1000), range(1300, 1303)), strict=True):
         candles[symbol, "5m"] = candles[symbol, "5m"].drop(candles[symbol, "5m"].index[list(hole)])
     with BinanceServer(candles, page_limit=40) as server:
         yield server

@@ -1,4 +1,7 @@
-"""Candles and files that hypothesis makes up or breaks: every reader gives a valid table or a one-sentence error that names the file, never anything else."""
+"""Candles and files that hypothesis makes up or breaks.
+
+Every reader gives a valid table or a one-sentence error that names the file, never anything else.
+"""
 
 import json
 import string
@@ -12,9 +15,11 @@ from hypothesis import strategies as st
 
 from smc_ml.candles import PRICES, CandleError, read_candles, validate_candles, write_candles
 from smc_ml.config import UserError
-from smc_ml.data.sources.base import VALUES, SourceError, clock_zone, moments
-from smc_ml.data.sources.files import join_candles, name_parts, open_candle_file, plain_symbol
-from smc_ml.data.sources.order_book import read_books, read_trades
+from smc_ml.data.sources.base import VALUES, moments
+from smc_ml.data.sources.file_source import join_candles
+from smc_ml.data.sources.files import name_parts, open_candle_file, plain_symbol
+from smc_ml.data.sources.names import SourceError, clock_zone
+from smc_ml.data.sources.order_book import read_books, read_recorded_trades
 from smc_ml.writing import write_table
 
 COLUMNS = [*PRICES, "volume"]
@@ -39,70 +44,64 @@ def good(count: int) -> pd.DataFrame:
     )
 
 
+VALUE_FAULTS = ("value", "type", "double", "unordered", "column", "gap", "twice")
+TIME_FAULTS = ("naive", "unit", "off grid", "no time", "zone", "name")
+
+
+def with_odd_values(draw, table: pd.DataFrame, fault: str, name: str, row: int | None) -> pd.DataFrame:
+    "The table with something wrong in its values, rows or columns."
+    if fault == "value" and len(table) and list(table).count(name) == 1 and table[name].dtype == float:
+        table.iloc[row, list(table).index(name)] = draw(st.sampled_from(ODD) | st.floats(width=64))
+    elif fault == "type" and list(table).count(name) == 1:
+        kinds = [object, str, "float32", "complex128", bool, "string"]
+        table[name] = table[name].astype(draw(st.sampled_from(kinds)))
+    elif fault == "double" and len(table):
+        return pd.concat([table.iloc[: row + 1], table.iloc[row:]])
+    elif fault == "unordered":
+        return table.iloc[::-1]
+    elif fault == "column" and draw(st.booleans()):
+        return table.drop(columns=name, errors="ignore")
+    elif fault == "column":
+        return table.rename(
+            columns={name: draw(st.sampled_from(["Close", "x", "tick_volume", "mid_o", "trades", ""]))}
+        )
+    elif fault == "gap" and len(table):
+        return table.drop(table.index[row])
+    elif fault == "twice":
+        return pd.concat([table, table[[column for column in list(table)[:1]]]], axis=1)
+    return table
+
+
+def with_odd_times(draw, table: pd.DataFrame, fault: str) -> pd.DataFrame:
+    "The table with something wrong in its times."
+    dated = isinstance(table.index, pd.DatetimeIndex)
+    zoned = dated and table.index.tz is not None
+    if fault == "naive" and zoned:
+        table.index = table.index.tz_localize(None)
+    elif fault == "unit" and dated:
+        table.index = table.index.as_unit(draw(st.sampled_from(["s", "ms", "us"])))
+    elif fault == "off grid" and dated:
+        table.index = table.index + pd.Timedelta(draw(st.integers(1, 10**12)), "ns").floor("ms")
+    elif fault == "no time":
+        return table.reset_index(drop=True)
+    elif fault == "zone" and zoned:
+        table.index = table.index.tz_convert("Asia/Tokyo")
+    elif fault == "name":
+        table.index.name = draw(st.sampled_from([None, "time", "timestamp", "close", "x"]))
+    return table
+
+
 @st.composite
 def odd_tables(draw) -> pd.DataFrame:
     "Candles with none, one or several things wrong: values, types, times, rows, columns."
     table = good(draw(st.sampled_from([0, 1, 2, 7, 30])))
-    for fault in draw(
-        st.lists(
-            st.sampled_from(
-                [
-                    "value",
-                    "type",
-                    "naive",
-                    "unit",
-                    "double",
-                    "unordered",
-                    "column",
-                    "gap",
-                    "off grid",
-                    "no time",
-                    "zone",
-                    "name",
-                    "twice",
-                ]
-            ),
-            max_size=3,
-        )
-    ):
+    for fault in draw(st.lists(st.sampled_from([*VALUE_FAULTS, *TIME_FAULTS]), max_size=3)):
         name = draw(st.sampled_from(COLUMNS))
         row = draw(st.integers(0, len(table) - 1)) if len(table) else None
-        if fault == "value" and len(table) and list(table).count(name) == 1 and table[name].dtype == float:
-            table.iloc[row, list(table).index(name)] = draw(st.sampled_from(ODD) | st.floats(width=64))
-        elif fault == "type" and list(table).count(name) == 1:
-            table[name] = table[name].astype(
-                draw(st.sampled_from([object, str, "float32", "complex128", bool, "string"]))
-            )
-        elif fault == "naive" and isinstance(table.index, pd.DatetimeIndex) and table.index.tz is not None:
-            table.index = table.index.tz_localize(None)
-        elif fault == "unit" and isinstance(table.index, pd.DatetimeIndex):
-            table.index = table.index.as_unit(draw(st.sampled_from(["s", "ms", "us"])))
-        elif fault == "double" and len(table):
-            table = pd.concat([table.iloc[: row + 1], table.iloc[row:]])
-        elif fault == "unordered":
-            table = table.iloc[::-1]
-        elif fault == "column":
-            table = (
-                table.drop(columns=name, errors="ignore")
-                if draw(st.booleans())
-                else table.rename(
-                    columns={
-                        name: draw(st.sampled_from(["Close", "x", "tick_volume", "mid_o", "trades", ""]))
-                    }
-                )
-            )
-        elif fault == "gap" and len(table):
-            table = table.drop(table.index[row])
-        elif fault == "off grid" and isinstance(table.index, pd.DatetimeIndex):
-            table.index = table.index + pd.Timedelta(draw(st.integers(1, 10**12)), "ns").floor("ms")
-        elif fault == "no time":
-            table = table.reset_index(drop=True)
-        elif fault == "zone" and isinstance(table.index, pd.DatetimeIndex) and table.index.tz is not None:
-            table.index = table.index.tz_convert("Asia/Tokyo")
-        elif fault == "name":
-            table.index.name = draw(st.sampled_from([None, "time", "timestamp", "close", "x"]))
-        elif fault == "twice":
-            table = pd.concat([table, table[[column for column in list(table)[:1]]]], axis=1)
+        if fault in TIME_FAULTS:
+            table = with_odd_times(draw, table, fault)
+        else:
+            table = with_odd_values(draw, table, fault, name, row)
     return table
 
 
@@ -273,7 +272,7 @@ def test_no_bytes_do_harm(tmp_path, content):
     path = tmp_path / "BTCUSDT_5m.anything"
     path.write_bytes(content)
     a_table_or_an_error(path, 0)
-    for reader in (read_candles, read_books, read_trades):
+    for reader in (read_candles, read_books, read_recorded_trades):
         with pytest.raises(UserError, match="BTCUSDT_5m"):
             reader(path)
 

@@ -1,4 +1,4 @@
-"""Candles per second from a server on loopback, beside ccxt's own loop over the same server in the same run."""
+"""Candles per second from a server on loopback, beside ccxt's own loop over that server in the same run."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ async def ours(exchange: str, url: str, candles: pd.DataFrame) -> tuple[float, i
     "Seconds and candles of one collection, connecting and loading of markets left out."
     source = ExchangeSource(exchange, "perpetual", url, rate_limit=False)
     try:
-        await source._market("BTCUSDT")
+        await source.market_of("BTCUSDT")
         begin = time.perf_counter()
         table = pd.concat(
             [page async for page in source.pages("BTCUSDT", "5m", candles.index[0], candles.index[-1])]
