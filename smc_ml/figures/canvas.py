@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['UP', 'DOWN', 'NEUTRAL', 'INK', 'PAPER', 'GRID', 'MODEL_COLOURS', 'FigureError', 'model_colour', 'direction_colour',
            'style', 'canvas', 'png', 'percent', 'percent_tick', 'words', 'listed', 'time_text', 'rgba', 'date_axis',
-           'need', 'thin']
+           'need', 'thin', 'plotly_html', 'embed']
 
 # %% ../../nbs/figures/00_canvas.ipynb #1819008b
 import io
+import json
 import zlib
 from collections.abc import Iterable
 
@@ -208,3 +209,30 @@ def thin(values: pd.Series, points: int = 2000) -> pd.Series:
         if not np.isnan(numbers[first:last]).all()
     ]
     return values.iloc[np.unique([0, *extremes, len(values) - 1])]
+
+# %% ../../nbs/figures/00_canvas.ipynb #3f2f4091
+def plotly_html(figure: go.Figure, div_id: str, script: str | bool = False) -> str:
+    "The figure as a piece of HTML; `script` is plotly's `include_plotlyjs`."
+    height = f"{figure.layout.height or 450}px"
+    return figure.to_html(
+        full_html=False,
+        include_plotlyjs=script,
+        div_id=div_id,
+        default_height=height,
+        config={"responsive": True, "displaylogo": False},
+    )
+
+# %% ../../nbs/figures/00_canvas.ipynb #bb326d81
+def embed(
+    figure: go.Figure,  # to show in a stage notebook
+    div_id: str,  # different for each figure of a page
+) -> None:
+    "Show the figure here and in the page made from this notebook."
+    from IPython.display import publish_display_data
+
+    publish_display_data(
+        {
+            "application/vnd.plotly.v1+json": json.loads(figure.to_json()),
+            "text/html": plotly_html(figure, div_id, "directory"),
+        }
+    )

@@ -33,8 +33,7 @@ from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
 from ..config import UserError
-from ..figures.canvas import png
-from ..figures.patterns import plotly_html
+from ..figures.canvas import plotly_html, png
 
 # %% ../../nbs/reports/01_pages.ipynb #0a78f952
 class ReportError(UserError):

@@ -16,7 +16,9 @@ import yaml
 from ..candles import candle_facts, candles_path, read_all_candles
 from ..evaluation.metrics import verdict
 from ..figures.account import interval_figure
-from ..figures.patterns import accuracy_plot, cost_plot, pattern_figure
+from ..figures.models import accuracy_plot
+from ..figures.outcomes import cost_plot
+from ..figures.patterns import pattern_figure
 from .config import ReportConfig
 from .pages import RunSummary, commit_of, lock_hash_of
 from ..tables import ArtifactError, read_table
