@@ -33,13 +33,13 @@ clean: install  ## strip outputs and stray metadata from the notebooks
 	nbdev_clean
 
 repro: export  ## run the whole pipeline; read reports/index.html
-	python -m smc_ml.cli check params.yaml
+	smc check params.yaml
 	dvc repro
 	@echo "The report is at $(CURDIR)/reports/index.html"
 
 files: export  ## run it on your own candles: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
 	@test -n "$(FILES)" || { echo 'say which: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"'; exit 1; }
-	python -m smc_ml.cli files params.yaml $(FILES)
+	smc files params.yaml $(FILES)
 	dvc repro
 	@echo "The report is at $(CURDIR)/reports/index.html"
 
@@ -57,7 +57,7 @@ test: install  ## every test but the long proofs, on two cores
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 controls: export  ## the long form of the controls: more markets, every model; hours, and it goes on where it was stopped
-	python -m smc_ml.cli controls params.yaml
+	smc controls params.yaml
 
 proofs: install  ## the long proofs: the controls with the whole ensemble
 	pytest -m slow
