@@ -57,7 +57,7 @@ GROUPS = (
     PatternGroup("liquidity", "previous lows", ("previous_low",), "level"),
     PatternGroup("levels", "support, resistance", ("support_resistance",), "zone"),
     PatternGroup("levels", "dealing ranges", ("dealing_range",), "range"),
-    PatternGroup("levels", "entry bands", ("optimal_trade_entry",), "zone"),
+    PatternGroup("levels", "OTE zones", ("optimal_trade_entry",), "zone"),
     PatternGroup("levels", "value areas", ("value_area",), "zone"),
     PatternGroup("levels", "high volume nodes", ("high_volume_node",), "zone"),
     PatternGroup("levels", "low volume nodes", ("low_volume_node",), "zone"),

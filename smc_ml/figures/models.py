@@ -37,21 +37,21 @@ def _accuracy_title(scores: pd.DataFrame) -> str:
         certain = scores["advantage_low"] > 0
     better = scores.loc[certain, "model"].tolist()
     if not better:
-        return "No model is surely more often right than always guessing the majority"
-    verb = "is" if len(better) == 1 else "are"
-    return f"{listed(better)} {verb} more often right than always guessing the majority"
+        return "No model beats the majority-class baseline (95 % CI)"
+    verb = "beats" if len(better) == 1 else "beat"
+    return f"{listed(better)} {verb} the majority-class baseline (95 % CI)"
 
 
 def _score_row(axes: Axes, height: int, score: Any) -> None:
-    "A model's accuracy on its interval beside its majority rate; the lowest row is in the legend."
+    "A model's accuracy on its interval beside its majority-class rate; the lowest row is in the legend."
     colour, low, high = model_colour(score.model), score.accuracy_low, score.accuracy_high
     (interval,) = axes.plot([low, high], [height] * 2, color=colour, linewidth=3, solid_capstyle="round")
     axes.plot(score.accuracy, height, "o", color=colour, markersize=8)
     tick = [height - 0.32, height + 0.32]
     (majority,) = axes.plot([score.majority_rate] * 2, tick, color=DOWN, linewidth=2.5)
     if not height:
-        interval.set_label("95 % interval")
-        majority.set_label("majority rate")
+        interval.set_label("95 % CI")
+        majority.set_label("majority class")
     right = np.nanmax([score.accuracy, high, score.majority_rate])
     text = percent(score.accuracy)
     axes.annotate(text, (right, height), (8, 0), textcoords="offset points", va="center", fontsize=9)
@@ -60,7 +60,7 @@ def _score_row(axes: Axes, height: int, score: Any) -> None:
 def accuracy_plot(
     scores: pd.DataFrame,  # model accuracy accuracy_low accuracy_high majority_rate [advantage_low events]
 ) -> Figure:
-    "Each model's accuracy with its 95 % interval beside its majority rate."
+    "Each model's accuracy with its 95 % confidence interval beside its majority-class rate."
     need(scores, "model", "accuracy", "accuracy_low", "accuracy_high", "majority_rate")
     figure, axes = canvas(_accuracy_title(scores), (9, 1.5 + 0.55 * len(scores)))
     upwards = list(scores.iloc[::-1].itertuples())
@@ -78,31 +78,31 @@ def accuracy_plot(
 
 # %% ../../nbs/figures/07_models.ipynb #141b79a2
 def _calibration_points(predictions: pd.DataFrame, bins: int) -> pd.DataFrame:
-    "Mean probability `said` and share `won` of each of `bins` bins of equal count."
+    "Mean predicted probability and share won of each of `bins` bins of equal count."
     ranks = predictions["probability"].rank(method="first")
     bin_of = pd.qcut(ranks, min(bins, len(predictions)), labels=False)
-    return predictions.groupby(bin_of).agg(said=("probability", "mean"), won=("won", "mean"))
+    return predictions.groupby(bin_of).agg(predicted=("probability", "mean"), won=("won", "mean"))
 
 
 def calibration_plot(
     predictions: pd.DataFrame,  # columns model probability won; rows without a probability are left out
     bins: int = 10,  # of equal count, for each model
 ) -> Figure:
-    "How often events were won against how often the models said so."
+    "Calibration: the share of events won against the predicted probability."
     need(predictions, "model", "probability", "won")
     figure, axes = canvas("", (6.4, 5.2))
     axes.axline((0, 0), slope=1, color=NEUTRAL, linestyle=":", linewidth=1.2)
     errors, shown = {}, []
     for model, group in predictions.dropna(subset="probability").groupby("model", sort=True):
         points = _calibration_points(group, bins)
-        errors[model] = 100 * float((points["said"] - points["won"]).abs().mean())
-        (line,) = axes.plot(points["said"], points["won"], "o-", color=model_colour(model))
+        errors[model] = 100 * float((points["predicted"] - points["won"]).abs().mean())
+        (line,) = axes.plot(points["predicted"], points["won"], "o-", color=model_colour(model))
         line.set(markersize=5, linewidth=1.3, label=f"{model} (off by {errors[model]:.1f} points)")
         shown += points.to_numpy().ravel().tolist()
     best = min(errors, key=lambda model: errors[model])
-    titled(figure, f"Said against seen: {best} is off by {errors[best]:.1f} points on average")
+    titled(figure, f"Calibration: {best} is off by {errors[best]:.1f} points on average")
     limits = (min(shown) - 0.04, max(shown) + 0.04)
-    axes.set(xlabel="probability of winning, as predicted", ylabel="share that was won")
+    axes.set(xlabel="predicted probability of winning", ylabel="share won")
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.legend(loc="upper left")
     return figure

@@ -28,7 +28,7 @@ from smc_ml.figures.canvas import (
 
 # %% ../../nbs/figures/06_outcomes.ipynb #d4e636bd
 def outcome_table(labels: pd.DataFrame) -> pd.DataFrame:
-    "Count, share won and mean realised R by kind and direction, each with its 95 % interval."
+    "Count, share won and mean realised R by kind and direction, each with its 95 % confidence interval."
     from statsmodels.stats.proportion import proportion_confint
 
     groups = labels.groupby(["kind", "direction"], sort=True)
@@ -42,9 +42,7 @@ def outcome_table(labels: pd.DataFrame) -> pd.DataFrame:
     )
 
 # %% ../../nbs/figures/06_outcomes.ipynb #b19aa826
-INDEPENDENT = (
-    "Bars: 95 % intervals as if events were independent; overlapping events make the true ones wider."
-)
+INDEPENDENT = "Bars: 95 % CI as if events were independent; overlapping events make the true ones wider."
 
 
 def _interval_dots(axes: Axes, table: pd.DataFrame, middle: str, low: str, high: str) -> None:
@@ -117,12 +115,12 @@ def pattern_counts_plot(patterns: pd.DataFrame) -> Figure:
 
 # %% ../../nbs/figures/06_outcomes.ipynb #1167181e
 def _cost_title(costs: pd.DataFrame, break_even_bp: float | None, charged_bp: float) -> str:
-    "What the trades bear; no break-even where they lose before any costs."
+    "The break-even cost, where there is one."
     if costs["mean_r"].isna().all():
         return "No trade was taken: there is nothing to pay for"
     if break_even_bp is None:
         return "The trades lose before any costs"
-    return f"The trades bear {break_even_bp:.1f} bp a side; {charged_bp:.1f} bp are charged"
+    return f"Break-even cost {break_even_bp:.1f} bp per side ({charged_bp:.1f} bp charged)"
 
 
 def cost_plot(
@@ -130,7 +128,7 @@ def cost_plot(
     break_even_bp: float | None,  # costs per side at which the mean R is zero
     charged_bp: float,  # costs per side in the backtest
 ) -> Figure:
-    "Mean R of the same trades at rising costs, with the break-even and the charged costs."
+    "Mean R of the same trades at rising costs, with the break-even and the charged cost."
     need(costs, "cost_bp", "mean_r")
     if break_even_bp is not None and not 0 < break_even_bp < np.inf:
         break_even_bp = None
@@ -142,12 +140,12 @@ def cost_plot(
     axes.axhline(0, color=NEUTRAL, linewidth=1)
     if {"low", "high"} <= set(costs):
         band = costs["cost_bp"], costs["low"], costs["high"]
-        axes.fill_between(*band, color=INK, alpha=0.1, linewidth=0, label="95 % interval")
+        axes.fill_between(*band, color=INK, alpha=0.1, linewidth=0, label="95 % CI")
     axes.plot(costs["cost_bp"], costs["mean_r"], "o-", color=INK, markersize=4, label="mean R")
     axes.axvline(charged_bp, color=DOWN, linewidth=2, label=f"charged: {charged_bp:.1f} bp")
     if break_even_bp is not None:
         label = f"break-even: {break_even_bp:.1f} bp"
         axes.axvline(break_even_bp, color=UP, linewidth=2, linestyle="--", label=label)
-    axes.set(xlabel="fee, half-spread and slippage a side, basis points", ylabel="mean R a trade")
+    axes.set(xlabel="fee, half-spread and slippage per side, basis points", ylabel="mean R per trade")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

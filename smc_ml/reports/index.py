@@ -42,25 +42,25 @@ def _trades_tile(backtest: dict[str, Any]) -> Tile:
 
 
 def _mean_tile(backtest: dict[str, Any]) -> Tile:
-    "The mean result of a trade with its interval."
+    "The mean result of a trade with its confidence interval."
     limits = [shown(backtest.get(name), "r").removesuffix(" R") for name in ("mean_r_low", "mean_r_high")]
-    note = f"95 % interval {limits[0]} to {limits[1]}" if "–" not in limits else "no interval"
-    return "mean R after costs", shown(backtest.get("mean_r"), "r"), note
+    note = f"95 % CI {limits[0]} to {limits[1]}" if "–" not in limits else "no confidence interval"
+    return "expectancy after costs", shown(backtest.get("mean_r"), "r"), note
 
 
 def _chance_tile(backtest: dict[str, Any]) -> Tile:
-    "How often random selections did as well."
+    "The p-value against random selections."
     usual = shown(backtest.get("random_mean_r"), "r")
-    note = f"of random selections of as many events; these earned {usual} on average"
-    return "as good by chance", shown(backtest["random_as_good_share"], "percent"), note
+    note = f"against random selections of as many events, which earned {usual} on average"
+    return "p-value", shown(backtest["random_as_good_share"], "score"), note
 
 
 def _return_tile(backtest: dict[str, Any]) -> Tile:
-    "The total return beside those of the careful and the hopeful reading, and buying and holding."
+    "The total return beside those of worst and best case, and buying and holding."
     readings = backtest.get("interval", {})
     bounds = [readings.get(name, {}).get("total_return") for name in ("pessimistic", "optimistic")]
     span = "" if None in bounds else f"{' to '.join(shown(bound, 'change') for bound in bounds)}, "
-    span += "pessimistic to optimistic; " if span else ""
+    span += "worst to best case; " if span else ""
     held = shown(backtest.get("buy_and_hold_return"), "change")
     return "total return", shown(backtest.get("total_return"), "change"), f"{span}buy and hold {held}"
 
@@ -75,8 +75,8 @@ def _break_even_tile(backtest: dict[str, Any]) -> Tile:
     "The costs at which the trades would earn nothing."
     bearable, charged = backtest.get("break_even_cost_basis_points"), shown(_charged(backtest), "points")
     if bearable is not None and bearable <= 0:
-        return "break-even cost", "none", f"the trades lose before costs; {charged} are charged"
-    return "break-even cost", shown(bearable, "points"), f"a side; {charged} are charged"
+        return "break-even cost", "none", f"the trades lose before costs ({charged} charged)"
+    return "break-even cost", shown(bearable, "points"), f"per side ({charged} charged)"
 
 
 def tiles_of(backtest: dict[str, Any]) -> list[Tile]:
@@ -98,11 +98,11 @@ def costs_of(backtest: dict[str, Any]) -> list[tuple[str, str]]:
     "Column and value of the cost table."
     fee, slippage, cost = (backtest.get(name) for name in ("fee_rate", "slippage_rate", "mean_cost_r"))
     return [
-        ("fee a side", shown(None if fee is None else 1e4 * fee, "points")),
-        ("half spread and slippage a side", shown(None if slippage is None else 1e4 * slippage, "points")),
-        ("mean R before costs", shown(backtest.get("mean_gross_r"), "r")),
+        ("fee per side", shown(None if fee is None else 1e4 * fee, "points")),
+        ("half-spread and slippage per side", shown(None if slippage is None else 1e4 * slippage, "points")),
+        ("expectancy before costs", shown(backtest.get("mean_gross_r"), "r")),
         ("costs", shown(None if cost is None else -cost, "r")),
-        ("mean R after costs", shown(backtest.get("mean_r"), "r")),
+        ("expectancy after costs", shown(backtest.get("mean_r"), "r")),
         ("fees paid", shown(backtest.get("fees_paid"), "money")),
         ("slippage paid", shown(backtest.get("slippage_paid"), "money")),
     ]

@@ -34,7 +34,7 @@ class RunSummary:
     edge: float | dict[str, float] | None = None  # planted by the simulator; a number, or one a symbol
     # accuracy, costs, equity, patterns, more: matplotlib, plotly or HTML
     figures: dict[str, Any] = field(default_factory=dict)
-    # what the run is held against, the sentence found, and the page that shows it
+    # what the run is compared with, the sentence found, and the page that shows it
     findings: list[tuple[str, str, str]] = field(default_factory=list)
     # verdict, scores, backtest, accuracy, costs, equity, patterns, spans, parameters -> file
     artifacts: dict[str, str] = field(default_factory=dict)

@@ -113,7 +113,7 @@ SOURCES = {  # the file that each part of the page was read from
 
 
 def findings_of(judgement: dict[str, Any], controls: dict[str, Any]) -> list[tuple[str, str, str]]:
-    "What the run was held against, the sentence found, and the page that shows it."
+    "What the run is compared with, the sentence found, and the page that shows it."
     return [
         ("everything that was tried", judgement["sentence"], "judgement"),
         *((name, sentence, "controls") for name, sentence in controls["sentences"].items()),
