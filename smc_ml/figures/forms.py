@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from .canvas import DOWN, INK, NEUTRAL, PAPER, SOFT_INK, UP, direction_colour, words
-from .legend import BREAK_LABELS, HOLLOW_KINDS, VOLUME_COLOUR, ZONE_LOOKS, zone_colour
+from .legend import BREAK_LABELS, HOLLOW_KINDS, VOLUME_COLOUR, zone_colour, zone_look
 from .traces import Box, Chart, Label, Trace, lines, outlines, points, rectangle, stories, texts
 
 # %% ../../nbs/figures/04_forms.ipynb #55b5c5f7
@@ -49,7 +49,7 @@ def _zone_names(zone: Any) -> list[Name]:
 def draw_zones(zones: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Trace]:
     "Hollow from formed to known, filled from known to the end; a value area with its point of control."
     kind = zones["kind"].iloc[0]
-    opacity, dash = ZONE_LOOKS[kind]
+    opacity, dash = zone_look(kind)
     outline = {"dash": dash} | ({"width": 0} if kind == "support_resistance" else {})
     traces = outlines(zones, chart) if kind in HOLLOW_KINDS else []
     for zone, story in zip(zones.itertuples(), stories(zones, chart.digits), strict=True):

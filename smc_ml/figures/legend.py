@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BREAK_LABELS', 'GROUPS', 'DRAWN_KINDS', 'CORE_KINDS', 'LEVEL_KINDS', 'VOLUME_COLOUR', 'ZONE_LOOKS', 'HOLLOW_KINDS',
-           'RANKED_KINDS', 'FAMILIES', 'PatternGroup', 'members', 'is_shown', 'zone_colour', 'sample_of', 'legend_name',
-           'legends']
+           'RANKED_KINDS', 'FAMILIES', 'PatternGroup', 'members', 'is_shown', 'zone_look', 'zone_colour', 'sample_of',
+           'legend_name', 'legends']
 
 # %% ../../nbs/figures/02_legend.ipynb #7431fc43
 from collections.abc import Collection
@@ -97,7 +97,7 @@ def is_shown(group: PatternGroup, shown: Collection[str]) -> bool:
 
 # %% ../../nbs/figures/02_legend.ipynb #21411869
 VOLUME_COLOUR = "#7A5195"
-ZONE_LOOKS = {  # opacity, outline
+ZONE_LOOKS = {  # opacity, outline; what is not here looks as `zone_look` says
     "order_block": (0.24, "solid"),
     "breaker_block": (0.16, "dash"),
     "fair_value_gap": (0.13, "solid"),
@@ -110,6 +110,11 @@ ZONE_LOOKS = {  # opacity, outline
 }
 HOLLOW_KINDS = ("order_block", "breaker_block", "fair_value_gap", "inverse_fair_value_gap")  # until known
 RANKED_KINDS = (*HOLLOW_KINDS, "support_resistance")  # only the strongest are drawn
+
+
+def zone_look(kind: str) -> tuple[float, str]:
+    "Opacity and outline of a kind of zone."
+    return ZONE_LOOKS.get(kind, (0.15, "solid"))
 
 
 def zone_colour(kind: str, direction: int) -> str:
@@ -135,7 +140,7 @@ def sample_of(group: PatternGroup) -> dict[str, Any]:
             "line": {"color": direction_colour(-1 if "high" in kind else 1), "width": 1.2},
         }
     if group.form == "zone":
-        colour, (opacity, dash) = zone_colour(kind, 1), ZONE_LOOKS[kind]
+        colour, (opacity, dash) = zone_colour(kind, 1), zone_look(kind)
         return _filled(colour, opacity, {"color": rgba(colour, 0.8), "width": 1, "dash": dash})
     if group.form == "range":
         return _filled(DOWN, 0.1, {"color": INK, "width": 1.2, "dash": "dash"})

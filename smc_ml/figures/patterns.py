@@ -14,12 +14,10 @@ import plotly.graph_objects as go
 from .canvas import PAPER, SOFT_INK, FigureError, listed, need, plotly_look, time_text
 from .forms import DRAW
 from smc_ml.figures.legend import (
-    BREAK_LABELS,
     CORE_KINDS,
     DRAWN_KINDS,
     GROUPS,
     RANKED_KINDS,
-    ZONE_LOOKS,
     PatternGroup,
     is_shown,
     legend_name,
@@ -154,12 +152,10 @@ def _check(candles: pd.DataFrame, patterns: pd.DataFrame, shown: Iterable[str]) 
 
 def _counted(seen: pd.DataFrame, candles: pd.DataFrame) -> str:
     "The title: how many breaks, zones and sweeps there are."
-    counted: dict[str, Collection[str]] = {
-        "break": BREAK_LABELS,
-        "zone": ZONE_LOOKS,
-        "sweep": ["liquidity_sweep"],
-    }
-    counts = {name: int(seen["kind"].isin(list(kinds)).sum()) for name, kinds in counted.items()}
+    kinds = seen["kind"].astype(str)
+    forms = kinds.map({kind: group.form for group in GROUPS for kind in group.kinds})
+    drawn = {"break": forms == "break", "zone": forms == "zone", "sweep": kinds == "liquidity_sweep"}
+    counts = {name: int(chosen.sum()) for name, chosen in drawn.items()}
     found = [f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items()]
     return f"{listed(found)} in {len(candles)} candles"
 
