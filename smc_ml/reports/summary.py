@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ..candles import candle_facts, candles_path, read_all_candles, read_market
+from ..candles import candle_facts, candles_path, read_market
 from ..evaluation.metrics import verdict
 from ..figures.account import interval_figure
 from ..figures.models import accuracy_plot
@@ -77,10 +77,10 @@ def _costs(root: Path, backtest: dict[str, Any]) -> Any | None:
 
 def _patterns(root: Path, config: ReportConfig) -> Any:
     "The last candles of the first symbol with their patterns."
-    candles = read_all_candles(root / "artifacts/candles", config.timeframe)
-    symbol = next(iter(candles))
+    market = read_market(root / "artifacts/candles", config.timeframe)
+    symbol = next(iter(market))
     found = read_table(root / f"artifacts/patterns/{symbol}.parquet")
-    window = candles[symbol].iloc[-config.candles :]
+    window = market[symbol].iloc[-config.candles :]
     title = f"{symbol}, {config.timeframe}: hollow until known, filled from then on"
     return pattern_figure(window, found[found["timeframe"] == config.timeframe], title)
 
