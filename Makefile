@@ -11,20 +11,35 @@ export NUMBA_CACHE_DIR ?= $(CURDIR)/.venv/numba_cache
 export PYTHONHASHSEED := 0
 unexport PYTHONHOME
 
+INSTALL := uv pip install --quiet
+COMPILED := $(INSTALL) --compile-bytecode
+TOO_OLD := smc_ml needs Python 3.11 or newer; run make PYTHON=python3.11
+NEEDED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "$(TOO_OLD)")
+EXAMPLE := make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
+REPORT := The report is at $(CURDIR)/reports/index.html
+SNAPSHOT = $$(grep -oE 'md5: .{12}' data.dvc | cut -c6-)
+BENCHMARKS := --benchmark-enable --benchmark-only --benchmark-sort=name --benchmark-group-by=group
+
 SHELL := /bin/bash
-.PHONY: help install export clean repro files update pin lab test controls proofs bench check lock readme
+.PHONY: help install hooks export clean repro files update pin lab test coverage controls proofs bench \
+        check readme lock
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
 install: .venv/installed  ## make .venv and install the locked dependencies
 .venv/installed: requirements.lock settings.ini pyproject.toml setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "smc_ml needs Python 3.11 or newer; run make PYTHON=python3.11")'
+	@$(PYTHON) -c '$(NEEDED)'
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	pip install --quiet --disable-pip-version-check "$$(grep -oE '^uv==[^ ]+' requirements.lock)"
-	uv pip install --quiet --compile-bytecode $(TORCH_SOURCE) "$$(grep -oE 'torch==[^ ]+' settings.ini)"
-	uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
-	uv pip install --quiet --no-deps -e .
+	$(COMPILED) $(TORCH_SOURCE) "$$(grep -oE 'torch==[^ ]+' settings.ini)"
+	$(COMPILED) --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps -e .
 	@touch $@
+
+hooks: install  ## git: clean and export before a commit, merge notebooks cell by cell
+	git config merge.nbdev-merge.name "notebooks, cell by cell"
+	git config merge.nbdev-merge.driver "nbdev_merge %O %A %B %P"
+	pre-commit install
 
 export: install  ## write smc_ml/ from the notebooks
 	nbdev_export
@@ -33,22 +48,22 @@ clean: install  ## strip outputs and stray metadata from the notebooks
 	nbdev_clean
 
 repro: export  ## run the whole pipeline; read reports/index.html
-	python -m smc_ml.cli check params.yaml
+	smc check params.yaml
 	dvc repro
-	@echo "The report is at $(CURDIR)/reports/index.html"
+	@echo "$(REPORT)"
 
 files: export  ## run it on your own candles: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
-	@test -n "$(FILES)" || { echo 'say which: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"'; exit 1; }
-	python -m smc_ml.cli files params.yaml $(FILES)
+	@test -n "$(FILES)" || { echo 'say which: $(EXAMPLE)'; exit 1; }
+	smc files params.yaml $(FILES)
 	dvc repro
-	@echo "The report is at $(CURDIR)/reports/index.html"
+	@echo "$(REPORT)"
 
 update: export  ## fetch what is new, then run what has changed
 	dvc repro -f -s collect
 	dvc repro
 
 pin: install  ## commit the snapshot that the last run used
-	git commit -m "Pin the candles $$(grep -oE 'md5: .{12}' data.dvc | cut -c6-)" -- data.dvc dvc.lock reports
+	git commit -m "Pin the candles $(SNAPSHOT)" -- data.dvc dvc.lock reports
 
 lab: export  ## explore the notebooks
 	jupyter lab nbs
@@ -56,17 +71,24 @@ lab: export  ## explore the notebooks
 test: install  ## every test but the long proofs, on two cores
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-controls: export  ## the long form of the controls: more markets, every model; hours, and it goes on where it was stopped
-	python -m smc_ml.cli controls params.yaml
+coverage: install  ## which lines of smc_ml the notebooks' proofs and the tests run; htmlcov/index.html
+	pytest -n 2 --dist loadfile --cov=smc_ml --cov-report=term --cov-report=html
+
+controls: export  ## the long form of the controls: more markets, every model; hours, resumes where it stopped
+	smc controls params.yaml
 
 proofs: install  ## the long proofs: the controls with the whole ensemble
 	pytest -m slow
 
 bench: install  ## speed, side by side with the peers
-	pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-columns=min,median,rounds --benchmark-group-by=group --benchmark-sort=name
+	pytest tests/benchmarks $(BENCHMARKS) --benchmark-columns=min,median,rounds
 
-check: install  ## notebooks are clean, modules equal notebooks, README is current
-	tools/check.sh
+check: install  ## notebooks clean, modules equal them, README current; style, floors and types
+	ruff check
+	ruff format --check nbs tests tools
+	lint-imports
+	mypy
+	pytest -q tests/test_repository.py
 
 readme: export  ## write README.md from nbs/index.ipynb
 	python tools/readme.py

@@ -167,7 +167,7 @@ def test_a_run_without_a_single_trade_says_so_and_claims_nothing(project):
     finally:
         (project / "params.yaml").write_text(kept)
     assert "no trade was taken" in text and "No trade was taken" in text
-    assert "as good by chance" not in text and "lose before" not in text
+    assert "against random selections" not in text and "lose before" not in text
     run(project, "dvc", "repro")
 
 

@@ -3,8 +3,12 @@
 import os
 import re
 import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
+from statistics import median
+
+import measure
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,3 +39,39 @@ def test_every_requirement_but_torch_is_locked_with_hashes():
 def test_nothing_unpickles():
     for path in (ROOT / "smc_ml").rglob("*.py"):
         assert not re.search(r"\bpickle\b|joblib\.load|torch\.load|allow_pickle", path.read_text()), path.name
+
+
+def python(code: str) -> str:
+    "What a fresh interpreter prints."
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_functions_are_short():
+    found = measure.functions()
+    lines = [each.lines for each in found]
+    assert not measure.too_long(found), f"longer than {measure.LONGEST} lines and no kernel"
+    assert median(lines) <= measure.MEDIAN and measure.ninetieth(lines) <= measure.NINETIETH
+
+
+def test_a_public_name_means_one_thing():
+    assert measure.names_in_two_modules() == {}
+
+
+def test_importing_the_package_is_quick():
+    clock = "import time; start = time.process_time(); import smc_ml; print(time.process_time() - start)"
+    assert min(float(python(clock)) for _ in range(3)) < 0.3
+
+
+def test_help_needs_no_heavy_library():
+    heavy = {"numpy", "pandas", "matplotlib", "plotly", "torch", "sklearn", "numba", "papermill", "yaml"}
+    loaded = python("import smc_ml.cli, sys; print(*sys.modules)").split()
+    assert "typer" in loaded and not heavy & set(loaded)
+
+
+def test_drawing_waits_for_seaborn():
+    loaded = python(
+        "import smc_ml.reports.summary, smc_ml.figures.controls, sys; print(*sys.modules)"
+    ).split()
+    assert "matplotlib.pyplot" in loaded and "seaborn" not in loaded

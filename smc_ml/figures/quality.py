@@ -24,7 +24,7 @@ from ..data.quality.calendars import Slots, is_expected
 from ..data.quality.report import QualityReport
 from ..data.quality.splices import step_of
 from ..data.quality.words import counted
-from .canvas import DOWN, GRID, INK, NEUTRAL, UP, canvas, date_axis
+from .canvas import DOWN, GRID, INK, NEUTRAL, UP, canvas, date_axis, panels
 
 # %% ../../nbs/figures/01_quality.ipynb #090cdffa
 _LANE_COLOURS = {
@@ -122,9 +122,7 @@ def _series_title(report: QualityReport, kinds: int) -> str:
 
 def _stacked(title: str, heights: list[float]) -> tuple[Figure, list[Axes]]:
     "Plots of these heights, inches, one above the other."
-    size = (10.5, 0.6 + sum(heights))
-    figure, _ = canvas(title, len(heights), 1, size, squeeze=False, height_ratios=heights)
-    return figure, figure.axes
+    return panels(title, len(heights), 1, (10.5, 0.6 + sum(heights)), height_ratios=heights)
 
 
 def _draw_found(axes: list[Axes], report: QualityReport, findings: pd.DataFrame) -> None:
@@ -221,7 +219,7 @@ def missing_plot(report: QualityReport) -> Figure:
     daily = missing_by_day(report)
     rows = sorted(daily.index.tz_localize(None).to_period("M").unique())[-60:]
     size = (10, 1.6 + 0.27 * max(len(rows), 1))
-    figure, _ = canvas(f"{report.name}: {_missing_title(daily)}", 1, 1, size)
+    figure, _ = canvas(f"{report.name}: {_missing_title(daily)}", size)
     _draw_months(figure, figure.axes[0], daily, rows)
     return figure
 
@@ -302,7 +300,7 @@ def spike_plot(report: QualityReport, most: int = 6) -> Figure:
     if not count:
         title = "no spike; these are the largest moves within a candle"
     rows = max(1, -(-len(shown) // 3))
-    figure, _ = canvas(f"{report.name}: {title}", rows, 3, (10.5, 0.7 + 2.5 * rows), squeeze=False)
+    figure, _ = panels(f"{report.name}: {title}", rows, 3, (10.5, 0.7 + 2.5 * rows))
     axes = figure.axes
     for part, each in zip(axes, shown.itertuples(), strict=False):  # what is left over is hidden
         _neighbourhood(part, report, each.time)
@@ -377,7 +375,7 @@ def _shape_title(report: QualityReport) -> str:
 def shape_plot(report: QualityReport) -> Figure:
     "Ranges, volumes and last digits of each piece between splices."
     parts = _pieces(report)
-    figure, _ = canvas(_shape_title(report), 1, 3, (11, 3.3))
+    figure, _ = panels(_shape_title(report), 1, 3, (11, 3.3))
     left, middle, right = figure.axes
     with np.errstate(all="ignore"):
         ranges = {
@@ -424,7 +422,7 @@ def clock_plot(report: QualityReport) -> Figure:
     lags, seen = report.lags, report.lags.dropna(subset="lag")
     hours = seen["lag"] * (TIMEFRAMES[report.timeframe] / pd.Timedelta("1h"))
     shifts = sorted(set(hours))
-    figure, _ = canvas(_clock_title(report, shifts), 1, 2, (10.5, 2.9))
+    figure, _ = panels(_clock_title(report, shifts), 1, 2, (10.5, 2.9))
     left, right = figure.axes
     _draw_shifts(left, seen, hours, shifts)
     _draw_agreement(right, lags)

@@ -6,8 +6,9 @@
 __all__ = ['ReportConfig']
 
 # %% ../../nbs/reports/00_config.ipynb #cf021070
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from ..candles import TIMEFRAMES
 from ..config import Section
 
 # %% ../../nbs/reports/00_config.ipynb #7fef3750
@@ -17,3 +18,10 @@ class ReportConfig(Section):
     model_config = {"title": "report"}
     timeframe: str = Field("15m", description="timeframe of the chart with patterns")
     candles: int = Field(250, ge=50, le=1000, description="candles in that chart")
+
+    @field_validator("timeframe")
+    @classmethod
+    def _known_timeframe(cls, name: str) -> str:
+        if name not in TIMEFRAMES:
+            raise ValueError(f"it is none of {', '.join(TIMEFRAMES)}")
+        return name
