@@ -15,7 +15,7 @@ import pandas as pd
 from numba import njit
 
 from ..costs import Costs
-from ..evaluation.metrics import mean_interval
+from ..evaluation.intervals import mean_interval
 from .config import BacktestConfig
 from smc_ml.trading.costs import (
     READINGS,

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..costs import Costs
-from ..evaluation.metrics import mean_interval
+from ..evaluation.intervals import mean_interval
 from smc_ml.evaluation.overfitting import (
     Overfitting,
     OverfittingError,
