@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kurtosis, norm, rankdata, skew
+from scipy.special import ndtr, ndtri
 
 from ..config import UserError
+from .intervals import Interval, in_words
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #4461d752
 class OverfittingError(UserError):
@@ -26,22 +27,23 @@ def _spread(sharpe: float, skewness: float, kurtosis: float) -> float:
     "Variance of the estimated Sharpe ratio times (periods − 1) (Mertens 2002)."
     return 1 - skewness * sharpe + (kurtosis - 1) / 4 * sharpe**2
 
-
+# %% ../../nbs/evaluation/03_overfitting.ipynb #7ca0858e
 def probabilistic_sharpe_ratio(
     sharpe: float,  # of one period
-    periods: int,  # number of returns
+    periods: float,  # number of returns
     skewness: float = 0.0,
     kurtosis: float = 3.0,
     benchmark: float = 0.0,  # Sharpe ratio to beat, of one period
 ) -> float:
-    "Confidence that the true Sharpe ratio exceeds the benchmark (Bailey and López de Prado 2012, equation 11)."
+    "Confidence that the true ratio exceeds the benchmark (Bailey and López de Prado 2012, equation 11)."
     if periods < 2:
         raise OverfittingError(f"{periods} periods: the probabilistic Sharpe ratio needs at least 2 returns")
     if not (spread := _spread(sharpe, skewness, kurtosis)) > 0:
         raise OverfittingError(
-            f"no returns have skew {skewness:g} and kurtosis {kurtosis:g}: kurtosis is at least 1 + skew², and 3 for the normal distribution"
+            f"no returns have skew {skewness:g} and kurtosis {kurtosis:g}: kurtosis is at least 1 + skew², "
+            "and 3 for the normal distribution"
         )
-    return float(norm.cdf((sharpe - benchmark) * np.sqrt((periods - 1) / spread)))
+    return float(ndtr((sharpe - benchmark) * np.sqrt((periods - 1) / spread)))
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #faddad32
 def minimum_track_record_length(
@@ -51,17 +53,23 @@ def minimum_track_record_length(
     benchmark: float = 0.0,  # Sharpe ratio to beat, of one period
     confidence: float = 0.95,
 ) -> float | None:
-    "Periods needed to say with this confidence that the Sharpe ratio exceeds the benchmark (Bailey and López de Prado 2012, equation 13); None where it does not exceed it."
+    """Periods needed to say with this confidence that the Sharpe ratio exceeds the benchmark.
+
+    Bailey and López de Prado 2012, equation 13; None where it does not exceed it.
+    """
     if not sharpe > benchmark:
         return None
-    return float(1 + _spread(sharpe, skewness, kurtosis) * (norm.ppf(confidence) / (sharpe - benchmark)) ** 2)
+    return float(1 + _spread(sharpe, skewness, kurtosis) * (ndtri(confidence) / (sharpe - benchmark)) ** 2)
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #981cd678
 def expected_maximum_sharpe(
     trials: int,  # number of trials, independent ones
     variance: float,  # of the trials' Sharpe ratios of one period
 ) -> float:
-    "Sharpe ratio that the best of so many trials without merit shows on average (Bailey and López de Prado 2014, equation 1); 0 for a single trial."
+    """Sharpe ratio that the best of so many trials without merit shows on average; 0 for a single trial.
+
+    Bailey and López de Prado 2014, equation 1.
+    """
     if trials < 1:
         raise OverfittingError(f"{trials} trials: the strategy itself is one; count it")
     if not variance >= 0:
@@ -70,22 +78,24 @@ def expected_maximum_sharpe(
         )
     if trials == 1:
         return 0.0
-    first, second = norm.isf(1 / trials), norm.isf(1 / (trials * np.e))
+    first, second = -ndtri(1 / trials), -ndtri(1 / (trials * np.e))
     return float(np.sqrt(variance) * ((1 - np.euler_gamma) * first + np.euler_gamma * second))
 
-
+# %% ../../nbs/evaluation/03_overfitting.ipynb #a7cab6f8
 def deflated_sharpe_ratio(
     sharpe: float,  # of one period, of the chosen strategy
     periods: int,  # number of returns
     skewness: float,
     kurtosis: float,
-    trials: int,
-    variance: float,  # how many were tried, variance of their Sharpe ratios of one period
+    trials: int,  # how many were tried
+    variance: float,  # of their Sharpe ratios of one period
 ) -> float:
-    "Confidence that the Sharpe ratio exceeds what the best of so many trials shows by luck (Bailey and López de Prado 2014, equation 2)."
-    return probabilistic_sharpe_ratio(
-        sharpe, periods, skewness, kurtosis, expected_maximum_sharpe(trials, variance)
-    )
+    """Confidence that the Sharpe ratio exceeds what the best of so many trials shows by luck.
+
+    Bailey and López de Prado 2014, equation 2.
+    """
+    luck = expected_maximum_sharpe(trials, variance)
+    return probabilistic_sharpe_ratio(sharpe, periods, skewness, kurtosis, luck)
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #ef991051
 class Overfitting(NamedTuple):
@@ -95,9 +105,7 @@ class Overfitting(NamedTuple):
     logits: np.ndarray  # of the winner's rank out of sample, one a combination
     in_sample: np.ndarray  # the winner's mean over standard deviation in sample
     out_of_sample: np.ndarray  # the same winner's, out of sample
-    slope: (
-        float | None
-    )  # of out_of_sample over in_sample: 1 keeps all, 0 keeps nothing; None where in_sample does not vary
+    slope: float | None  # of out_of_sample over in_sample (1: all is kept); None: in_sample does not vary
     loss_share: float  # share of the combinations whose winner lost out of sample
     strategies: int
     blocks: int
@@ -110,29 +118,30 @@ def _matrix(returns: pd.DataFrame | np.ndarray, least: int) -> np.ndarray:
     if not (finite := np.isfinite(values)).all():
         row, column = np.argwhere(~finite)[0]
         raise OverfittingError(
-            f"return of strategy {table.columns[column]} in period {table.index[row]} is {values[row, column]}: a period without a trade has a return of 0, put it in"
+            f"return of strategy {table.columns[column]} in period {table.index[row]} is "
+            f"{values[row, column]}: a period without a trade has a return of 0, put it in"
         )
     if values.shape[1] < least:
         raise OverfittingError(
-            f"{values.shape[1]} strategies, at least {least} are needed: pass the returns of all that were tried"
+            f"{values.shape[1]} strategies, at least {least} are needed: pass the returns of all "
+            "that were tried"
         )
     return values
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #115ab374
 def _ratios(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    "Mean over standard deviation from sums; 0 where nothing was earned, infinite where a gain or loss does not vary."
+    "Mean over standard deviation from sums; 0: nothing was earned, infinite: a result that does not vary."
     mean, square = total / count, squares / count
     variance = square - mean**2
     still = variance <= 1e-13 * square  # what is left is rounding
-    return np.where(
-        still & (mean != 0), np.copysign(np.inf, mean), mean / np.sqrt(np.where(still, 1.0, variance))
-    )
+    ratio = mean / np.sqrt(np.where(still, 1.0, variance))
+    return np.where(still & (mean != 0), np.copysign(np.inf, mean), ratio)
 
 
 def _winners(
     halves: np.ndarray, count: np.ndarray, total: np.ndarray, squares: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "The winner's performance in sample and out of it, and the logit of its rank there, of each (combination, blocks) row."
+    "The winner's performance in and out of sample and the logit of its rank there, for each row of halves."
     inside, outside = (
         _ratios(half @ count[:, None], half @ total, half @ squares) for half in (halves, 1 - halves)
     )
@@ -141,47 +150,20 @@ def _winners(
     rank = (outside < later[:, None]).sum(axis=1) + ((outside == later[:, None]).sum(axis=1) + 1) / 2
     return inside[row, winner], later, np.log(rank / (outside.shape[1] + 1 - rank))
 
-# %% ../../nbs/evaluation/03_overfitting.ipynb #740a6773
-def probability_of_backtest_overfitting(
-    returns: pd.DataFrame,  # (periods, strategies), net of costs
-    blocks: int = 16,  # even number of stretches of time; 16 make 12,870 combinations
-) -> Overfitting:
-    "Share of the splits in which the best strategy in sample falls to the median or below it out of sample (Bailey, Borwein, López de Prado and Zhu 2017, CSCV)."
-    values = _matrix(returns, 2)
-    if blocks % 2 or not 2 <= blocks <= 20:
-        raise OverfittingError(
-            f"{blocks} blocks: an even number from 2 to 20 is needed, halves must be of equal size"
-        )
-    if len(values) < 2 * blocks:
-        raise OverfittingError(
-            f"not enough data: {len(values)} periods for {blocks} blocks of at least 2, take fewer blocks or more periods"
-        )
-    if (np.ptp(values, axis=0) == 0).all():
-        raise OverfittingError("no strategy has returns that vary: there is nothing to choose between")
-    edges = np.arange(blocks) * len(values) // blocks
-    sums = (
-        np.diff(np.r_[edges, len(values)]).astype(float),
-        np.add.reduceat(values, edges, axis=0),
-        np.add.reduceat(values**2, edges, axis=0),
-    )
+# %% ../../nbs/evaluation/03_overfitting.ipynb #af382589
+def _halves(blocks: int) -> np.ndarray:
+    "(combinations, blocks): 1 for the blocks in sample, 0 for those out of it; every way to take one half."
     chosen = np.array(list(combinations(range(blocks), blocks // 2)))
     halves = np.zeros((len(chosen), blocks))
     np.put_along_axis(halves, chosen, 1.0, axis=1)
-    step = max(1, 2_000_000 // values.shape[1])
-    inside, outside, logits = map(
-        np.concatenate,
-        zip(*(_winners(halves[start : start + step], *sums) for start in range(0, len(halves), step))),
-    )
-    return Overfitting(
-        float((logits <= 0).mean()),
-        logits,
-        inside,
-        outside,
-        _slope(inside, outside),
-        float((outside < 0).mean()),
-        values.shape[1],
-        blocks,
-    )
+    return halves
+
+
+def _block_sums(values: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Number of periods, sum and sum of squares of each block."
+    edges = np.arange(blocks) * len(values) // blocks
+    count = np.diff(np.r_[edges, len(values)]).astype(float)
+    return count, np.add.reduceat(values, edges, axis=0), np.add.reduceat(values**2, edges, axis=0)
 
 
 def _slope(inside: np.ndarray, outside: np.ndarray) -> float | None:
@@ -190,6 +172,40 @@ def _slope(inside: np.ndarray, outside: np.ndarray) -> float | None:
     if not known.any() or np.ptp(inside[known]) == 0:
         return None
     return float(np.cov(inside[known], outside[known])[0, 1] / inside[known].var(ddof=1))
+
+# %% ../../nbs/evaluation/03_overfitting.ipynb #364dc6ca
+def _need_blocks(values: np.ndarray, blocks: int) -> None:
+    "An error for blocks, or returns, that cannot be combined into halves."
+    if blocks % 2 or not 2 <= blocks <= 20:
+        raise OverfittingError(
+            f"{blocks} blocks: an even number from 2 to 20 is needed, halves must be of equal size"
+        )
+    if len(values) < 2 * blocks:
+        raise OverfittingError(
+            f"not enough data: {len(values)} periods for {blocks} blocks of at least 2, "
+            "take fewer blocks or more periods"
+        )
+    if (np.ptp(values, axis=0) == 0).all():
+        raise OverfittingError("no strategy has returns that vary: there is nothing to choose between")
+
+# %% ../../nbs/evaluation/03_overfitting.ipynb #740a6773
+def probability_of_backtest_overfitting(
+    returns: pd.DataFrame | np.ndarray,  # (periods, strategies), net of costs
+    blocks: int = 16,  # even number of stretches of time; 16 make 12,870 combinations
+) -> Overfitting:
+    """Share of the splits whose best strategy in sample falls to the median or below it out of sample.
+
+    Combinatorially symmetric cross-validation (Bailey, Borwein, López de Prado and Zhu 2017).
+    """
+    values = _matrix(returns, 2)
+    _need_blocks(values, blocks)
+    sums, halves = _block_sums(values, blocks), _halves(blocks)
+    step = max(1, 2_000_000 // values.shape[1])
+    parts = [_winners(halves[start : start + step], *sums) for start in range(0, len(halves), step)]
+    inside, outside, logits = map(np.concatenate, zip(*parts, strict=True))
+    pbo, lost = float((logits <= 0).mean()), float((outside < 0).mean())
+    slope = _slope(inside, outside)
+    return Overfitting(pbo, logits, inside, outside, slope, lost, values.shape[1], blocks)
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #76f766a9
 class Superiority(NamedTuple):
@@ -203,13 +219,14 @@ class Superiority(NamedTuple):
     periods: int
 
 
+FEWEST_PERIODS = 20  # with fewer returns neither the ratio nor its moments say anything
+
+
 def _excess(returns: pd.DataFrame, benchmark: np.ndarray | float) -> pd.DataFrame:
     "Returns over those of the benchmark, all of which vary."
     values = _matrix(returns, 1)
-    excess = pd.DataFrame(
-        values - np.broadcast_to(np.reshape(np.asarray(benchmark, float), (-1, 1)), (len(values), 1)),
-        columns=pd.DataFrame(returns).columns,
-    )
+    less = np.broadcast_to(np.reshape(np.asarray(benchmark, float), (-1, 1)), (len(values), 1))
+    excess = pd.DataFrame(values - less, columns=pd.DataFrame(returns).columns)
     if len(excess) < FEWEST_PERIODS:
         raise OverfittingError(
             f"not enough data: {len(excess)} periods, at least {FEWEST_PERIODS} are needed"
@@ -218,47 +235,47 @@ def _excess(returns: pd.DataFrame, benchmark: np.ndarray | float) -> pd.DataFram
         raise OverfittingError("the benchmark has returns that are no numbers: put 0 where nothing was held")
     if (still := np.ptp(excess.to_numpy(), axis=0) <= 1e-12 * np.abs(values).max()).any():
         raise OverfittingError(
-            f"strategy {excess.columns[still.argmax()]} never differs from the benchmark by more than a constant: leave it out"
+            f"strategy {excess.columns[still.argmax()]} never differs from the benchmark "
+            "by more than a constant: leave it out"
         )
     return excess
-
-
-FEWEST_PERIODS = 20  # with fewer returns neither the ratio nor its moments say anything
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #9b906f6a
 def superior_predictive_ability(
     returns: pd.DataFrame,  # (periods, strategies), net of costs
     benchmark: np.ndarray | float = 0.0,  # its returns; 0: to do nothing
     size: float = 0.05,  # chance of a wrong name among `superior`
-    block: int | None = None,  # mean length of a stretch, periods; default: root of the periods
+    block: int | None = None,  # mean length of a block, periods; default: root of the periods
     draws: int = 1000,
     seed: int = 0,
 ) -> Superiority:
-    "Hansen's test of the best strategy against the benchmark, and Romano and Wolf's stepwise test of each (Hansen 2005; Romano and Wolf 2005)."
+    """Hansen's test of the best strategy against the benchmark, and the stepwise test of each.
+
+    Hansen 2005; Romano and Wolf 2005.
+    """
     from arch.bootstrap import SPA, StepM
 
     excess = _excess(returns, benchmark)
     losses, nothing = -excess / excess.std(), np.zeros(len(excess))
     test = SPA(nothing, losses, block_size=block, reps=draws, seed=seed)
     test.compute()
-    steps = StepM(
-        nothing, np.column_stack([losses, nothing]), size=size, block_size=block, reps=draws, seed=seed
-    )
+    tested = np.column_stack([losses, nothing])
+    steps = StepM(nothing, tested, size=size, block_size=block, reps=draws, seed=seed)
     steps.compute()
-    p = test.pvalues
     return Superiority(
-        float(p["consistent"]),
-        float(p["lower"]),
-        float(p["upper"]),
-        tuple(excess.columns[steps.superior_models]),
-        *excess.shape[::-1],
+        p_value=float(test.pvalues["consistent"]),
+        p_lower=float(test.pvalues["lower"]),
+        p_upper=float(test.pvalues["upper"]),
+        superior=tuple(excess.columns[steps.superior_models]),
+        strategies=excess.shape[1],
+        periods=len(excess),
     )
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #b7bed43c
 class SharpeReport(NamedTuple):
-    "A Sharpe ratio beside what it is worth; None where there is not enough data, with the reason in `notes`."
+    "A Sharpe ratio beside what it is worth; None where there is not enough data, why stands in `notes`."
 
-    sharpe: float | None  # a year
+    sharpe: float | None  # annualised
     sharpe_low: float | None  # its 95 % interval
     sharpe_high: float | None
     trials: int  # how many were tried
@@ -266,12 +283,8 @@ class SharpeReport(NamedTuple):
     pbo: float | None  # probability of backtest overfitting among the strategies given
     pbo_strategies: int  # how many those are
     psr: float | None  # probabilistic Sharpe ratio: confidence that it is above 0, choice not counted
-    expected_maximum: (
-        float | None
-    )  # ratio a year that the best of the trials shows where all their differences are luck
-    minimum_track_record: (
-        float | None
-    )  # periods that a confidence of 95 % in more than 0 needs; None also where the ratio is not above 0
+    expected_maximum: float | None  # annualised ratio of the best trial where all differences are luck
+    minimum_track_record: float | None  # periods for 95 % confidence in more than 0; None also: not above 0
     periods: int
     periods_per_year: float
     skewness: float | None
@@ -279,22 +292,23 @@ class SharpeReport(NamedTuple):
     notes: tuple[str, ...]  # what is missing or assumed, and why
 
     def __str__(self) -> str:
-        if self.sharpe is None:
+        if self.sharpe is None or self.sharpe_low is None or self.sharpe_high is None:
             return f"No Sharpe ratio ({self.trials} trials): {'; '.join(self.notes)}."
-        deflated, overfitted = (
-            "not known" if value is None else f"{value:.2f}" for value in (self.dsr, self.pbo)
-        )
-        luck = (
-            ""
-            if self.expected_maximum is None
-            else f", the best of which would show {self.expected_maximum:.2f} were all their differences luck"
-        )
+        bounds = Interval(self.sharpe, self.sharpe_low, self.sharpe_high).bounds(".2f")
+        known = ["not known" if value is None else f"{value:.2f}" for value in (self.dsr, self.pbo)]
+        luck = ""
+        if self.expected_maximum is not None:
+            luck = f" (the best by luck alone would show {in_words(self.expected_maximum, '.2f')})"
         return (
-            f"Sharpe ratio {self.sharpe:.2f} a year (95 % interval {self.sharpe_low:.2f} to {self.sharpe_high:.2f}) after {self.trials:,} trials{luck}; "
-            f"deflated Sharpe ratio {deflated}, probability of backtest overfitting {overfitted}."
+            f"Annualised Sharpe ratio {in_words(self.sharpe, '.2f')} ({bounds}) "
+            f"after {self.trials:,} trials{luck}; "
+            f"deflated Sharpe ratio {known[0]}, probability of backtest overfitting {known[1]}."
         )
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #c0ffaab9
+FEWEST_STRATEGIES = 10  # with fewer the variance of the trials is not known
+
+
 def _drawn_ratios(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
     "Mean over standard deviation of each draw of circular blocks; 0 where a draw holds nothing that varies."
     length = max(1, round(len(values) ** (1 / 3)))
@@ -310,56 +324,17 @@ def _drawn_ratios(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 def _luck(values: np.ndarray, trials: int, others: np.ndarray | None) -> tuple[float, list[str]]:
     "Variance of the trials' ratios of one period, and what had to be assumed."
-    if trials > 1 and (others is None or others.shape[1] < FEWEST_STRATEGIES):
-        return 1 / (len(values) - 1), [
-            f"returns of fewer than {FEWEST_STRATEGIES} trials are known: their ratios are taken to vary as those of independent trials without merit do"
-        ]
     if trials == 1:
         return 0.0, []
+    if others is None or others.shape[1] < FEWEST_STRATEGIES:
+        return 1 / (len(values) - 1), [
+            f"returns of fewer than {FEWEST_STRATEGIES} trials are known: their ratios are taken to vary "
+            "as those of independent trials without merit do"
+        ]
     ratios = _ratios(np.array(len(others)), others.sum(axis=0), np.square(others).sum(axis=0))
     return float(ratios[np.isfinite(ratios)].var(ddof=1)), []
 
-
-FEWEST_STRATEGIES = 10  # with fewer the variance of the trials is not known
-
-# %% ../../nbs/evaluation/03_overfitting.ipynb #1407f81c
-def sharpe_report(
-    returns: pd.Series,  # net of costs, one a period, 0 where nothing was held
-    trials: int,  # all that was tried to find it: count_trials of the trial ledger
-    tried: pd.DataFrame
-    | None = None,  # (periods, strategies): returns of the trials, the chosen one among them
-    periods_per_year: float = 365.25,  # of daily returns of a market without weekends
-    blocks: int = 16,  # of the probability of backtest overfitting
-    draws: int = 1000,
-    seed: int = 0,
-) -> SharpeReport:
-    "The Sharpe ratio of returns with its interval, the number of trials, and its probabilistic and deflated forms (Bailey and López de Prado 2012, 2014) and the probability of backtest overfitting (Bailey et al. 2017) beside it."
-    values, others = (
-        _matrix(pd.DataFrame({"chosen": np.asarray(returns, float)}), 1)[:, 0],
-        None if tried is None else _matrix(tried, 1),
-    )
-    shown = 0 if others is None else others.shape[1]
-    if trials < max(1, shown):
-        raise OverfittingError(
-            f"{trials} trials are counted and {shown} strategies are shown: every strategy tried is a trial, count them all"
-        )
-    if others is not None and len(others) != len(values):
-        raise OverfittingError(
-            f"{len(values)} returns and {len(others)} periods of the trials: give all of them on the same periods"
-        )
-    pbo, notes = _overfitting(others, blocks)
-    empty = SharpeReport(
-        *[None] * 3, trials, None, pbo, shown, *[None] * 3, len(values), periods_per_year, None, None, notes
-    )
-    if len(values) < FEWEST_PERIODS:
-        return empty._replace(
-            notes=(f"not enough data: {len(values)} periods, at least {FEWEST_PERIODS} are needed", *notes)
-        )
-    if np.ptp(values) <= 1e-12 * np.abs(values).max():
-        return empty._replace(notes=("not enough data: the returns do not vary", *notes))
-    return _measured(empty, values, others, draws, seed)
-
-
+# %% ../../nbs/evaluation/03_overfitting.ipynb #2b89d1d5
 def _overfitting(others: np.ndarray | None, blocks: int) -> tuple[float | None, tuple[str, ...]]:
     "Probability of backtest overfitting, or why there is none."
     if others is None or others.shape[1] < 2:
@@ -369,35 +344,106 @@ def _overfitting(others: np.ndarray | None, blocks: int) -> tuple[float | None, 
     except OverfittingError as error:
         return None, (f"no probability of backtest overfitting: {error}",)
 
+
+def _need_all_trials(values: np.ndarray, others: np.ndarray | None, trials: int) -> int:
+    "Number of strategies shown; an error where fewer trials are counted, or the periods differ."
+    shown = 0 if others is None else others.shape[1]
+    if trials < max(1, shown):
+        raise OverfittingError(
+            f"{trials} trials are counted and {shown} strategies are shown: every strategy tried is a trial, "
+            "count them all"
+        )
+    if others is not None and len(others) != len(values):
+        raise OverfittingError(
+            f"{len(values)} returns and {len(others)} periods of the trials: give all of them "
+            "on the same periods"
+        )
+    return shown
+
+# %% ../../nbs/evaluation/03_overfitting.ipynb #1407f81c
+def sharpe_report(
+    returns: pd.Series,  # net of costs, one a period, 0 where nothing was held
+    trials: int,  # all that was tried to find it: count_trials of the trial ledger
+    tried: pd.DataFrame | None = None,  # (periods, strategies): the trials' returns, the chosen among them
+    periods_per_year: float = 365.25,  # of daily returns of a market without weekends
+    blocks: int = 16,  # of the probability of backtest overfitting
+    draws: int = 1000,
+    seed: int = 0,
+) -> SharpeReport:
+    """The Sharpe ratio with its interval, beside the number of trials and what is left once they count.
+
+    Probabilistic and deflated forms (Bailey and López de Prado 2012, 2014) and the probability of backtest
+    overfitting (Bailey et al. 2017); with too few or equal returns the reason stands in `notes`.
+    """
+    values = _matrix(pd.DataFrame({"chosen": np.asarray(returns, float)}), 1)[:, 0]
+    others = None if tried is None else _matrix(tried, 1)
+    shown = _need_all_trials(values, others, trials)
+    pbo, notes = _overfitting(others, blocks)
+    empty = _empty(trials, pbo, shown, len(values), periods_per_year, notes)
+    if len(values) < FEWEST_PERIODS:
+        few = f"not enough data: {len(values)} periods, at least {FEWEST_PERIODS} are needed"
+        return empty._replace(notes=(few, *notes))
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():
+        return empty._replace(notes=("not enough data: the returns do not vary", *notes))
+    return _measured(empty, values, others, draws, seed)
+
 # %% ../../nbs/evaluation/03_overfitting.ipynb #3acf9bb0
+def _empty(
+    trials: int, pbo: float | None, shown: int, periods: int, per_year: float, notes: tuple[str, ...]
+) -> SharpeReport:
+    "A record in which nothing is measured yet."
+    return SharpeReport(
+        sharpe=None,
+        sharpe_low=None,
+        sharpe_high=None,
+        trials=trials,
+        dsr=None,
+        pbo=pbo,
+        pbo_strategies=shown,
+        psr=None,
+        expected_maximum=None,
+        minimum_track_record=None,
+        periods=periods,
+        periods_per_year=per_year,
+        skewness=None,
+        kurtosis=None,
+        notes=notes,
+    )
+
+
+def _confidences(
+    ratio: float, periods: int, moments: tuple[float, float], luck: float
+) -> tuple[float | None, float | None, list[str]]:
+    "Probabilistic and deflated ratio; None with the reason where no returns have such moments."
+    try:
+        psr = probabilistic_sharpe_ratio(ratio, periods, *moments)
+        return psr, probabilistic_sharpe_ratio(ratio, periods, *moments, luck), []
+    except OverfittingError as error:
+        return None, None, [str(error)]
+
+
 def _measured(
     empty: SharpeReport, values: np.ndarray, others: np.ndarray | None, draws: int, seed: int
 ) -> SharpeReport:
     "The record of returns that vary."
-    ratio, moments, year = (
-        values.mean() / values.std(ddof=1),
-        (float(skew(values)), float(kurtosis(values, fisher=False))),
-        np.sqrt(empty.periods_per_year),
-    )
+    from scipy.stats import kurtosis, skew
+
+    year = np.sqrt(empty.periods_per_year)
+    ratio = values.mean() / values.std(ddof=1)
+    moments = float(skew(values)), float(kurtosis(values, fisher=False))
     variance, assumed = _luck(values, empty.trials, others)
-    luck, drawn = expected_maximum_sharpe(empty.trials, variance), _drawn_ratios(values, draws, seed)
-    low, high = map(float, np.percentile(drawn, [2.5, 97.5]) * year)
-    found = {"psr": None, "dsr": None}
-    try:
-        found = {
-            name: probabilistic_sharpe_ratio(ratio, len(values), *moments, benchmark)
-            for name, benchmark in (("psr", 0.0), ("dsr", luck))
-        }
-    except OverfittingError as error:
-        assumed = [*assumed, str(error)]
+    luck = expected_maximum_sharpe(empty.trials, variance)
+    low, high = np.percentile(_drawn_ratios(values, draws, seed), [2.5, 97.5]) * year
+    psr, dsr, impossible = _confidences(ratio, len(values), moments, luck)
     return empty._replace(
         sharpe=float(ratio * year),
-        sharpe_low=low,
-        sharpe_high=high,
+        sharpe_low=float(low),
+        sharpe_high=float(high),
+        dsr=dsr,
+        psr=psr,
         expected_maximum=float(luck * year),
         minimum_track_record=minimum_track_record_length(ratio, *moments),
         skewness=moments[0],
         kurtosis=moments[1],
-        notes=(*empty.notes, *assumed),
-        **found,
+        notes=(*empty.notes, *assumed, *impossible),
     )
