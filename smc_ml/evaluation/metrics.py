@@ -103,9 +103,9 @@ class MetricError(UserError):
     "Predictions or outcomes that cannot be judged."
 
 
-def judged_events(predictions: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    "Predictions with outcomes, all of them numbers and the probabilities between 0 and 1."
-    joined = join_outcomes(predictions, labels)
+def judged_events(predictions: pd.DataFrame, labels: pd.DataFrame, target: str | None = None) -> pd.DataFrame:
+    "Predictions of one target with outcomes, all of them numbers and the probabilities between 0 and 1."
+    joined = join_outcomes(predictions, labels, target)
     for column, right in (
         ("probability", joined["probability"].between(0, 1)),
         ("expected_r", np.isfinite(joined["expected_r"])),
@@ -236,13 +236,14 @@ def score(
     labels: pd.DataFrame,  # all events: those before a fold give its base rate
     draws: int = 500,
     seed: int = 0,
+    target: str | None = None,  # None: the only one that is predicted
 ) -> pd.DataFrame:
     """One row a model: its metrics, each with a 95 % interval, and their yardsticks.
 
     Accuracy, advantage, balanced accuracy, MCC, AUC, information coefficient (expected R with realised R),
     log-loss (nats), Brier score and mean R of the events with expected R > 0; NaN where there is none.
     """
-    models = judged_events(predictions, labels).groupby("model", sort=False)
+    models = judged_events(predictions, labels, target).groupby("model", sort=False)
     rows = [{"model": name} | _score_model(table, labels, draws, seed) for name, table in models]
     return pd.DataFrame(rows)
 
@@ -268,10 +269,11 @@ def calibration(
     bins: int = 10,  # of equal counts
     draws: int = 200,
     seed: int = 0,
+    target: str | None = None,  # None: the only one that is predicted
 ) -> pd.DataFrame:
     "model, bin, events, mean probability, and the share that won with its 95 % interval."
     rows = []
-    for name, table in judged_events(predictions, labels).groupby("model", sort=False):
+    for name, table in judged_events(predictions, labels, target).groupby("model", sort=False):
         place = table["probability"].rank(method="first").to_numpy(int) - 1
         for number, part in table.groupby(place * bins // len(table)):
             won = mean_interval(part["won"], part["time"], draws, seed)
@@ -309,13 +311,14 @@ def coverage_accuracy(
     coverages: tuple[float, ...] = COVERAGES,  # shares of the events that are answered
     draws: int = 200,
     seed: int = 0,
+    target: str | None = None,  # None: the only one that is predicted
 ) -> pd.DataFrame:
     """model, coverage, events, certainty, accuracy with its 95 % interval, and their majority rate.
 
     `certainty` is the smallest distance of a probability from ½ among the events that are answered.
     """
     rows = []
-    for name, table in judged_events(predictions, labels).groupby("model", sort=False):
+    for name, table in judged_events(predictions, labels, target).groupby("model", sort=False):
         certainty = (table["probability"] - 0.5).abs().round(12)
         rows += [
             {"model": name} | _covered(table, certainty, coverage, draws, seed) for coverage in coverages
