@@ -23,7 +23,8 @@ class BacktestConfig(Section):
     initial_cash: float = Field(100_000.0, gt=0, description="account at the start, quote currency")
     sizing: Literal["fixed_risk", "volatility", "kelly"] = Field(
         "fixed_risk",
-        description="what decides the size: the money lost at the stop, the position's daily volatility, or the Kelly fraction",
+        description="what decides the size: the money lost at the stop, the position's daily volatility, "
+        "or the Kelly fraction",
     )
     risk_per_trade: float = Field(
         0.005, gt=0, lt=1, description="fixed_risk: share of the equity lost at the stop"
@@ -47,50 +48,48 @@ class BacktestConfig(Section):
         0.5,
         gt=0,
         le=100,
-        description="largest position in one symbol, share of the equity; never more than leverage_limit over the number of positions",
+        description="largest position in one symbol, share of the equity; "
+        "never more than leverage_limit over the number of positions",
     )
     maximum_positions: int | None = Field(
-        None, ge=1, description="positions open at once in the whole account; null: one a symbol"
+        None, ge=1, description="positions open at once in the whole account; null: one per symbol"
     )
     leverage_limit: float = Field(
         1.0, gt=0, le=125, description="positions over equity; a position's margin is its value over this"
     )
     maintenance_margin: float = Field(
-        0.005, ge=0, lt=1, description="share of the position's value at which it is closed by force"
+        0.005, ge=0, lt=1, description="share of the position's value at which it is liquidated"
     )
     maker_fee_rate: float | None = Field(
         None,
         gt=-0.01,
         lt=0.1,
-        description="fee of resting orders, share of the price (negative: a rebate); null: fee_rate of the costs",
+        description="fee of passive (maker) fills, share of the price (negative: a rebate); "
+        "null: fee_rate of the costs",
     )
     maker_entries: bool = Field(
-        False, description="entries rest in the book: maker fee, no spread and slippage"
+        False, description="entries fill passively (maker): maker fee, no spread and slippage"
     )
     maker_targets: bool = Field(
-        False, description="targets rest in the book: maker fee, no spread and slippage"
+        False, description="targets fill passively (maker): maker fee, no spread and slippage"
     )
     half_spread_rate: float = Field(
         0.0,
         ge=0,
         lt=0.1,
-        description="half spread a side beyond slippage_rate of the costs, share of the price",
+        description="half spread per side beyond slippage_rate of the costs, share of the price",
     )
     slippage_range_share: float = Field(
-        0.0,
-        ge=0,
-        lt=10,
-        description="slippage a side beyond that, share of the average true range at the entry",
+        0.0, ge=0, lt=10, description="slippage per side beyond that, share of the ATR at the entry"
     )
     funding_rate: float = Field(
         0.0,
         gt=-0.1,
         lt=0.1,
-        description="perpetuals: share of the position that longs pay to shorts at 00:00, 08:00 and 16:00 UTC (negative: shorts pay)",
+        description="perpetuals: share of the position that longs pay to shorts at 00:00, 08:00 and "
+        "16:00 UTC (negative: shorts pay)",
     )
-    pessimistic_cost_factor: float = Field(
-        1.5, ge=1, description="pessimistic reading: every cost times this"
-    )
+    pessimistic_cost_factor: float = Field(1.5, ge=1, description="worst case: every cost times this")
     draws: int = Field(1000, ge=100, description="random selections and bootstrap draws")
     seed: int = Field(7, ge=0, description="seed of those draws")
 
@@ -98,7 +97,8 @@ class BacktestConfig(Section):
     def _margin_is_left(self) -> Self:
         if self.leverage_limit * self.maintenance_margin >= 1:
             raise ValueError(
-                f"a leverage_limit of {self.leverage_limit:g} leaves no margin above a maintenance_margin of {self.maintenance_margin:g}: lower one of them"
+                f"a leverage_limit of {self.leverage_limit:g} leaves no margin above a maintenance_margin "
+                f"of {self.maintenance_margin:g}: lower one of them"
             )
         return self
 
@@ -111,17 +111,22 @@ class JudgementConfig(Section):
         (-0.2, -0.1, 0.0, 0.1, 0.2),
         strict=False,
         min_length=1,
-        description="smallest expected results after costs that are tried with each model, multiples of the risk; that of the backtest joins them",
+        description="smallest expected results after costs that are tried with each model, "
+        "multiples of the risk; that of the backtest joins them",
     )
     blocks: int = Field(
         16,
         ge=2,
         le=20,
         multiple_of=2,
-        description="stretches of time that are combined into halves for the probability of backtest overfitting",
+        description="stretches of time that are combined into halves for the probability of "
+        "backtest overfitting",
     )
     size: float = Field(
-        0.05, gt=0, lt=0.5, description="chance of naming even one strategy that earns nothing"
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="family-wise error rate: chance of naming even one strategy that earns nothing",
     )
     draws: int = Field(1000, ge=100, description="bootstrap draws")
     seed: int = Field(7, ge=0, description="seed of those draws")
