@@ -349,6 +349,7 @@ def compare(seed, timeframe="5m"):
             atol=1e-6,
             err_msg=str(seed),
         )
+    assert (account.equity.index == times + candles.step).all()
     np.testing.assert_allclose(account.equity["equity"], equity, rtol=1e-9, atol=1e-6, err_msg=str(seed))
     return booked["exit_reason"].tolist()
 
