@@ -64,7 +64,7 @@ def resampled_ratio(
     day: np.ndarray,  # of each event
     weights: np.ndarray,  # (draws, days)
 ) -> np.ndarray:
-    "Sum of `upper` over sum of `lower`, one value a draw; NaN where the lower sum is not above 0."
+    "Sum of `upper` over sum of `lower`, one value per draw; NaN where the lower sum is not above 0."
     sums = resampled_sums((upper, lower), day, weights)
     return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
 
@@ -83,7 +83,7 @@ def percentile_interval(
 
 # %% ../../nbs/evaluation/00_intervals.ipynb #832d5a30
 def mean_interval(
-    values: ArrayLike,  # one number an event or trade
+    values: ArrayLike,  # one number per event or trade
     times: pd.Series | pd.DatetimeIndex,  # their times
     draws: int = 500,
     seed: int = 0,

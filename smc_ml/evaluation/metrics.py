@@ -74,7 +74,7 @@ def _over(upper: np.ndarray, lower: np.ndarray, empty: float = np.nan) -> np.nda
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #d47f3c55
 def balanced_accuracy_of(counts: np.ndarray) -> np.ndarray:
-    "Mean of the two recalls (Brodersen et al. 2010), one value a draw; NaN where a class is missing."
+    "Mean of the two recalls (Brodersen et al. 2010), one value per draw; NaN where a class is missing."
     hit, false_alarm, missed, rejected = counts
     return (_over(hit, hit + missed) + _over(rejected, false_alarm + rejected)) / 2
 
@@ -156,7 +156,7 @@ def _drawn(
 
 
 def _advantages(events: _Judged, correct: np.ndarray) -> np.ndarray:
-    "Share right less the larger class's share, one value a draw; from whole counts, so that 0 is exact."
+    "Share right less the larger class's share, one value per draw; from whole counts, so that 0 is exact."
     columns = (correct, events.won, np.ones(len(correct)))
     right, wins, count = resampled_sums(columns, events.day, events.weights).T
     larger = np.maximum(wins, count - wins)
@@ -238,7 +238,7 @@ def score(
     seed: int = 0,
     target: str | None = None,  # None: the only one that is predicted
 ) -> pd.DataFrame:
-    """One row a model: its metrics, each with a 95 % interval, and their yardsticks.
+    """One row per model: its metrics, each with a 95 % interval, and their yardsticks.
 
     Accuracy, advantage, balanced accuracy, MCC, AUC, information coefficient (expected R with realised R),
     log-loss (nats), Brier score and mean R of the events with expected R > 0; NaN where there is none.

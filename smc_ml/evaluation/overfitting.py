@@ -102,7 +102,7 @@ class Overfitting(NamedTuple):
     "Combinatorially symmetric cross-validation of a search among strategies."
 
     pbo: float  # share of the combinations whose winner in sample fell to the median or below it
-    logits: np.ndarray  # of the winner's rank out of sample, one a combination
+    logits: np.ndarray  # of the winner's rank out of sample, one per combination
     in_sample: np.ndarray  # the winner's mean over standard deviation in sample
     out_of_sample: np.ndarray  # the same winner's, out of sample
     slope: float | None  # of out_of_sample over in_sample (1: all is kept); None: in_sample does not vary
@@ -362,7 +362,7 @@ def _need_all_trials(values: np.ndarray, others: np.ndarray | None, trials: int)
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #1407f81c
 def sharpe_report(
-    returns: pd.Series,  # net of costs, one a period, 0 where nothing was held
+    returns: pd.Series,  # net of costs, one per period, 0 where nothing was held
     trials: int,  # all that was tried to find it: count_trials of the trial ledger
     tried: pd.DataFrame | None = None,  # (periods, strategies): the trials' returns, the chosen among them
     periods_per_year: float = 365.25,  # of daily returns of a market without weekends
