@@ -10,8 +10,8 @@ from smc_ml.candles import Market
 from smc_ml.costs import Costs
 from smc_ml.labels.barriers import EXIT_REASONS, barrier_exits, replay
 from smc_ml.trading.account import run_backtest, select_trades
-from smc_ml.trading.config import BacktestConfig
-from smc_ml.trading.costs import SCENARIOS, daily_volatility, liquidate, liquidation_distance
+from smc_ml.trading.config import SCENARIOS, BacktestConfig
+from smc_ml.trading.costs import daily_volatility, liquidate, liquidation_distance
 
 # a case is a stretch of 48 candles in up to three symbols; an account lives through five
 STRETCHES, CANDLES = 5, 5 * 48

@@ -15,9 +15,8 @@ from numba import njit
 from ..candles import Market
 from ..costs import Costs
 from ..models.predictions import of_target
-from .config import BacktestConfig
+from .config import SCENARIOS, BacktestConfig
 from smc_ml.trading.costs import (
-    SCENARIOS,
     BacktestError,
     charge_costs,
     funding_prices,
