@@ -1,4 +1,4 @@
-"""The account agrees with a slow simulator that walks candle by candle and knows nothing of labels, vectorbt or tables."""
+"""The account agrees with a slow simulator that walks candle by candle, written from the rules alone."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from smc_ml.candles import Market
 from smc_ml.costs import Costs
 from smc_ml.labels.barriers import EXIT_REASONS, barrier_exits, replay
 from smc_ml.trading.account import run_backtest, select_trades
-from smc_ml.trading.config import BacktestConfig
-from smc_ml.trading.costs import READINGS, liquidate, liquidation_distance
+from smc_ml.trading.config import SCENARIOS, BacktestConfig
+from smc_ml.trading.costs import daily_volatility, liquidate, liquidation_distance
 
-STEP, STRETCHES, CANDLES = (
-    pd.Timedelta("5min"),
-    5,
-    5 * 48,
-)  # a case is a stretch of 48 candles in up to three symbols; an account lives through five
+# a case is a stretch of 48 candles in up to three symbols; an account lives through five
+STRETCHES, CANDLES = 5, 5 * 48
 
 
 @dataclass
@@ -241,8 +239,8 @@ def random_plans(generator, markets, count):
 
 
 def labelled(plans, markets, times):
-    "The table that the label kernel makes of the plans; plans that are not over by the last candle are left out."
-    rows = []
+    "The table that the label kernel makes of the plans; those not over by the last candle are left out."
+    rows, step = [], times[1] - times[0]
     for plan in plans:
         market = markets[plan.symbol]
         exits, reasons, prices, *_ = barrier_exits(
@@ -268,7 +266,7 @@ def labelled(plans, markets, times):
                 "entry": market["open"][plan.row],
                 "stop": plan.stop,
                 "target": plan.target,
-                "exit_at": times[exits[0]] + (STEP if reason != "timeout" else pd.Timedelta(0)),
+                "exit_at": times[exits[0]] + (step if reason != "timeout" else pd.Timedelta(0)),
                 "exit_price": prices[0],
                 "exit_reason": reason,
             }
@@ -294,15 +292,17 @@ def random_settings(generator):
     )
 
 
-def case(seed):
+def case(seed, timeframe="5m"):
     generator = np.random.default_rng(seed)
     markets = {symbol: random_market(generator) for symbol in "ABC"[: generator.integers(1, 4)]}
-    times = pd.date_range("2024-01-01", periods=CANDLES, freq="5min", tz="UTC") + STEP * int(
-        generator.integers(0, 288)
-    )
+    step = Market({}, timeframe).step
+    times = pd.date_range("2024-01-01", periods=CANDLES, freq=step, tz="UTC")
+    times += step * int(generator.integers(0, 288))
     config, costs = random_settings(generator)
     plans = random_plans(generator, markets, 12 * STRETCHES)
-    candles = {symbol: pd.DataFrame(market, index=times) for symbol, market in markets.items()}
+    candles = Market(
+        {symbol: pd.DataFrame(market, index=times) for symbol, market in markets.items()}, timeframe
+    )
     labels = labelled(plans, markets, times)
     plans, traded = [plan for plan in plans if plan.event in set(labels["event_id"])], set(labels["symbol"])
     return (
@@ -316,9 +316,9 @@ def case(seed):
     )
 
 
-def compare(seed):
+def compare(seed, timeframe="5m"):
     "Assert that account and simulator agree; returns the reasons of the exits."
-    markets, times, candles, config, costs, plans, labels = case(seed)
+    markets, times, candles, config, costs, plans, labels = case(seed, timeframe)
     predictions = pd.DataFrame(
         {
             "event_id": [plan.event for plan in plans],
@@ -333,7 +333,7 @@ def compare(seed):
     booked, expected = account.trades.sort_values("event_id"), sorted(simulator.done)
     assert booked["event_id"].tolist() == [done[0] for done in expected], seed
     assert booked["exit_reason"].tolist() == [done[2] for done in expected], seed
-    at = [times[done[1]] + (STEP if done[2] != "timeout" else pd.Timedelta(0)) for done in expected]
+    at = [times[done[1]] + (candles.step if done[2] != "timeout" else pd.Timedelta(0)) for done in expected]
     assert booked["exit_at"].tolist() == at, seed
     if expected:
         np.testing.assert_allclose(
@@ -349,8 +349,41 @@ def compare(seed):
             atol=1e-6,
             err_msg=str(seed),
         )
+    assert (account.equity.index == times + candles.step).all()
     np.testing.assert_allclose(account.equity["equity"], equity, rtol=1e-9, atol=1e-6, err_msg=str(seed))
     return booked["exit_reason"].tolist()
+
+
+@pytest.mark.parametrize("timeframe", ["1m", "15m", "1h"])
+def test_account_and_simulator_agree_on_other_bases(timeframe):
+    reasons = [reason for seed in range(30) for reason in compare(seed, timeframe)]
+    assert set(reasons) == {"stop", "target", "timeout", "liquidation"}
+
+
+@pytest.mark.parametrize("timeframe, a_day", [("1m", 1440), ("5m", 288), ("15m", 96), ("1h", 24)])
+def test_daily_volatility_and_the_size_that_follows_it_know_the_base(timeframe, a_day):
+    "Closes that alternate by one percent: the deviation of a candle is known, a day has so many candles."
+    step, close = Market({}, timeframe).step, 100 * np.exp(0.01 * (np.arange(200) % 2))
+    times = pd.date_range("2024-01-01", periods=200, freq=step, tz="UTC", name="open_time")
+    series = pd.DataFrame({"open": 100.0, "high": 102.0, "low": 99.0, "close": close}, index=times)
+    label = {"symbol": "A", "direction": 1, "time": times[90], "entry_at": times[90], "entry": 100.0}
+    exit = {
+        "stop": 98.0,
+        "target": 103.0,
+        "exit_at": times[95],
+        "exit_price": 100.0,
+        "exit_reason": "timeout",
+    }
+    labels = pd.DataFrame([label | exit | {"event_id": 0}])
+    day = 0.01 * np.sqrt(10 / 9 * a_day)
+    for said in (timeframe, None):
+        np.testing.assert_allclose(daily_volatility(labels, series, 10, said), day)
+    predictions = pd.DataFrame({"event_id": [0], "probability": 0.5, "expected_r": 1.0})
+    config = BacktestConfig(
+        sizing="volatility", volatility_window=10, maximum_position=9.0, leverage_limit=9.0
+    )
+    trades = select_trades(predictions, labels, config, market=Market({"A": series}, timeframe))
+    np.testing.assert_allclose(trades["position"], 0.01 / day)
 
 
 def test_account_and_simulator_agree_on_a_thousand_random_cases():
@@ -375,7 +408,7 @@ def test_a_stop_nearer_than_the_liquidation_price_makes_liquidation_impossible(l
         assert not (liquidate(near, candles, config)["exit_reason"] == "liquidation").any()
 
 
-def test_no_trade_reads_better_than_expected_when_pessimistic_or_worse_when_optimistic():
+def test_no_trade_is_better_in_the_worst_case_or_worse_in_the_best_case_than_in_the_base_case():
     better = 0
     for seed in range(20):
         _, times, candles, config, costs, plans, labels = case(seed)
@@ -392,10 +425,10 @@ def test_no_trade_reads_better_than_expected_when_pessimistic_or_worse_when_opti
             costs,
         )
         results = [
-            run_backtest(
-                trades, candles, times[0], times[-1], config, costs, reading=reading
-            ).trades.set_index("event_id")["realised_r"]
-            for reading in READINGS
+            run_backtest(trades, candles, times[0], times[-1], config, costs, scenario).trades.set_index(
+                "event_id"
+            )["realised_r"]
+            for scenario in SCENARIOS
         ]
         assert (
             len(trades) == len(results[0])
@@ -414,22 +447,21 @@ class MinuteSimulator(Simulator):
 
     settled = 0
 
+    @staticmethod
+    def reach(plan, high, low):
+        "Whether the stop, and whether the target, is reached."
+        if plan.side > 0:
+            return low <= plan.stop, high >= plan.target
+        return high >= plan.stop, low <= plan.target
+
     def within(self, row):
         for symbol in list(self.open):
             plan, market = self.open[symbol].plan, self.markets[symbol]
-
-            def reach(high, low):
-                return (
-                    (low <= plan.stop, high >= plan.target)
-                    if plan.side > 0
-                    else (high >= plan.stop, low <= plan.target)
-                )
-
-            if plan.side * (market["open"][row] - plan.stop) <= 0 or not all(
-                reach(market["high"][row], market["low"][row])
-            ):
+            gone = plan.side * (market["open"][row] - plan.stop) <= 0
+            if gone or not all(self.reach(plan, market["high"][row], market["low"][row])):
                 continue
-            touches = [touch for _, high, low in market["minutes"][row] if any(touch := reach(high, low))]
+            minutes = [self.reach(plan, high, low) for _, high, low in market["minutes"][row]]
+            touches = [touch for touch in minutes if any(touch)]
             if touches[0] == (False, True):
                 self.leave(symbol, row, plan.target, "target")
                 self.settled += 1
@@ -437,7 +469,10 @@ class MinuteSimulator(Simulator):
 
 
 def minutes_of(market, generator):
-    "A course without gaps through each candle in five minutes, to its high or its low first: candles, minutes, and open, high, low."
+    """A course without gaps through each candle in five minutes, to its high or its low first.
+
+    Axes: candles, minutes, and open, high, low.
+    """
     up = generator.random(CANDLES) < 0.5
     closes = np.column_stack(
         [

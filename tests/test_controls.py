@@ -17,7 +17,7 @@ from smc_ml.controls.markets import mirrored_market, shuffled_market, simulated_
 from smc_ml.controls.nulls import NullEdgeError, assert_no_edge, null_results, planted_results, run_markets
 from smc_ml.controls.placebo import placebo_test
 from smc_ml.controls.planted import share_of_reachable, share_table
-from smc_ml.evaluation.metrics import verdict
+from smc_ml.evaluation.verdict import verdict
 from smc_ml.patterns.detection import detect_timeframes
 from smc_ml.simulation.config import SimulationConfig
 from smc_ml.simulation.market import simulate_market

@@ -1,4 +1,7 @@
-"""The search is judged as it was: the stages count what they try before they know it, and no page tells a Sharpe ratio alone."""
+"""The search is judged as it was: every configuration is logged as a trial before it is scored.
+
+And no page tells a Sharpe ratio alone.
+"""
 
 import ast
 import html
@@ -179,7 +182,7 @@ def test_every_ledger_is_kept_by_git_and_never_deleted_and_the_judgement_waits_f
         outs = {
             path: options for out in stage["outs"] if isinstance(out, dict) for path, options in out.items()
         }
-        for path in re.findall(r'record_trials\(f?"([^"]+)"', code_of(name)):
+        for path in re.findall(r'record_trials\(\s*f?"([^"]+)"', code_of(name)):
             path = path.replace("{model}", "${item.model}")
             assert outs.get(path) == {"cache": False, "persist": True}, f"{name} does not declare {path}"
             declared |= {
@@ -341,7 +344,7 @@ def test_luck_in_choosing_passes_for_merit_as_seldom_as_it_promises():
         found = judge(returns, returns.mean().idxmax(), 10, JudgementConfig(draws=200, blocks=2))
         named, credible = (
             named + bool(found.superiority.superior),
-            credible + ("is more than luck" in judgement_sentence(found)),
+            credible + ("is better than selection bias" in judgement_sentence(found)),
         )
     assert named <= 8 and credible <= 4
 
@@ -349,7 +352,7 @@ def test_luck_in_choosing_passes_for_merit_as_seldom_as_it_promises():
 def test_a_true_edge_is_told_from_luck():
     found = [judged(seed, days=365, edge=0.008) for seed in range(5)]
     assert all(
-        "is more than luck in choosing explains" in judgement_sentence(one)
+        "is better than selection bias explains" in judgement_sentence(one)
         and "rule 3" in one.superiority.superior
         for one in found
     )

@@ -1,4 +1,7 @@
-"""What a Sharpe ratio is worth: published and constructed cases, invariances, and no Sharpe ratio without its trials, DSR and PBO."""
+"""What a Sharpe ratio is worth: published and constructed cases, invariances.
+
+And no Sharpe ratio without its trials, DSR and PBO.
+"""
 
 import ast
 import json
@@ -277,11 +280,12 @@ def test_the_order_of_events_does_not_matter_for_the_scores(seed):
 # No Sharpe ratio alone
 
 BESIDE = (r"\btrials\b", r"\bdsr\b|deflated", r"\bpbo\b|overfitting")
-RAW = r"\.mean\([^()]*\)\s*/\s*[^\n]*\.std\(|\.stats\("  # a ratio under no name, and vectorbt's table, which holds one
+# a ratio under no name, and vectorbt's table, which holds one
+RAW = r"\.mean\([^()]*\)\s*/\s*[^\n]*\.std\(|\.stats\("
 
 
 def lonely_sharpe(source: str) -> list[str]:
-    "Definitions that have a Sharpe ratio without trials, DSR and PBO beside it; comments and docstrings do not count."
+    "Definitions with a Sharpe ratio without trials, DSR and PBO; comments and docstrings do not count."
     found = []
     for node in ast.parse(source).body:
         for part in ast.walk(node):
@@ -476,7 +480,8 @@ PIPELINE = """stages:
 """
 TUNE = """import sys
 from smc_ml.evaluation.trials import Trial, record_trials
-record_trials(f"reports/trials/{sys.argv[1]}.jsonl", [Trial("tune", "tuning", {"item": sys.argv[1], "depth": int(sys.argv[2])})])
+item, depth = sys.argv[1], int(sys.argv[2])
+record_trials(f"reports/trials/{item}.jsonl", [Trial("tune", "tuning", {"item": item, "depth": depth})])
 """
 COUNT = """from pathlib import Path
 from smc_ml.evaluation.trials import Trial, count_trials, record_trials

@@ -15,7 +15,7 @@ from numba import njit
 from ..candles import average_true_range
 from ..config import UserError
 from .config import PlaceboConfig
-from ..evaluation.metrics import mean_interval
+from ..evaluation.intervals import mean_interval
 from ..labels.barriers import first_touch
 
 # %% ../../nbs/controls/01_placebo.ipynb #a547063e

@@ -16,7 +16,8 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from .markets import Candles, ControlError
-from ..evaluation.metrics import day_weights, score, weighted_auc
+from ..evaluation.intervals import day_weights
+from ..evaluation.metrics import score, weighted_auc
 from ..models.predictions import join_outcomes
 from ..simulation.market import SimulatedMarket
 from ..stages.calls import headlines, judge_events, market_events

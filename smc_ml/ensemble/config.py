@@ -17,5 +17,5 @@ class EnsembleConfig(Section):
     temperature: float = Field(
         0.02,
         gt=0,
-        description="difference of mean log-loss at which a model weighs e times less, nats an event",
+        description="difference of mean log-loss at which a model weighs e times less, nats per event",
     )

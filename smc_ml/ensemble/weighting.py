@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .config import EnsembleConfig
-from ..models.predictions import EVENT_KEYS, PredictionError, join_outcomes
+from ..models.predictions import EVENT_KEYS, KEYS, PredictionError, join_outcomes
 
 # %% ../../nbs/ensemble/01_weighting.ipynb #6caab13b
 def weights_of(log_loss: np.ndarray, temperature: float) -> np.ndarray:
@@ -19,61 +19,62 @@ def weights_of(log_loss: np.ndarray, temperature: float) -> np.ndarray:
     return scores / scores.sum()
 
 # %% ../../nbs/ensemble/01_weighting.ipynb #07545ff7
-def _aligned(predictions: pd.DataFrame) -> tuple[list[str], list[pd.DataFrame]]:
-    "Names of the models and their tables, event by event in one order; an error where they differ."
+def _aligned(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    "The table of each model, event by event in one order; an error where their events differ."
     keys, tables = [*EVENT_KEYS, "fold"], {}
     for name, table in predictions.groupby("model", sort=True):
         tables[name] = table.sort_values(["time", "symbol", "event_id"], ignore_index=True)
-    names = list(tables)
-    if "ensemble" in names:
+    if "ensemble" in tables:
         raise PredictionError("the ensemble is among its own models: pass the models' predictions only")
-    for name in names[1:]:
-        if not tables[name][keys].equals(tables[names[0]][keys]):
+    first = next(iter(tables))
+    for name, table in tables.items():
+        if not table[keys].equals(tables[first][keys]):
             raise PredictionError(
-                f"{names[0]} has {len(tables[names[0]])} predictions and {name} has {len(tables[name])}, not of the same events and folds: train them on the same data and settings"
+                f"{first} has {len(tables[first])} predictions and {name} has {len(table)}, "
+                "not of the same events and folds: train them on the same data and settings"
             )
     if predictions.duplicated([*EVENT_KEYS, "model"]).any():
         raise PredictionError("an event is predicted twice by one model: pass each table once")
-    return names, list(tables.values())
+    return tables
 
 # %% ../../nbs/ensemble/01_weighting.ipynb #ad1f6bee
 def _fold_weights(
-    names: list[str], losses: np.ndarray, events: pd.DataFrame, temperature: float
+    losses: pd.DataFrame,  # one row per event, one column per model
+    events: pd.DataFrame,
+    temperature: float,
 ) -> pd.DataFrame:
     "fold, model, weight, and the log-loss and number of earlier events it rests on."
-    rows = []
+    rows, nothing = [], np.zeros(losses.shape[1])
     for fold, members in events.groupby("fold", sort=True):
         known = ((events["fold"] < fold) & (events["exit_at"] < members["time"].min())).to_numpy()
-        earlier = losses[known].mean(axis=0) if known.any() else np.zeros(len(names))
+        earlier = losses.to_numpy()[known].mean(axis=0) if known.any() else nothing
         weights = weights_of(earlier, temperature)
-        rows += [
-            (fold, name, weight, loss if known.any() else np.nan, int(known.sum()))
-            for name, weight, loss in zip(names, weights, earlier)
-        ]
+        for name, weight, loss in zip(losses, weights, earlier, strict=True):
+            rows.append((fold, name, weight, loss if known.any() else np.nan, int(known.sum())))
     return pd.DataFrame(rows, columns=["fold", "model", "weight", "earlier_log_loss", "earlier_events"])
 
-
+# %% ../../nbs/ensemble/01_weighting.ipynb #269308d4
 def combine(
     predictions: pd.DataFrame,  # of all models, same events
     labels: pd.DataFrame,
     config: EnsembleConfig,
+    target: str | None = None,  # None: the only one that is predicted
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Predictions with model `ensemble`, and the weights by fold and model."
-    events = join_outcomes(predictions, labels)
-    names, tables = _aligned(events)
-    events, won = tables[0], tables[0]["won"].to_numpy()
-    probability = np.column_stack([table["probability"] for table in tables])
-    expected = np.column_stack([table["expected_r"] for table in tables])
-    losses = -np.log(np.clip(np.where(won[:, None], probability, 1 - probability), 1e-12, None))
-    weights = _fold_weights(names, losses, events, config.temperature)
-    weight = (
-        weights.pivot(index="fold", columns="model", values="weight").loc[events["fold"], names].to_numpy()
+    tables = _aligned(join_outcomes(predictions, labels, target))
+    names, events = list(tables), next(iter(tables.values()))
+    probability, expected = (
+        np.column_stack([table[column] for table in tables.values()])
+        for column in ("probability", "expected_r")
     )
-    mixed = {
-        "model": "ensemble",
-        "fold": events["fold"],
-        **({"target": events["target"]} if "target" in events else {}),
-        "probability": (weight * probability).sum(axis=1),
-        "expected_r": (weight * expected).sum(axis=1),
-    }
-    return events[list(EVENT_KEYS)].assign(**mixed), weights
+    seen = np.where(events["won"].to_numpy()[:, None], probability, 1 - probability)
+    losses = pd.DataFrame(-np.log(np.clip(seen, 1e-12, None)), columns=names)
+    weights = _fold_weights(losses, events, config.temperature)
+    by_fold = weights.pivot(index="fold", columns="model", values="weight")
+    weight = by_fold.loc[events["fold"], names].to_numpy()
+    mixed = events[[name for name in KEYS if name in events]].assign(
+        model="ensemble",
+        probability=(weight * probability).sum(axis=1),
+        expected_r=(weight * expected).sum(axis=1),
+    )
+    return mixed, weights

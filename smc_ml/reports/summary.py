@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 
 from ..candles import candle_facts, candles_path, read_market
-from ..evaluation.metrics import verdict
+from ..evaluation.verdict import verdict
 from ..figures.account import interval_figure
 from ..figures.models import accuracy_plot
 from ..figures.outcomes import cost_plot
@@ -24,7 +24,7 @@ from ..figures.patterns import pattern_figure
 from .config import ReportConfig
 from .run import RunSummary, commit_of, lock_hash_of
 from ..tables import ArtifactError, read_table
-from ..trading.account import interval_sentence
+from ..trading.sentences import interval_sentence
 
 # %% ../../nbs/reports/06_summary.ipynb #ef2bc043
 def _json(path: Path) -> dict[str, Any]:

@@ -14,16 +14,18 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..candles import Market, resample
+from ..candles import Market, resample, timeframe_of
 from ..ensemble.weighting import combine
-from ..evaluation.metrics import mean_interval, score
+from ..evaluation.intervals import mean_interval
+from ..evaluation.metrics import score
 from ..features.table import feature_table, signed_features
 from ..labels.outcomes import label_symbols
 from ..models.out_of_fold import out_of_fold
 from ..models.windows import event_windows
 from ..patterns.detection import detect_timeframes
 from .config import PipelineSettings
-from ..trading.account import backtest_metrics, run_backtest, select_trades
+from ..trading.account import run_backtest, select_trades
+from ..trading.results import backtest_metrics
 
 # %% ../../nbs/stages/01_calls.ipynb #deeeb98c
 class MarketEvents(NamedTuple):
@@ -70,6 +72,7 @@ class PipelineRun(NamedTuple):
 def judge_events(events: MarketEvents, settings: PipelineSettings = PipelineSettings()) -> PipelineRun:
     "Out-of-fold predictions, the ensemble, and the account that follows it."
     candles, labels, _ = events
+    market = Market(candles, timeframe_of(next(iter(candles.values()))))
     windows, kept = event_windows(
         events.features, labels, settings.train.steps, signed_features(settings.features)
     )
@@ -82,9 +85,9 @@ def judge_events(events: MarketEvents, settings: PipelineSettings = PipelineSett
         ignore_index=True,
     )
     mixed, _ = combine(single, labels, settings.ensemble)
-    trades = select_trades(mixed, labels, settings.backtest, settings.costs, candles)
+    trades = select_trades(mixed, labels, settings.backtest, settings.costs, market)
     account = run_backtest(
-        trades, candles, mixed["time"].min(), labels["exit_at"].max(), settings.backtest, settings.costs
+        trades, market, mixed["time"].min(), labels["exit_at"].max(), settings.backtest, settings.costs
     )
     predictions = pd.concat([single, mixed], ignore_index=True)
     return PipelineRun(
