@@ -1,5 +1,6 @@
 """The repository is what it says: notebooks clean, modules and README made from them, the lock complete."""
 
+import ast
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 from statistics import median
 
 import measure
+
+from smc_ml.provenance import notebook_source, stage_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,6 +60,25 @@ def test_functions_are_short():
 
 def test_a_public_name_means_one_thing():
     assert measure.names_in_two_modules() == {}
+
+
+def imports_of(source: str) -> list[tuple[str, str]]:
+    "Module and name of each import from the package."
+    return [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("smc_ml")
+        for alias in node.names
+    ]
+
+
+def test_what_a_stage_imports_is_there():
+    for name, path in stage_notebooks(ROOT).items():
+        for module, imported in imports_of(notebook_source(ROOT / path)):
+            text = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text()
+            assert re.search(rf"^(?:(?:def|class) |(?:\w+, )*){imported}\b", text, re.MULTILINE), (
+                f"{name}: {module} has no {imported}"
+            )
 
 
 def test_importing_the_package_is_quick():
