@@ -26,7 +26,7 @@ class LSTMNetwork(WindowNetwork):
         super().__init__(features)
         if length < config.rows_per_step:
             raise TrainingError(
-                f"windows of {length} rows, but {config.rows_per_step} rows a step: use longer windows"
+                f"windows of {length} rows, but {config.rows_per_step} rows per step: use longer windows"
             )
         self.rows_per_step = config.rows_per_step
         self.lstm = nn.LSTM(

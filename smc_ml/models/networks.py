@@ -107,7 +107,7 @@ class NetworkEstimator(BaseEstimator):
         sample_weight: np.ndarray | None,
         validation: tuple[Windows, Any] | None,
     ) -> Self:
-        "Train on samples; `history_` tells how it went."
+        "Train on samples; the learning curve is in `history_`."
         check_known(X, X.length)
         self.task_ = task.fitted(y)
         self.network_ = self._new(X.shape[1], X.length, self.task_.outputs)
@@ -145,7 +145,7 @@ class NetworkClassifier(ClassifierMixin, NetworkEstimator):
         sample_weight: np.ndarray | None = None,
         validation: tuple[Windows, np.ndarray] | None = None,  # for early stopping
     ) -> Self:
-        "Train on samples of two or more classes; `history_` tells how it went."
+        "Train on samples of two or more classes; the learning curve is in `history_`."
         self.classes_ = np.unique(y)
         task = Classes("class") if len(self.classes_) > 2 else Binary()
         return self._learn(X, y, task, sample_weight, validation)
@@ -172,7 +172,7 @@ class NetworkRegressor(RegressorMixin, NetworkEstimator):
         sample_weight: np.ndarray | None = None,
         validation: tuple[Windows, np.ndarray | pd.DataFrame] | None = None,  # for early stopping
     ) -> Self:
-        "Train on the targets of the task; `history_` tells how it went."
+        "Train on the targets of the task; the learning curve is in `history_`."
         return self._learn(X, y, self.task, sample_weight, validation)
 
     def predict(self, X: Windows) -> np.ndarray:
