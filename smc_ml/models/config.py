@@ -71,8 +71,8 @@ class XGBoostConfig(ModelConfig):
     leaf_weight: float = Field(
         20.0, ge=0, description="smallest sum of hessians in a leaf; a quarter of its events at even odds"
     )
-    event_share: float = Field(0.7, gt=0, le=1, description="share of the events a tree sees")
-    feature_share: float = Field(0.5, gt=0, le=1, description="share of the features a tree sees")
+    event_share: float = Field(0.7, gt=0, le=1, description="share of the events that a tree sees")
+    feature_share: float = Field(0.5, gt=0, le=1, description="share of the features that a tree sees")
     penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
 
 # %% ../../nbs/models/00_config.ipynb #ba494d3d

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WindowNetwork', 'constructor', 'NetworkEstimator', 'NetworkClassifier', 'NetworkRegressor', 'save_network',
-           'load_network', 'make_network']
+           'load_network', 'network_functions']
 
 # %% ../../nbs/models/06_networks.ipynb #04018189
 import inspect
@@ -107,7 +107,7 @@ class NetworkEstimator(BaseEstimator):
         sample_weight: np.ndarray | None,
         validation: tuple[Windows, Any] | None,
     ) -> Self:
-        "Train on samples; `history_` tells how it went."
+        "Train on samples; the learning curve is in `history_`."
         check_known(X, X.length)
         self.task_ = task.fitted(y)
         self.network_ = self._new(X.shape[1], X.length, self.task_.outputs)
@@ -145,7 +145,7 @@ class NetworkClassifier(ClassifierMixin, NetworkEstimator):
         sample_weight: np.ndarray | None = None,
         validation: tuple[Windows, np.ndarray] | None = None,  # for early stopping
     ) -> Self:
-        "Train on samples of two or more classes; `history_` tells how it went."
+        "Train on samples of two or more classes; the learning curve is in `history_`."
         self.classes_ = np.unique(y)
         task = Classes("class") if len(self.classes_) > 2 else Binary()
         return self._learn(X, y, task, sample_weight, validation)
@@ -172,7 +172,7 @@ class NetworkRegressor(RegressorMixin, NetworkEstimator):
         sample_weight: np.ndarray | None = None,
         validation: tuple[Windows, np.ndarray | pd.DataFrame] | None = None,  # for early stopping
     ) -> Self:
-        "Train on the targets of the task; `history_` tells how it went."
+        "Train on the targets of the task; the learning curve is in `history_`."
         return self._learn(X, y, self.task, sample_weight, validation)
 
     def predict(self, X: Windows) -> np.ndarray:
@@ -213,15 +213,26 @@ def load_network(
     model.network_.eval()
     return model
 
+# %% ../../nbs/models/06_networks.ipynb #ed509f80
+def network_functions(
+    classifier: type[NetworkClassifier], regressor: type[NetworkRegressor]
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    "`make`, `save` and `load` of a network."
 
-def make_network(
-    classifier: type[NetworkClassifier],
-    regressor: type[NetworkRegressor],
-    config: LoopConfig,
-    task: Task,
-    threads: int,
-    **more: Any,  # random_state, progress
-) -> NetworkClassifier | NetworkRegressor:
-    "The untrained model of these settings for the task, with the fewer of both numbers of threads."
-    values = config.model_dump() | {"threads": min(threads, config.threads)} | more
-    return classifier(**values) if task.method == "predict_proba" else regressor(**values, task=task)
+    def make(
+        config: LoopConfig = classifier.settings(),
+        task: Task = Binary(),
+        seed: int = 0,
+        threads: int = 1,
+        progress: bool = False,
+    ) -> NetworkClassifier | NetworkRegressor:
+        "The untrained estimator for a task, with the smaller of both numbers of threads."
+        own = {"threads": min(threads, config.threads), "random_state": seed, "progress": progress}
+        values = config.model_dump() | own
+        return classifier(**values) if task.method == "predict_proba" else regressor(**values, task=task)
+
+    def load(facts: dict[str, Any], folder: Path) -> NetworkClassifier | NetworkRegressor:
+        "The trained estimator of these facts and the weights in the folder."
+        return load_network(classifier, regressor, facts, folder)
+
+    return make, save_network, load

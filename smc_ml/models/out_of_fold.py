@@ -98,15 +98,17 @@ def _fit(
 class OutOfFold:
     "What walk-forward training gives."
 
-    predictions: pd.DataFrame  # symbol, time, event_id where there is one, model, fold, target, what was said
-    folds: pd.DataFrame  # spans and counts, one row a fold
+    predictions: (
+        pd.DataFrame
+    )  # symbol, time, event_id where there is one, model, fold, target, the prediction
+    folds: pd.DataFrame  # spans and counts, one row per fold
     history: pd.DataFrame  # losses by fold and epoch; empty for models without epochs
     model: BaseEstimator  # of the last fold
     description: dict[str, Any]  # of the last fold's training, for `save_model`
 
 # %% ../../nbs/models/09_out_of_fold.ipynb #7a6880ab
 def _worth(task: Task, known: pd.DataFrame) -> dict[str, float]:
-    "Share of wins in training, and what a win and a loss were worth in R; nothing where no R is told."
+    "Share of wins in training, and what a win and a loss were worth in R; empty where the labels have no R."
     if not isinstance(task, Binary) or "realised_r" not in known:
         return {}
     won = known[task.target].astype(bool)
@@ -150,7 +152,7 @@ def _untrained(
 def out_of_fold(
     model: str | BaseEstimator,  # a name of `MODELS`, or any estimator of scikit-learn's kind
     windows: Windows,
-    labels: pd.DataFrame,  # one row a window, in the same order
+    labels: pd.DataFrame,  # one row per window, in the same order
     config: TrainingConfig = TrainingConfig(),
     splits: SplitsConfig = SplitsConfig(),
     progress: bool = True,  # bars with the time that is left

@@ -52,7 +52,7 @@ def classes_only(name: str, task: Task) -> None:
     "Raise unless the task is one of classes."
     if task.method != "predict_proba":
         raise TaskError(
-            f"{name} tells classes apart and cannot learn {type(task).__name__} of {task.targets[0]}: "
+            f"{name} is a classifier and cannot learn {type(task).__name__} of {task.targets[0]}: "
             "take a network, or another task"
         )
 

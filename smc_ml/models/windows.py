@@ -242,7 +242,7 @@ def _too_short(what: str, length: int, stack: _Stack) -> WindowError:
 
 
 def event_windows(
-    features: Mapping[str, pd.DataFrame],  # one table a symbol, indexed by open_time
+    features: Mapping[str, pd.DataFrame],  # one table per symbol, indexed by open_time
     labels: pd.DataFrame,  # with symbol, time, row and direction
     length: int,  # rows in a window, the decision candle included
     signed: frozenset[str],  # features whose sign follows the direction
@@ -276,7 +276,7 @@ def _bars_of(
 
 
 def bar_windows(
-    features: Mapping[str, pd.DataFrame],  # one table a symbol, indexed by open_time
+    features: Mapping[str, pd.DataFrame],  # one table per symbol, indexed by open_time
     targets: Mapping[str, pd.DataFrame],  # of the same rows, such as `horizon_targets`
     length: int,  # rows in a window, the decision candle included
     horizon: str,  # the longest of the targets: 12h

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import BTC, by_timeframe, real_candles
 
 from smc_ml.features.table import feature_table, smc_features
@@ -15,6 +16,9 @@ from smc_ml.labels.barriers import barrier_exits, limit_fills
 from smc_ml.labels.config import LabelingConfig
 from smc_ml.labels.horizons import horizon_targets
 from smc_ml.labels.outcomes import label_patterns
+from smc_ml.models.config import LSTMConfig
+from smc_ml.models.lstm import LSTMClassifier, LSTMNetwork
+from smc_ml.models.windows import Windows
 from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.detection import detect_patterns, detect_timeframes
 from smc_ml.patterns.streaming import PatternStream, candles_of
@@ -236,3 +240,53 @@ def test_features_of_a_year(benchmark, year):
     assert np.isfinite(
         benchmark.pedantic(smc_features, (year, patterns), warmup_rounds=1, rounds=5).iloc[-1]
     ).all()
+
+
+@pytest.fixture(scope="module")
+def samples() -> Windows:
+    "2,000 windows of 60 rows of 16 features."
+    values = np.random.default_rng(0).normal(size=(2_060, 16)).astype(np.float32)
+    return Windows(values, np.arange(60, 2_060), tuple(f"feature_{number}" for number in range(16)), 60)
+
+
+NETWORK = LSTMConfig(layers=1, hidden=32, epochs=2, dropout=0.0)
+
+
+def test_training_an_lstm(benchmark, samples):
+    "Two epochs of the one loop, and what a bare one over a copied array would take."
+    won = samples.last()[:, 0] > 0
+    benchmark.group, benchmark.name = "LSTM of 32 units, 2,000 windows of 60 rows, two epochs", "smc_ml"
+    model = LSTMClassifier(**NETWORK.model_dump())
+    benchmark.pedantic(model.fit, (samples, won), warmup_rounds=1, rounds=5)
+    assert len(model.history_) == 2
+
+
+def test_training_an_lstm_bare(benchmark, samples):
+    benchmark.group, benchmark.name = (
+        "LSTM of 32 units, 2,000 windows of 60 rows, two epochs",
+        "bare torch loop",
+    )
+    windows = torch.from_numpy(samples.batch(slice(None)).copy())
+    won = (windows[:, -1, 0] > 0).float()
+
+    def bare():
+        network = LSTMNetwork(16, 60, 1, NETWORK)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=0.001)
+        for _ in range(NETWORK.epochs):
+            for chosen in torch.randperm(len(windows)).split(NETWORK.batch_size):
+                optimizer.zero_grad()
+                logits = network(windows[chosen]).squeeze(-1)
+                torch.nn.functional.binary_cross_entropy_with_logits(logits, won[chosen]).backward()
+                optimizer.step()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    benchmark.pedantic(bare, warmup_rounds=1, rounds=5)
+    torch.set_num_threads(threads)
+
+
+def test_batches_of_windows(benchmark, samples):
+    "The windows of 64 samples, oldest row first."
+    chosen = np.random.default_rng(0).permutation(2_000)[:64]
+    benchmark.group, benchmark.name = "64 windows of 60 rows of 16 features", "smc_ml"
+    assert benchmark(samples.batch, chosen).shape == (64, 60, 16)
