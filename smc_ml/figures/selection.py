@@ -113,8 +113,8 @@ def _performances(axes: Axes, found: Overfitting) -> None:
     axes.hexbin(*points, gridsize=45, bins="log", cmap="Blues", mincnt=1)
     axes.axhline(0, color=DOWN, linewidth=1, linestyle=":")
     axes.set_title(f"Out-of-sample loss in {percent(found.loss_share, 0)} of the splits")
-    axes.set_xlabel("daily Sharpe ratio in sample")
-    axes.set_ylabel("daily Sharpe ratio out of sample")
+    axes.set_xlabel("daily mean over standard deviation in sample")
+    axes.set_ylabel("daily mean over standard deviation out of sample")
 
 
 def overfitting_plot(
