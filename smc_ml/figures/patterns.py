@@ -41,6 +41,7 @@ from smc_ml.figures.canvas import (
     time_text,
     words,
 )
+from ..patterns.names import PATTERN_KINDS
 
 # %% ../../nbs/figures/02_patterns.ipynb #fbe03e45
 class PatternGroup(NamedTuple):
@@ -62,27 +63,21 @@ _BY_SCALE = [
         ("swings", ("swing_high", "swing_low"), "swing"),
     )
 ]
-GROUPS = tuple(
-    PatternGroup(*group)
-    for group in (
-        ("zones", "order blocks", ("order_block",), "zone"),
-        ("zones", "breaker blocks", ("breaker_block",), "zone"),
-        ("zones", "fair value gaps", ("fair_value_gap",), "zone"),
-        ("zones", "inverse gaps", ("inverse_fair_value_gap",), "zone"),
-        *_BY_SCALE,
-        ("liquidity", "sweeps", ("liquidity_sweep",), "mark"),
-        ("liquidity", "runs", ("liquidity_run",), "mark"),
-        ("liquidity", "equal highs", ("equal_highs",), "level"),
-        ("liquidity", "equal lows", ("equal_lows",), "level"),
-        ("liquidity", "previous highs", ("previous_high",), "level"),
-        ("liquidity", "previous lows", ("previous_low",), "level"),
-        ("levels", "support, resistance", ("support_resistance",), "zone"),
-        ("levels", "dealing ranges", ("dealing_range",), "range"),
-        ("levels", "entry bands", ("optimal_trade_entry",), "zone"),
-        ("levels", "value areas", ("value_area",), "zone"),
-        ("levels", "high volume nodes", ("high_volume_node",), "zone"),
-        ("levels", "low volume nodes", ("low_volume_node",), "zone"),
+
+
+def _groups(family: str) -> list[PatternGroup]:
+    "The groups of a family, marks first, as the kinds declare them."
+    kinds = sorted(
+        (kind for kind in PATTERN_KINDS if kind.family == family), key=lambda kind: kind.form != "mark"
     )
+    return [PatternGroup(family, kind.group, (kind.name,), kind.form) for kind in kinds]
+
+
+GROUPS = (
+    *_groups("zones"),
+    *(PatternGroup(*group) for group in _BY_SCALE),
+    *_groups("liquidity"),
+    *_groups("levels"),
 )
 CORE_KINDS = (
     "order_block",

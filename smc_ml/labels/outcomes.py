@@ -20,7 +20,12 @@ from ..config import UserError
 from ..costs import Costs
 from .config import LabelingConfig
 from ..patterns.config import PatternConfig
-from ..patterns.confluence import BREAKS, WEIGHTS, ZONES, confluence_at
+from smc_ml.patterns.confluence import (
+    CONFLUENCE_ZONE_KINDS,
+    TREND_KINDS,
+    confluence_at,
+    timeframe_weights,
+)
 from ..patterns.detection import detect_timeframes
 from ..patterns.sessions import active_sessions
 
@@ -332,8 +337,9 @@ def _confluence(
         events["direction"].to_numpy(),
     )
     for timeframe in events["timeframe"].unique():
+        weights = timeframe_weights(pattern_config.timeframes)
         higher = {
-            name: weight for name, weight in WEIGHTS.items() if order.index(name) > order.index(timeframe)
+            name: weight for name, weight in weights.items() if order.index(name) > order.index(timeframe)
         }
         above = _among(patterns["timeframe"], list(higher))
         rows = np.flatnonzero(
@@ -342,7 +348,7 @@ def _confluence(
         if not higher or not len(rows):
             continue
         telling = patterns[
-            above & _among(patterns["kind"], (*BREAKS, *ZONES))
+            above & _among(patterns["kind"], (*TREND_KINDS, *CONFLUENCE_ZONE_KINDS))
         ]  # the rest says nothing of trend or zones
         score = confluence_at(
             pd.DatetimeIndex(events["time"])[rows], aim[rows], telling, pattern_config, higher
