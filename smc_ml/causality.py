@@ -19,13 +19,41 @@ class LookAheadError(AssertionError):
 
 def random_cuts(n_rows: int, cuts: int, seed: int, first: int = 1) -> np.ndarray:
     "Sorted, distinct row counts in [first, n_rows): where to cut."
-    return np.sort(
-        np.random.default_rng(seed).choice(np.arange(first, n_rows), min(cuts, n_rows - first), replace=False)
-    )
+    generator, places = np.random.default_rng(seed), np.arange(first, n_rows)
+    return np.sort(generator.choice(places, min(cuts, n_rows - first), replace=False))
+
+# %% ../nbs/03_causality.ipynb #08fbd23b
+def _plain(column: pd.Series) -> np.ndarray:
+    "Values that compare fast: times without their zone, names instead of categories."
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        return column.to_numpy("datetime64[ns]")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.categories.to_numpy(str)[column.cat.codes]
+    return column.to_numpy()
+
+
+def _differ(a: np.ndarray, b: np.ndarray, relative: float) -> np.ndarray:
+    "Where two columns differ by more than `relative`; two missing values are equal."
+    if a.dtype.kind != "f":
+        return np.asarray((a != b) & ~(pd.isna(a) & pd.isna(b)))
+    near = np.abs(a - b) <= relative * np.maximum(np.abs(a), np.abs(b))
+    return ~((a == b) | (np.isnan(a) & np.isnan(b)) | near)
+
+
+def _compare(seen: pd.DataFrame, full: pd.DataFrame, when: str, relative: float = 0.0) -> None:
+    "Raise for the first column and row in which the two differ by more than `relative`."
+    if not seen.index.equals(full.index):
+        raise LookAheadError(f"{len(seen)} rows instead of {len(full)} {when}")
+    for name in full:
+        a, b = _plain(seen[name]), _plain(full[name])
+        differ = _differ(a, b, relative)
+        if differ.any():
+            row = differ.argmax()
+            raise LookAheadError(f"{name} at {full.index[row]} is {a[row]} instead of {b[row]} {when}")
 
 # %% ../nbs/03_causality.ipynb #55c738ea
 def assert_causal(
-    function: Callable[[pd.DataFrame], pd.DataFrame | pd.Series],  # candles -> one row a candle
+    function: Callable[[pd.DataFrame], pd.DataFrame | pd.Series],  # candles -> one row per candle
     candles: pd.DataFrame,
     cuts: int = 50,  # random places at which the future is taken away
     seed: int = 0,
@@ -36,54 +64,27 @@ def assert_causal(
     whole = pd.DataFrame(function(candles))
     for end in random_cuts(len(candles), cuts, seed, first):
         seen = pd.DataFrame(function(candles.iloc[:end])).iloc[-tail:]
-        _compare(
-            seen, whole.iloc[:end].iloc[-tail:], f"with the candles after {candles.index[end - 1]} taken away"
-        )
-
-
-def _plain(column: pd.Series) -> np.ndarray:
-    "Values that compare fast: times without their zone, names instead of categories."
-    if isinstance(column.dtype, pd.DatetimeTZDtype):
-        return column.to_numpy("datetime64[ns]")
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return column.cat.categories.to_numpy(str)[column.cat.codes]
-    return column.to_numpy()
-
-
-def _compare(seen: pd.DataFrame, full: pd.DataFrame, when: str, relative: float = 0.0) -> None:
-    "Raise for the first column and row in which the two differ by more than `relative`."
-    if not seen.index.equals(full.index):
-        raise LookAheadError(f"{len(seen)} rows instead of {len(full)} {when}")
-    for name in full:
-        a, b = _plain(seen[name]), _plain(full[name])
-        if a.dtype.kind == "f":
-            differ = ~(
-                (a == b)
-                | (np.isnan(a) & np.isnan(b))
-                | (np.abs(a - b) <= relative * np.maximum(np.abs(a), np.abs(b)))
-            )
-        else:
-            differ = np.asarray((a != b) & ~(pd.isna(a) & pd.isna(b)))
-        if differ.any():
-            row = differ.argmax()
-            raise LookAheadError(f"{name} at {full.index[row]} is {a[row]} instead of {b[row]} {when}")
+        when = f"with the candles after {candles.index[end - 1]} taken away"
+        _compare(seen, whole.iloc[:end].iloc[-tail:], when)
 
 # %% ../nbs/03_causality.ipynb #e3e36900
 def known_before(patterns: pd.DataFrame, time: pd.Timestamp) -> pd.DataFrame:
-    "What a person knows at `time`: patterns known by then, with what befell them later not yet written."
+    "What a person knows at `time`: patterns known by then, their later life events not yet written."
     seen = patterns[patterns["known_at"] <= time].reset_index(drop=True)
     later = (seen["ended_at"] > time).to_numpy()
     dated = [name for name in seen.select_dtypes("datetimetz") if name not in ("formed_at", "known_at")]
-    return seen.assign(
-        **{name: seen[name].where(seen[name] <= time) for name in dated},
-        ended_how=seen["ended_how"].mask(later, ""),
-    )
+    forgotten = {name: seen[name].where(seen[name] <= time) for name in dated}
+    return seen.assign(**forgotten, ended_how=seen["ended_how"].mask(later, ""))
 
-
+# %% ../nbs/03_causality.ipynb #7f724bdc
 def telling_cuts(
-    events: pd.DataFrame, candles: pd.DataFrame, step: pd.Timedelta, each: int, seed: int
+    events: pd.DataFrame,
+    candles: pd.DataFrame,
+    step: pd.Timedelta,  # timeframe of the candles
+    each: int,  # cuts for every kind of event, however rare
+    seed: int,
 ) -> np.ndarray:
-    "Cuts right after the close at which events say they are known, `each` of every kind: where a peek of one candle must show, however rare the kind."
+    "Cuts right after the close at which events say they are known, where a peek of one candle must show."
     rows, generator = 1 + (candles.index + step).searchsorted(events["known_at"]), np.random.default_rng(seed)
     kinds = events["kind"].astype(str).to_numpy() if "kind" in events else np.zeros(len(events), str)
     chosen = [
@@ -92,7 +93,7 @@ def telling_cuts(
     ]
     return np.unique(np.concatenate([np.zeros(0, np.int64), *chosen]))
 
-
+# %% ../nbs/03_causality.ipynb #c2eb4f64
 def assert_causal_events(
     detect: Callable[[pd.DataFrame], pd.DataFrame],  # candles -> pattern table
     candles: pd.DataFrame,
@@ -104,16 +105,12 @@ def assert_causal_events(
 ) -> None:
     "Raise `LookAheadError` unless the events of each prefix are those known by its last close."
     whole = detect(candles)
-    ends = np.union1d(
-        random_cuts(len(candles), cuts, seed, first), telling_cuts(whole, candles, step, each, seed)
-    )
+    random = random_cuts(len(candles), cuts, seed, first)
+    ends = np.union1d(random, telling_cuts(whole, candles, step, each, seed))
     for end in ends[ends >= first]:
-        closed = candles.index[end - 1] + step
-        _compare(
-            detect(candles.iloc[:end]).reset_index(drop=True),
-            known_before(whole, closed),
-            f"with the candles after {candles.index[end - 1]} taken away",
-        )
+        seen = detect(candles.iloc[:end]).reset_index(drop=True)
+        last = candles.index[end - 1]
+        _compare(seen, known_before(whole, last + step), f"with the candles after {last} taken away")
 
 # %% ../nbs/03_causality.ipynb #188abe90
 def _random_market(candles: pd.DataFrame, last: float, generator: np.random.Generator) -> np.ndarray:
@@ -132,17 +129,16 @@ def _crash(candles: pd.DataFrame, last: float, generator: np.random.Generator) -
 
 POISONS = {"random prices": _random_market, "NaN": _nothing, "a crash": _crash}
 
-
+# %% ../nbs/03_causality.ipynb #e48109a5
 def poisoned(candles: pd.DataFrame, end: int, poison: str, seed: int = 0) -> pd.DataFrame:
     "The candles with the prices from row `end` on replaced by one of `POISONS`."
-    prices, future = ["open", "high", "low", "close"], candles.iloc[end:]
+    columns = candles.columns.get_indexer(["open", "high", "low", "close"])
+    last, generator = float(candles["close"].iloc[end - 1]), np.random.default_rng(seed)
     changed = candles.copy()
-    changed.iloc[end:, candles.columns.get_indexer(prices)] = POISONS[poison](
-        future, float(candles["close"].iloc[end - 1]), np.random.default_rng(seed)
-    )
+    changed.iloc[end:, columns] = POISONS[poison](candles.iloc[end:], last, generator)
     return changed
 
-
+# %% ../nbs/03_causality.ipynb #565aabad
 def assert_blind_to_the_future(
     detect: Callable[[pd.DataFrame], pd.DataFrame],  # candles -> pattern table; must stand NaN
     candles: pd.DataFrame,
@@ -156,12 +152,11 @@ def assert_blind_to_the_future(
     "Raise `LookAheadError` where another future changes what was known at the cut."
     whole = detect(candles)
     for end in random_cuts(len(candles), cuts, seed, first):
-        closed = candles.index[end - 1] + step
+        last = candles.index[end - 1]
+        known = known_before(whole, last + step)
         for poison in poisons:
-            seen = known_before(
-                detect(poisoned(candles.iloc[: end + ahead], end, poison, seed + end)), closed
-            )
-            _compare(seen, known_before(whole, closed), f"with {poison} after {candles.index[end - 1]}")
+            other = poisoned(candles.iloc[: end + ahead], end, poison, seed + end)
+            _compare(known_before(detect(other), last + step), known, f"with {poison} after {last}")
 
 # %% ../nbs/03_causality.ipynb #ed33b36a
 def assert_parity(
@@ -172,7 +167,7 @@ def assert_parity(
     seed: int = 0,
     relative: float = 1e-9,  # largest relative difference
 ) -> None:
-    "Raise `LookAheadError` where a row from the last `lookback` candles differs from that of the whole history."
+    "Raise `LookAheadError` where a row from the last `lookback` candles is not that of the whole history."
     whole = pd.DataFrame(function(candles))
     for end in random_cuts(len(candles), cuts, seed, first=lookback):
         seen = pd.DataFrame(function(candles.iloc[end - lookback : end])).iloc[-1:]

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 # %% ../nbs/00_config.ipynb #ae50aa89
 class UserError(ValueError):
-    "Something the user can mend; shown as one sentence in notebooks."
+    "Something the user can put right; shown as one sentence in notebooks."
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
@@ -24,7 +25,7 @@ class ConfigError(UserError):
     "A section of the settings has an unknown key, a wrong type or an impossible value."
 
 # %% ../nbs/00_config.ipynb #bfd28084
-def _sentence(section: str, error: dict[str, Any], known: list[str]) -> str:
+def _sentence(section: str, error: ErrorDetails, known: list[str]) -> str:
     place = ".".join([section, *map(str, error["loc"])])
     if isinstance(cause := error.get("ctx", {}).get("error"), ConfigError):
         return f"in {place}: {cause}"
@@ -51,10 +52,8 @@ class Section(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            name, known = (
-                type(self).model_config.get("title") or type(self).__name__,
-                list(type(self).model_fields),
-            )
+            name = type(self).model_config.get("title") or type(self).__name__
+            known = list(type(self).model_fields)
             raise ConfigError("; ".join(_sentence(name, e, known) for e in error.errors())) from None
 
 # %% ../nbs/00_config.ipynb #5640aa52

@@ -12,12 +12,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-
-import pandas as pd
-import pyarrow as arrow
-import pyarrow.parquet as parquet
+from typing import TYPE_CHECKING, Any
 
 from .config import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../nbs/01_writing.ipynb #352630f1
 class WriteError(UserError):
@@ -27,6 +27,13 @@ class WriteError(UserError):
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def _cause(error: OSError, content: bytes) -> str:
+    "Why a file could not be written, and what to do."
+    if error.errno in _FULL:
+        return f"the disk is full ({len(content) / 1e6:.1f} MB were to be written): make room"
+    return f"it cannot be written ({error.strerror}): mend that"
+
+# %% ../nbs/01_writing.ipynb #f33aacd5
 def write_whole(
     path: str | os.PathLike,
     content: bytes,
@@ -46,25 +53,25 @@ def write_whole(
     except OSError as error:
         if partial.is_file():
             partial.unlink()
-        cause = (
-            f"the disk is full ({len(content) / 1e6:.1f} MB were to be written): make room"
-            if error.errno in _FULL
-            else f"it cannot be written ({error.strerror}): mend that"
-        )
-        raise WriteError(f"{path}: {cause} and start again; what was stored before is unchanged") from None
+        reason = _cause(error, content)
+        raise WriteError(f"{path}: {reason} and start again; what was stored before is unchanged") from None
 
 # %% ../nbs/01_writing.ipynb #e7acaee1
-def parquet_bytes(table: pd.DataFrame, facts: Mapping | None = None) -> bytes:
+def parquet_bytes(table: "pd.DataFrame", facts: Mapping[str, Any] | None = None) -> bytes:
     "The table as a zstd Parquet file with its facts."
-    content, buffer = arrow.Table.from_pandas(table), io.BytesIO()
+    import pyarrow
+    from pyarrow import parquet
+
+    content, buffer = pyarrow.Table.from_pandas(table), io.BytesIO()
     if facts is not None:
-        content = content.replace_schema_metadata(
-            {**content.schema.metadata, b"smc_ml": json.dumps(facts, sort_keys=True).encode()}
-        )
+        told = {b"smc_ml": json.dumps(facts, sort_keys=True).encode()}
+        content = content.replace_schema_metadata({**content.schema.metadata, **told})
     parquet.write_table(content, buffer, compression="zstd", compression_level=3)
     return buffer.getvalue()
 
 
-def write_table(table: pd.DataFrame, path: str | os.PathLike, facts: Mapping | None = None) -> None:
+def write_table(
+    table: "pd.DataFrame", path: str | os.PathLike, facts: Mapping[str, Any] | None = None
+) -> None:
     "Write a Parquet file whole or not at all."
     write_whole(path, parquet_bytes(table, facts))

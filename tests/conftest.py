@@ -48,13 +48,20 @@ def ether(market) -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def euro(market) -> pd.DataFrame:
-    "A year of real quarter-hour candles of EURUSD: no weekends, times of an export's broker, whose clock is that of Athens."
+    "A year of real 15m candles of EURUSD: no weekends, times of an export's broker, whose clock is Athens'."
     return validate_candles(
         read_candle_file(market / "EURUSD_15m_mt5_2022-10_2023-10.parquet", "Europe/Athens"),
         "15m",
         "EURUSD",
         allow_gaps=True,
     )
+
+
+@pytest.fixture(scope="session")
+def hourly(market) -> pd.DataFrame:
+    "Real 1h candles of Bitcoin, with the outages of an exchange."
+    path = market / "BTCUSDT_1h_binance_spot_2020-01_2021-10.parquet"
+    return validate_candles(read_candle_file(path), "1h", "BTCUSDT", allow_gaps=True)
 
 
 def by_timeframe(candles: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -1,4 +1,5 @@
-"""A second opinion: what smartmoneyconcepts finds on real candles is ours, and every difference is one of those listed in nbs/explore."""
+"""A second opinion: what smartmoneyconcepts finds on real candles is ours,
+and every difference is one of those listed in nbs/explore."""
 
 import json
 from typing import Any
@@ -31,7 +32,7 @@ def notebook() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def eurusd(market) -> pd.DataFrame:
-    "A year of fifteen-minute candles on the broker's clock, three hours ahead of UTC in summer; volume in ticks."
+    "A year of 15m candles on the broker's clock, three hours ahead of UTC in summer; volume in ticks."
     table = pd.read_parquet(market / "EURUSD_15m_mt5_2022-10_2023-10.parquet")
     opens = (
         pd.DatetimeIndex(table["timestamp_broker_naive"], name="open_time").as_unit("ns").tz_localize("UTC")

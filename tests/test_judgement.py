@@ -120,7 +120,7 @@ def test_a_rerun_counts_once_and_leaves_every_byte(place):
     "section, change, new",
     [
         ("labels", {"target_r": 2.0}, 16),
-        ("patterns", {"wing": 4}, 16),
+        ("patterns", {"pivot_length": 4}, 16),
         ("features", {"momentum_bars": 24}, 16),
         ("costs", {"fee_rate": 0.001}, 16),
         ("train", {"seed": 1}, 16),

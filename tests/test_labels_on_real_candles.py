@@ -16,7 +16,8 @@ from smc_ml.labels.outcomes import LABEL_COLUMNS, SMCPatternLabeler, label_patte
 from smc_ml.labels.splits import PurgedKFold, PurgedWalkForward, SplitError
 from smc_ml.labels.statistics import get_pattern_statistics
 from smc_ml.labels.weights import WeightError, average_uniqueness, sample_weights
-from smc_ml.patterns.confluence import WEIGHTS, confluence_at
+from smc_ml.patterns.config import PatternConfig
+from smc_ml.patterns.confluence import confluence_at, timeframe_weights
 from smc_ml.patterns.detection import detect_timeframes
 from smc_ml.trading.account import select_trades
 from smc_ml.trading.costs import BacktestError
@@ -621,7 +622,8 @@ def test_what_a_label_says_agrees_with_itself_and_with_the_candles(real, pattern
 
 def test_confluence_is_what_one_would_have_computed_at_the_decision(real, patterns):
     labels = label_symbols(Market({"BTCUSDT": real}, "5m"), {"BTCUSDT": patterns})
-    higher = {name: weight for name, weight in WEIGHTS.items() if name in ("1h", "4h", "1d")}
+    weights = timeframe_weights(PatternConfig().timeframes)
+    higher = {name: weights[name] for name in ("1h", "4h", "1d")}
     for _, label in labels[labels["confluence"].notna()].sample(20, random_state=1).iterrows():
         known, close = known_before(patterns, label["time"]), real["close"].iloc[label["row"]]
         assert label["confluence"] == pytest.approx(

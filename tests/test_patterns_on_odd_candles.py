@@ -1,4 +1,5 @@
-"""Candles that hypothesis makes up (ties, doji, price gaps, flat stretches, huge bars, holes): nothing looks ahead, batch equals stream, no pattern is impossible."""
+"""Candles that hypothesis makes up (ties, doji, price gaps, flat stretches, huge bars, holes):
+nothing looks ahead, batch equals stream, no pattern is impossible."""
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,11 @@ from smc_ml.patterns.streaming import PatternStream, update_table
 
 FIVE_MINUTES = TIMEFRAMES["5m"]
 SMALL = {
-    "average_range_window": 3,
-    "wing": 1,
+    "atr_window": 3,
+    "pivot_length": 1,
     "structure_age": 12,
     "swing_age": 20,
-    "reversal": 1.0,
+    "zigzag_atr": 1.0,
     "zone_age": 15,
     "minimum_displacement": 0.2,
     "minimum_gap": 0.0,
@@ -83,9 +84,9 @@ thorough = settings(
 @given(odd_candles(), configs)
 @thorough
 def test_nothing_looks_ahead(candles, config):
-    assert_causal_events(lambda c: detect_patterns(c, config), candles, FIVE_MINUTES, cuts=8, each=1)
+    assert_causal_events(lambda c: detect_patterns(c, config, "5m"), candles, FIVE_MINUTES, cuts=8, each=1)
     assert_blind_to_the_future(
-        lambda c: detect_patterns(c, config, validate=False), candles, FIVE_MINUTES, cuts=3, ahead=30
+        lambda c: detect_patterns(c, config, "5m", validate=False), candles, FIVE_MINUTES, cuts=3, ahead=30
     )
 
 
@@ -93,8 +94,8 @@ def test_nothing_looks_ahead(candles, config):
 @thorough
 def test_batch_equals_stream(candles, config):
     pd.testing.assert_frame_equal(
-        update_table(PatternStream(config).feed(candles), config, "5m"),
-        detect_patterns(candles, config),
+        update_table(PatternStream(config, "5m").feed(candles), config, "5m"),
+        detect_patterns(candles, config, "5m"),
         check_exact=True,
     )
 
@@ -102,7 +103,7 @@ def test_batch_equals_stream(candles, config):
 @given(odd_candles(), configs)
 @thorough
 def test_no_pattern_is_impossible(candles, config):
-    patterns = detect_patterns(candles, config)
+    patterns = detect_patterns(candles, config, "5m")
     assert set(patterns["kind"]) <= set(KINDS) and patterns["known_at"].is_monotonic_increasing
     assert (patterns["formed_at"] < patterns["known_at"]).all() and (
         patterns["bottom"] <= patterns["top"]
@@ -124,7 +125,7 @@ def test_the_odd_candles_make_every_kind_of_pattern():
     @given(odd_candles())
     @thorough
     def collect(candles):
-        seen.update(detect_patterns(candles, PatternConfig(**SMALL))["kind"])
+        seen.update(detect_patterns(candles, PatternConfig(**SMALL), "5m")["kind"])
 
     collect()
     assert seen == set(KINDS)

@@ -1,4 +1,4 @@
-"""On a driftless random walk no pattern says anything about what comes next, once it is entered when it is known."""
+"""On a driftless random walk no pattern says what comes next, once it is entered when it is known."""
 
 from functools import cache
 
@@ -16,7 +16,7 @@ WALKS, CANDLES, AHEAD = 20, 20_000, 5
 
 
 def apart(rows: np.ndarray) -> np.ndarray:
-    "Which of the ascending rows to keep so that no two share a candle of the five that follow: else they are one question asked twice."
+    "Rows to keep so that no two share a candle of the five that follow: else one question is asked twice."
     keep, last = np.zeros(len(rows), bool), -AHEAD
     for index, row in enumerate(rows):
         if row - last >= AHEAD:
@@ -26,7 +26,7 @@ def apart(rows: np.ndarray) -> np.ndarray:
 
 @cache
 def right_calls(clock: str) -> pd.DataFrame:
-    "For each kind: questions asked, and how often the fifth close lay in the direction of the pattern; entered at `clock`."
+    "For each kind, entered at `clock`: questions asked, and how often the fifth close lay in its direction."
     parts = []
     for seed in range(WALKS):
         candles = random_walk(CANDLES, seed, steps=10)

@@ -1,16 +1,23 @@
-"""No pattern looks ahead, and the stream says what the batch says: on real candles, with the future taken away or poisoned."""
+"""No pattern looks ahead, and the stream says what the batch says, on real candles of several timeframes:
+with the future taken away or poisoned."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import by_timeframe
 
-from smc_ml.candles import TIMEFRAMES, resample, validate_candles
+from smc_ml.candles import TIMEFRAMES, Market, resample, validate_candles
 from smc_ml.causality import LookAheadError, assert_blind_to_the_future, assert_causal_events
 from smc_ml.data.sources.files import read_candle_file
 from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.confluence import confluence, pattern_confluence
-from smc_ml.patterns.detection import active_zones, detect_patterns, detect_timeframes
+from smc_ml.patterns.detection import (
+    PatternError,
+    active_zones,
+    detect_market,
+    detect_patterns,
+    detect_timeframes,
+)
 from smc_ml.patterns.names import KINDS, PERIODS
 from smc_ml.patterns.streaming import PatternStream, update_table
 
@@ -24,7 +31,12 @@ OTHER = PatternConfig(
     minimum_gap_percent=0.02,
     periods=("asia_kill_zone", "day", "week", "month"),
 )
-MARKETS = {"bitcoin": ("5m", PatternConfig()), "ether": ("5m", OTHER), "euro": ("15m", FX)}
+MARKETS = {
+    "bitcoin": ("5m", PatternConfig()),
+    "ether": ("5m", OTHER),
+    "euro": ("15m", FX),
+    "hourly": ("1h", PatternConfig()),
+}
 
 
 @pytest.fixture(params=MARKETS)
@@ -152,7 +164,10 @@ def test_at_every_close_the_last_candles_alone_tell_what_is_new(ether):
     )
     candles, lookback = ether.iloc[:4500], config.lookback
     fixed = ["kind", "direction", "scale", "formed_at", "known_at", "top", "bottom", "level", "strength"]
-    internal = lambda patterns: patterns.loc[patterns["scale"] != "swing", fixed]
+
+    def internal(patterns):
+        return patterns.loc[patterns["scale"] != "swing", fixed]
+
     whole = {time: rows for time, rows in internal(detect_patterns(candles, config)).groupby("known_at")}
     for end in range(lookback, len(candles)):
         seen, closed = (
@@ -194,6 +209,69 @@ def test_confluence_is_what_was_known_at_each_close(ether):
         pd.testing.assert_frame_equal(
             confluence(part, detect_timeframes(by_timeframe(part))).iloc[-50:], whole.iloc[end - 50 : end]
         )
+
+
+BASES = {"euro": ("15m", ("15m", "1h", "4h")), "hourly": ("1h", ("1h", "4h", "1d"))}
+
+
+@pytest.fixture(params=BASES)
+def base(request) -> tuple[pd.DataFrame, str, PatternConfig]:
+    "Candles whose base is not five minutes, their timeframe, and settings that name it and its multiples."
+    timeframe, timeframes = BASES[request.param]
+    config = FX.model_copy(update={"timeframes": timeframes})
+    return request.getfixturevalue(request.param).iloc[:8000], timeframe, config
+
+
+def test_a_market_of_another_base_is_searched_on_its_multiples(base):
+    candles, timeframe, config = base
+    found = detect_market(Market({"A": candles, "B": candles.iloc[:3000]}, timeframe), config)
+    assert list(found) == ["A", "B"] and found["A"]["known_at"].is_monotonic_increasing
+    for name in config.timeframes:
+        higher = candles if name == timeframe else resample(candles, timeframe, name)
+        of_timeframe = found["A"][found["A"]["timeframe"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(of_timeframe, detect_patterns(higher, config), check_exact=True)
+
+
+def test_no_higher_candle_of_another_base_is_seen_early(base):
+    candles, timeframe, config = base
+    assert_causal_events(
+        lambda c: detect_market(Market({"A": c}, timeframe), config)["A"],
+        candles,
+        TIMEFRAMES[timeframe],
+        cuts=20,
+        first=600,
+        each=1,
+    )
+
+
+def test_confluence_of_another_base_is_what_was_known_at_each_close(base):
+    candles, timeframe, config = base
+
+    def scored(part):
+        return confluence(part, detect_market(Market({"A": part}, timeframe), config)["A"], config=config)
+
+    whole = scored(candles)
+    assert set(whole) == {f"{what}_{name}" for what in ("trend", "zone") for name in config.timeframes} | {
+        "score"
+    }
+    assert whole["score"].between(-1, 1).all() and (whole["score"] > 0).any() and (whole["score"] < 0).any()
+    for end in range(2000, len(candles), 2000):
+        pd.testing.assert_frame_equal(scored(candles.iloc[:end]).iloc[-50:], whole.iloc[end - 50 : end])
+
+
+def test_the_stream_reads_the_timeframe_of_what_it_is_fed(base):
+    candles, timeframe, config = base
+    stream = PatternStream(config)
+    updates = stream.feed(candles.iloc[:2000]) + stream.feed(candles.iloc[2000:])
+    assert stream.timeframe == timeframe
+    pd.testing.assert_frame_equal(
+        update_table(updates, config, timeframe), detect_patterns(candles, config), check_exact=True
+    )
+
+
+def test_timeframes_that_cannot_be_made_of_the_base_are_refused(hourly):
+    with pytest.raises(PatternError, match="patterns.timeframes: 5m is no multiple of 1h, the base"):
+        detect_market(Market({"A": hourly}, "1h"))
 
 
 def test_nothing_spans_a_long_hole(market):

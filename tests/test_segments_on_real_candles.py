@@ -1,4 +1,4 @@
-"""Nothing reaches across a hole: real candles with holes of their own give the labels, features and targets of their stretches."""
+"""Nothing reaches across a hole: labels, features and targets are those of the parts of real candles."""
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ SHORT, SMALL = (
 
 @pytest.fixture(scope="module")
 def holed(bitcoin) -> pd.DataFrame:
-    "Six weeks of real candles without two days, seven hours and twenty minutes; three single ones are missing too."
+    "Six weeks of real candles without two days, seven hours and twenty minutes, and three single ones."
     candles, day = bitcoin["2023-02-01":"2023-03-14"], pd.Timedelta("1D")
     start = candles.index[0]
     gone = [
@@ -70,7 +70,11 @@ def test_no_trade_reaches_across_a_hole_and_none_is_lost(holed, entry):
     config, patterns = LabelingConfig(entry=entry), patterns_of(holed)
     labels = label_patterns(holed, patterns, "BTCUSDT", config, pattern_config=SHORT)
     parts = segments(holed, "5m")
-    part_of = lambda times: np.searchsorted([holed.index[part.start] for part in parts], times, side="right")
+    starts = [holed.index[part.start] for part in parts]
+
+    def part_of(times):
+        return np.searchsorted(starts, times, side="right")
+
     ends = labels["exit_at"] - pd.Timedelta("1ns")
     assert (part_of(labels["known_at"] - pd.Timedelta("1ns")) == part_of(ends)).all()
     assert (holed.index[labels["row"]] + TIMEFRAMES["5m"] == pd.DatetimeIndex(labels["time"])).all()

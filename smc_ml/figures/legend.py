@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from .canvas import DOWN, INK, NEUTRAL, direction_colour, rgba
+from ..patterns.names import PATTERN_KINDS
 
 # %% ../../nbs/figures/02_legend.ipynb #4e7d23dd
 class PatternGroup(NamedTuple):
@@ -42,25 +43,19 @@ def _structure_groups(scale: str) -> tuple[PatternGroup, ...]:
     )
 
 
+def _groups(family: str) -> list[PatternGroup]:
+    "The groups of a family, marks first, as the kinds declare them."
+    kinds = (kind for kind in PATTERN_KINDS if kind.family == family)
+    ordered = sorted(kinds, key=lambda kind: kind.form != "mark")
+    return [PatternGroup(family, kind.group, (kind.name,), kind.form) for kind in ordered]
+
+
 GROUPS = (
-    PatternGroup("zones", "order blocks", ("order_block",), "zone"),
-    PatternGroup("zones", "breaker blocks", ("breaker_block",), "zone"),
-    PatternGroup("zones", "fair value gaps", ("fair_value_gap",), "zone"),
-    PatternGroup("zones", "inverse gaps", ("inverse_fair_value_gap",), "zone"),
+    *_groups("zones"),
     *_structure_groups("swing"),
     *_structure_groups("internal"),
-    PatternGroup("liquidity", "sweeps", ("liquidity_sweep",), "mark"),
-    PatternGroup("liquidity", "runs", ("liquidity_run",), "mark"),
-    PatternGroup("liquidity", "equal highs", ("equal_highs",), "level"),
-    PatternGroup("liquidity", "equal lows", ("equal_lows",), "level"),
-    PatternGroup("liquidity", "previous highs", ("previous_high",), "level"),
-    PatternGroup("liquidity", "previous lows", ("previous_low",), "level"),
-    PatternGroup("levels", "support, resistance", ("support_resistance",), "zone"),
-    PatternGroup("levels", "dealing ranges", ("dealing_range",), "range"),
-    PatternGroup("levels", "OTE zones", ("optimal_trade_entry",), "zone"),
-    PatternGroup("levels", "value areas", ("value_area",), "zone"),
-    PatternGroup("levels", "high volume nodes", ("high_volume_node",), "zone"),
-    PatternGroup("levels", "low volume nodes", ("low_volume_node",), "zone"),
+    *_groups("liquidity"),
+    *_groups("levels"),
 )
 DRAWN_KINDS = tuple(dict.fromkeys(kind for group in GROUPS for kind in group.kinds))
 

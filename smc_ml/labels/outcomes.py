@@ -37,7 +37,7 @@ from .checks import LabelError, base_timeframe, check_market, check_timeframes
 from .config import LabelingConfig
 from .finer import settle_doubts
 from ..patterns.config import PatternConfig
-from ..patterns.confluence import BREAKS, WEIGHTS, ZONES, confluence_at
+from ..patterns.confluence import CONFLUENCE_ZONE_KINDS, TREND_KINDS, confluence_at, timeframe_weights
 from ..patterns.detection import detect_timeframes
 
 # %% ../../nbs/labels/04_outcomes.ipynb #4ee0329f
@@ -117,13 +117,16 @@ def _confluence(
     aim, side = events["aim"].to_numpy(), events["direction"].to_numpy()
     for timeframe in events["timeframe"].unique():
         longer = order[order.index(timeframe) + 1 :]
-        higher = {name: weight for name, weight in WEIGHTS.items() if name in longer}
+        weights = timeframe_weights(pattern_config.timeframes)
+        higher = {name: weight for name, weight in weights.items() if name in longer}
         above = _among(patterns["timeframe"], list(higher))
         known = events["time"] >= patterns["known_at"][above].min()
         rows = np.flatnonzero((events["timeframe"] == timeframe) & known)
         if not higher or not len(rows):
             continue
-        telling = patterns[above & _among(patterns["kind"], (*BREAKS, *ZONES))]  # of trend and zones
+        telling = patterns[
+            above & _among(patterns["kind"], (*TREND_KINDS, *CONFLUENCE_ZONE_KINDS))
+        ]  # of trend and zones
         times = pd.DatetimeIndex(events["time"])[rows]
         score = confluence_at(times, aim[rows], telling, pattern_config, higher)["score"].to_numpy()
         out[rows] = score * side[rows]

@@ -9,7 +9,7 @@ __all__ = ['PatternConfig']
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from ..candles import TIMEFRAMES
 from ..config import Section
@@ -21,41 +21,38 @@ class PatternConfig(Section):
 
     model_config = {"title": "patterns"}
     timeframes: tuple[str, ...] = Field(
-        ("5m", "15m", "1h", "4h", "1d"), strict=False, description="candles on which patterns are sought"
+        ("5m", "15m", "1h", "4h", "1d"),
+        strict=False,
+        min_length=1,
+        description="candles on which patterns are sought: the base and multiples of it",
     )
-    kinds: tuple[str, ...] = Field(KINDS, strict=False, description="kinds of patterns that are reported")
+    kinds: tuple[str, ...] = Field(
+        KINDS, strict=False, description="kinds of patterns that are reported; all: every kind there is"
+    )
     maximum_hole: int = Field(3, ge=0, description="missing candles in a row that do not end a segment")
     weekends_closed: bool = Field(
         False, description="a hole that holds a whole Saturday, UTC, ends no segment"
     )
-    average_range_window: int = Field(14, ge=2, description="candles in the average true range")
-    wing: int = Field(3, ge=1, description="candles on each side that confirm an internal swing")
+    atr_window: int = Field(14, ge=2, description="candles in the ATR (average true range)")
+    pivot_length: int = Field(3, ge=1, description="candles on each side that confirm an internal swing")
     structure_age: int = Field(60, ge=2, description="candles until an internal swing or trend is forgotten")
-    reversal: float = Field(
-        3.0, gt=0, description="way back that ends a leg of the zigzag, average true ranges"
-    )
+    zigzag_atr: float = Field(3.0, gt=0, description="reversal that ends a leg of the zigzag, ATR")
     swing_age: int = Field(
         240, ge=2, description="candles until a leg, swing or trend of the zigzag is forgotten"
     )
     break_by: Literal["close", "wick"] = Field("close", description="what has to pass a swing to break it")
-    minimum_shift: float = Field(
-        1.0, ge=0, description="body of the candle of a market structure shift, average true ranges"
-    )
-    minimum_displacement: float = Field(
-        1.5, ge=0, description="move behind an order block, average true ranges"
-    )
+    minimum_shift: float = Field(1.0, ge=0, description="body of the candle of a market structure shift, ATR")
+    minimum_displacement: float = Field(1.5, ge=0, description="move behind an order block, ATR")
     order_block_candle: Literal["opposite", "extreme"] = Field(
         "opposite", description="last opposite candle before the move, or the candle at its extreme"
     )
-    minimum_gap: float = Field(0.3, ge=0, description="size of a fair value gap, average true ranges")
+    minimum_gap: float = Field(0.3, ge=0, description="size of a fair value gap, ATR")
     minimum_gap_percent: float = Field(
         0.0, ge=0, description="size of a fair value gap, percent of the price"
     )
     join_gaps: bool = Field(False, description="gaps of one direction on consecutive candles become one")
     zone_age: int = Field(200, ge=2, description="candles until a zone or a pool of liquidity expires")
-    equal_tolerance: float = Field(
-        0.1, ge=0, description="difference of equal highs or lows, average true ranges"
-    )
+    equal_tolerance: float = Field(0.1, ge=0, description="difference of equal highs or lows, ATR")
     sweep_within: int = Field(1, ge=1, description="closes that decide between a sweep and a run")
     periods: tuple[str, ...] = Field(
         ("asia", "london", "new_york", "day", "week"),
@@ -64,23 +61,26 @@ class PatternConfig(Section):
     )
     day_time_zone: str = Field("UTC", description="time zone in which the trading day begins")
     day_start: str = Field("00:00", description="local time at which it begins")
-    level_tolerance: float = Field(
-        0.5, ge=0, description="distance of a swing from its cluster, average true ranges"
-    )
+    level_tolerance: float = Field(0.5, ge=0, description="distance of a swing from its cluster, ATR")
     level_touches: int = Field(3, ge=2, description="swings that make a support or resistance")
-    entry_from: float = Field(
-        0.62, gt=0, lt=1, description="retracement at which the entry band begins, share of the leg"
+    ote_from: float = Field(
+        0.62, gt=0, lt=1, description="retracement at which the OTE zone begins, share of the leg"
     )
-    entry_to: float = Field(0.79, gt=0, lt=1, description="retracement at which it ends, share of the leg")
+    ote_to: float = Field(0.79, gt=0, lt=1, description="retracement at which it ends, share of the leg")
     profile_window: int = Field(288, ge=2, description="candles in a volume profile")
     profile_every: int = Field(48, ge=1, description="candles from one volume profile to the next")
     profile_bins: int = Field(48, ge=3, description="bins of a volume profile")
     value_area_share: float = Field(0.7, gt=0, le=1, description="share of the volume in the value area")
 
+    @field_validator("kinds", mode="before")
+    @classmethod
+    def _all_kinds(cls, kinds: Any) -> Any:
+        return KINDS if kinds == "all" else kinds
+
     @field_validator("kinds", "periods", "timeframes")
     @classmethod
-    def _known_names(cls, names: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        known = {"kinds": KINDS, "periods": PERIODS, "timeframes": tuple(TIMEFRAMES)}[info.field_name]
+    def _known_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = {"kinds": KINDS, "periods": PERIODS, "timeframes": tuple(TIMEFRAMES)}[str(info.field_name)]
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)}")
@@ -108,9 +108,9 @@ class PatternConfig(Section):
     @property
     def structure_lookback(self) -> int:
         "Candles that fix the internal trend of the last one: warm-up, swings, and twice the memory."
-        return self.average_range_window + 2 * self.wing + 1 + 2 * self.structure_age
+        return self.atr_window + 2 * self.pivot_length + 1 + 2 * self.structure_age
 
     @property
     def lookback(self) -> int:
-        "Candles that fix every internal break, order block, gap and swing sweep known or alive at the last one."
+        "Candles that fix every internal break, block, gap and swing sweep known or alive at the last one."
         return self.structure_lookback + self.structure_age + self.zone_age

@@ -1,4 +1,5 @@
-"""Speed, side by side with the peer in the same run; absolute times depend on the machine, ratios do not. `make bench` runs it."""
+"""Speed, side by side with the peer in the same run; absolute times depend on the machine, ratios do not.
+`make bench` runs it."""
 
 import os
 import subprocess
@@ -139,7 +140,7 @@ def test_time_grows_with_the_candles_and_not_faster(benchmark, long_walk):
 @pytest.mark.parametrize("history", [2_000, 50_000])
 def test_a_candle_in_the_stream(benchmark, long_walk, history):
     benchmark.group, benchmark.name = "patterns, one candle in a stream", f"smc_ml, after {history} candles"
-    stream = PatternStream()
+    stream = PatternStream(timeframe="5m")
     stream.feed(long_walk.iloc[:history])
     coming = candles_of(long_walk.iloc[history : history + 12_000])
     benchmark.pedantic(lambda: stream.update(next(coming)), rounds=10_000)
