@@ -40,7 +40,7 @@ class Trial(NamedTuple):
 def _plain(value: Any) -> Any:
     "What JSON has no form for: sections, tuples, scalars and times."
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", by_alias=True)  # renamed settings keep their names here
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (pd.Timestamp, pd.Timedelta)):

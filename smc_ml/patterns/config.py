@@ -33,10 +33,19 @@ class PatternConfig(Section):
     weekends_closed: bool = Field(
         False, description="a hole that holds a whole Saturday, UTC, ends no segment"
     )
-    atr_window: int = Field(14, ge=2, description="candles in the ATR (average true range)")
-    pivot_length: int = Field(3, ge=1, description="candles on each side that confirm an internal swing")
+    atr_window: int = Field(
+        14,
+        ge=2,
+        serialization_alias="average_range_window",
+        description="candles in the ATR (average true range)",
+    )
+    pivot_length: int = Field(
+        3, ge=1, serialization_alias="wing", description="candles on each side that confirm an internal swing"
+    )
     structure_age: int = Field(60, ge=2, description="candles until an internal swing or trend is forgotten")
-    zigzag_atr: float = Field(3.0, gt=0, description="reversal that ends a leg of the zigzag, ATR")
+    zigzag_atr: float = Field(
+        3.0, gt=0, serialization_alias="reversal", description="reversal that ends a leg of the zigzag, ATR"
+    )
     swing_age: int = Field(
         240, ge=2, description="candles until a leg, swing or trend of the zigzag is forgotten"
     )
@@ -64,9 +73,19 @@ class PatternConfig(Section):
     level_tolerance: float = Field(0.5, ge=0, description="distance of a swing from its cluster, ATR")
     level_touches: int = Field(3, ge=2, description="swings that make a support or resistance")
     ote_from: float = Field(
-        0.62, gt=0, lt=1, description="retracement at which the OTE zone begins, share of the leg"
+        0.62,
+        gt=0,
+        lt=1,
+        serialization_alias="entry_from",
+        description="retracement at which the OTE zone begins, share of the leg",
     )
-    ote_to: float = Field(0.79, gt=0, lt=1, description="retracement at which it ends, share of the leg")
+    ote_to: float = Field(
+        0.79,
+        gt=0,
+        lt=1,
+        serialization_alias="entry_to",
+        description="retracement at which it ends, share of the leg",
+    )
     profile_window: int = Field(288, ge=2, description="candles in a volume profile")
     profile_every: int = Field(48, ge=1, description="candles from one volume profile to the next")
     profile_bins: int = Field(48, ge=3, description="bins of a volume profile")
