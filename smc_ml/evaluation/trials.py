@@ -93,7 +93,7 @@ def _read(path: Path) -> list[dict]:
 def _files(path: str | os.PathLike) -> list[Path]:
     "The ledger's files in alphabetical order: one, or those of a folder."
     path = Path(path)
-    return sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.exists() else []
+    return sorted(path.rglob("*.jsonl")) if path.is_dir() else [path] if path.exists() else []
 
 
 def read_trials(
@@ -138,7 +138,7 @@ def model_trial(
     **sections: Section,  # of all that its labels and features were made with
 ) -> Trial:
     "A model on its labels and features."
-    left_out = {"threads": True} | {
+    left_out = {"threads": True, "models": True} | {
         name: {"threads"} if name == model else True
         for name, value in train
         if isinstance(value, Section) and name != "weights"

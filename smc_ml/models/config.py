@@ -67,8 +67,11 @@ class XGBoostConfig(Section):
 
 # %% ../../nbs/models/00_config.ipynb #ba494d3d
 class TrainingConfig(Section):
-    "The `train` section: windows, weights and the settings of each model."
+    "The `train` section: which models are trained, windows, weights and the settings of each model."
 
+    models: tuple[str, ...] = Field(
+        ("logistic", "xgboost", "lstm"), strict=False, min_length=1, description="models that are trained"
+    )
     steps: int = Field(60, ge=1, description="rows of a window, base candles")
     validation_share: float = Field(
         0.15, gt=0, lt=1, description="last share of the training time, used for early stopping"

@@ -52,7 +52,7 @@ def describe_training(
     "Facts for `description.json` about the events a model was trained on."
     return {
         "name": name,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"models"}),
         "signed": [n for n, s in zip(windows.feature_names, windows.signed) if s],
         "steps": windows.length,
         "train_first": str(labels["time"].min()),
