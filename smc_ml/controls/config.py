@@ -46,20 +46,21 @@ class ControlsConfig(Section):
         (0.15, 0.3, 0.45),
         strict=False,
         min_length=2,
-        description="planted edges of the power curve: probability above one half; the null markets stand for 0",
+        description="planted edges of the power curve: probability above one half; null markets stand for 0",
     )
-    models: tuple[str, ...] = Field(
+    models: tuple[str, ...] | None = Field(
         ("logistic", "xgboost"),
         strict=False,
         min_length=1,
-        description="models that are trained and combined",
+        description="models that are trained and combined; null: those of the section train",
     )
     processes: int = Field(
         1, ge=1, description="markets that are judged at the same time; the results are the same"
     )
     folder: str | None = Field(
-        None,
-        description="where the result of each market is kept, so that a stopped run goes on; null: nowhere",
+        "artifacts/markets",
+        description="where trades and predictions of each market are kept, so that a stopped run goes on "
+        "and a changed account trains nothing anew; null: nowhere",
     )
 
 # %% ../../nbs/controls/00_config.ipynb #c2e94d78
@@ -72,18 +73,14 @@ class FullControlsConfig(ControlsConfig):
         (0.075, 0.15, 0.225, 0.3, 0.375, 0.45),
         strict=False,
         min_length=2,
-        description="planted edges of the power curve: probability above one half; the null markets stand for 0",
+        description="planted edges of the power curve: probability above one half; null markets stand for 0",
     )
-    models: tuple[str, ...] = Field(
-        ("logistic", "xgboost", "lstm"),
+    models: tuple[str, ...] | None = Field(
+        None,
         strict=False,
         min_length=1,
-        description="models that are trained and combined",
+        description="models that are trained and combined; null: those of the section train",
     )
     processes: int = Field(
         2, ge=1, description="markets that are judged at the same time; the results are the same"
-    )
-    folder: str | None = Field(
-        "artifacts/controls_full_markets",
-        description="where the result of each market is kept, so that a stopped run goes on; null: nowhere",
     )
