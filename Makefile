@@ -27,7 +27,7 @@ install: .venv/installed  ## make .venv and install the locked dependencies
 	@touch $@
 
 export: install  ## write smc_ml/ from the notebooks
-	nbdev_export
+	python tools/export.py
 
 clean: install  ## strip outputs and stray metadata from the notebooks
 	nbdev_clean

@@ -33,7 +33,7 @@ def import_closure(
     root: Path,  # folder that holds the package
     package: tuple[str, ...] = (),  # where relative imports of `source` begin
 ) -> list[str]:
-    "Paths below `root`, sorted, of every module that `source` imports, directly or not; packages without code are left out."
+    "Paths below `root`, sorted, of every module that `source` imports, directly or not."
     left, seen = [(source, package)], set()
     while left:
         text, here = left.pop()
@@ -70,7 +70,7 @@ def stage_notebooks(root: Path) -> dict[str, str]:
 
 
 def write_code(root: Path) -> Mapping[str, str]:
-    "Write `artifacts/code/<stage>.txt` for each stage: hash and path, one file a line."
+    "Write `artifacts/code/<stage>.txt` for each stage: hash and path, one file per line."
     lists = {}
     for stage, notebook in stage_notebooks(root).items():
         lines = [f"{digest}  {path}\n" for path, digest in code_hashes(notebook, root).items()]

@@ -1,15 +1,27 @@
-"""Every stage keeps the promises that make it reproducible: parameters, settings, dependencies, a clean notebook without logic."""
+"""Every stage keeps the promises that make it reproducible.
+
+Parameters, settings, dependencies, and a clean notebook without logic.
+"""
 
 import ast
 import json
 import re
+import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
+from smc_ml.candles import Market
 from smc_ml.provenance import stage_notebooks
 from smc_ml.settings import SECTIONS
+from smc_ml.simulation.config import SimulationConfig
+from smc_ml.simulation.market import simulate_market
+from smc_ml.stages.learning import events_of
+from smc_ml.tables import read_table, write_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL_STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -151,6 +163,34 @@ def test_a_stage_notebook_goes_to_the_root_of_the_project_before_it_reads_anythi
     cells = [cell for cell in cells_of(name) if cell["cell_type"] == "code"]
     tagged = ["parameters" in cell["metadata"].get("tags", []) for cell in cells].index(True)
     assert source_of(cells[tagged + 1]).startswith("enter_project()\n")
+
+
+def run_by_hand(path: Path) -> None:
+    "Run a notebook as JupyterLab does: in a kernel that stands in the notebook's folder."
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+
+
+def test_a_stage_notebook_runs_by_hand_where_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    place = tmp_path / "nbs/pipeline" / notebook_of("splits").name
+    place.parent.mkdir(parents=True)
+    shutil.copy2(notebook_of("splits"), place)
+    with pytest.raises(
+        CellExecutionError, match=r"UserError: no dvc\.yaml in .*: run from inside the project"
+    ):
+        run_by_hand(place)
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "reports/metrics").mkdir(parents=True)
+    simulated = simulate_market(["SIM-A"], "2024-01-01", "2024-02-10", SimulationConfig(edge=0.4))
+    labels = events_of(Market({"SIM-A": simulated["SIM-A"].candles}, "5m")).labels
+    write_tables({"labels": labels}, tmp_path / "artifacts/labels")
+    run_by_hand(place)
+    assert len(read_table(tmp_path / "artifacts/splits/counts.parquet")) == 4
+    assert json.loads((tmp_path / "reports/metrics/splits.json").read_text())["events"] == len(labels)
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -27,13 +27,11 @@ class PlaceboConfig(Section):
     maximum_wait: int = Field(288, ge=1, description="base candles that a zone waits for its first touch")
     candles: int = Field(24, ge=1, description="base candles after the touch in which price reacts")
     barrier: float = Field(
-        1.0, gt=0, description="move for or against that decides a hit, average true ranges"
+        1.0, gt=0, description="move for or against that decides a hit, multiples of the ATR"
     )
-    placebos: int = Field(10, ge=1, description="random zones a real one")
-    volatility_groups: int = Field(
-        10, ge=1, description="groups of equal size by average true range over price"
-    )
-    draws: int = Field(500, ge=100, description="bootstrap draws of whole days")
+    placebos: int = Field(10, ge=1, description="random zones per real one")
+    volatility_groups: int = Field(10, ge=1, description="groups of equal size by ATR over price")
+    draws: int = Field(500, ge=100, description="draws of the block bootstrap, by day")
     seed: int = Field(0, ge=0, description="of placebos and draws")
 
 # %% ../../nbs/controls/00_config.ipynb #d17d6a64

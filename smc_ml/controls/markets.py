@@ -171,7 +171,7 @@ def planted_market(market: Market, seed: int, config: SimulationConfig) -> Plant
 
 
 def _by_the_clock(times: Any, first: pd.Timestamp, start: pd.Timestamp, step: pd.Timedelta) -> Any:
-    "Times of a simulation that began at `first`, by a clock that begins at `start`, a step a candle."
+    "Times of a simulation that began at `first`, by a clock that begins at `start`, one step per candle."
     return start + (times - first) // TIMEFRAMES[SIMULATED] * step
 
 

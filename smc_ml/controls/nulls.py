@@ -62,7 +62,7 @@ def null_results(
     markets: Mapping[str, Callable[[Market, int], Market]] = NULL_MARKETS,
     folder: str | Path | None = None,  # of all markets, where what is learnt is kept; None: nowhere
 ) -> dict[str, pd.DataFrame]:
-    "For each kind of null market one row a seed: `seed` and the headlines."
+    "For each kind of null market one row per seed: `seed` and the headlines."
     seeds = list(seeds)
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ControlError(f"seeds must be given, each once, found {seeds}")
@@ -88,10 +88,10 @@ def judge_market(
 class PlantedResults(NamedTuple):
     "Markets with a known edge."
 
-    # one row a market: edge seed, the headlines; `found`: the ranking beats chance; `profitable`: the
+    # one row per market: edge seed, the headlines; `found`: the ranking beats chance; `profitable`: the
     # trades earn more than their costs
     runs: pd.DataFrame
-    shares: pd.DataFrame  # one row a market and model: edge seed, and those of `share_of_reachable`
+    shares: pd.DataFrame  # one row per market and model: edge seed, and those of `share_of_reachable`
 
 
 def planted_results(
@@ -133,8 +133,8 @@ def chance_band(nulls: np.ndarray, level: float = 0.95) -> tuple[float, float] |
     "Where the value of one more null market lies with this probability; None for fewer than three of them."
     if len(nulls) < 3:
         return None
-    error = np.std(nulls, ddof=1) * np.sqrt(1 + 1 / len(nulls))
-    half = stats.t.ppf((1 + level) / 2, len(nulls) - 1) * error
+    quantile = stats.t.ppf((1 + level) / 2, len(nulls) - 1)
+    half = quantile * np.std(nulls, ddof=1) * np.sqrt(1 + 1 / len(nulls))
     return float(np.mean(nulls) - half), float(np.mean(nulls) + half)
 
 
@@ -144,7 +144,7 @@ def percentile_of(real: float, nulls: np.ndarray) -> float:
 
 
 def against_nulls(real: Mapping[str, float | None], nulls: pd.DataFrame) -> pd.DataFrame:
-    """One row a headline: the real value, the nulls' mean and band, the percentile, and `above` the band.
+    """One row per headline: the real value, the nulls' mean and band, the percentile, and `above` the band.
 
     Missing where not known.
     """
@@ -154,22 +154,22 @@ def against_nulls(real: Mapping[str, float | None], nulls: pd.DataFrame) -> pd.D
 
 def _standing(value: float | None, nulls: np.ndarray) -> dict[str, float | bool | None]:
     "Where a value stands among those of null markets."
-    band, there = chance_band(nulls), value is not None and len(nulls) > 0
+    band, known = chance_band(nulls), value if len(nulls) else None
     return {
         "real": value,
         "nulls": len(nulls),
         "null_mean": float(nulls.mean()) if len(nulls) else None,
         "band_low": band[0] if band else None,
         "band_high": band[1] if band else None,
-        "percentile": percentile_of(value, nulls) if there else None,
-        "above": bool(value > band[1]) if there and band else None,
+        "percentile": None if known is None else percentile_of(known, nulls),
+        "above": None if known is None or band is None else bool(known > band[1]),
     }
 
 # %% ../../nbs/controls/04_nulls.ipynb #a45b82bd
 def null_sentences(
     real: Mapping[str, float | None], nulls: pd.DataFrame, names: Iterable[str] = tuple(HEADLINES)
 ) -> list[str]:
-    "One sentence a headline: where the real value stands among all null markets."
+    "One sentence per headline: where the real value stands among all null markets."
     return [_null_sentence(HEADLINES[name], real[name], _known(nulls[name])) for name in names]
 
 
@@ -196,7 +196,7 @@ _BOUNDS = ("", "_low", "_high")
 
 
 def null_edges(nulls: pd.DataFrame) -> pd.DataFrame:
-    """One row a headline: markets, how many have an interval above chance, and two p-values.
+    """One row per headline: markets, how many have an interval above chance, and two p-values.
 
     `count_p` is that of this count, `pooled_p` that of all markets together.
     """

@@ -79,7 +79,7 @@ def share_of_reachable(
     draws: int = 300,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row a model: its accuracy and AUC, the oracle's, and its share of the oracle's AUC above chance.
+    """One row per model: its accuracy and AUC, the oracle's, and its share of the oracle's AUC above chance.
 
     The share has a 95 % interval; it is missing where there is nothing to reach.
     """
@@ -127,7 +127,7 @@ def planted_result(
 
 # %% ../../nbs/controls/03_planted.ipynb #89c2d627
 def share_table(shares: pd.DataFrame) -> pd.DataFrame:
-    """One row an edge and model: markets, in how many there was something to reach, and in these the share.
+    """One row per edge and model: markets, in how many there was something to reach, and in these the share.
 
     The share is missing where there were none.
     """
@@ -160,7 +160,7 @@ def _markets(number: int) -> str:
 
 
 def share_sentences(table: pd.DataFrame) -> list[str]:
-    "One sentence an edge of `share_table`: who got most of what could be reached, or that there was nothing."
+    "One sentence per edge of `share_table`: who got most of what could be reached."
     return [f"Edge {edge:g}: {_share_sentence(models)}." for edge, models in table.groupby("edge")]
 
 
@@ -168,10 +168,7 @@ def _share_sentence(models: pd.DataFrame) -> str:
     "What the models of one edge got."
     markets, reachable = int(models["markets"].iloc[0]), int(models["reachable"].max())
     if not reachable:
-        return (
-            f"nothing to reach in {_markets(markets)}; even one who knows which zones are defended "
-            "cannot be told from chance"
-        )
+        return f"nothing to reach in {_markets(markets)}; even the oracle cannot be told from chance"
     best = models.loc[models["share"].astype(float).idxmax()]
     got = f"{best['model']} gets most, {best['share']:.0%} of what can be reached"
     rest = f"; in the other {markets - reachable} there is nothing to reach" if reachable < markets else ""
@@ -191,7 +188,7 @@ class PowerCurve(NamedTuple):
 def _edge_at(
     edges: np.ndarray, shares: np.ndarray, runs: np.ndarray, power: float
 ) -> tuple[float, LogisticRegression]:
-    "Where a logistic curve through the shares reaches `power`, infinite where it does not; and the curve."
+    "Where a logistic curve through the shares reaches `power` (infinite: nowhere), and the curve."
     weights, scaled = np.concatenate([runs * shares, runs * (1 - shares)]), edges[:, None] / edges.max()
     curve = LogisticRegression(C=1e3, solver="newton-cholesky").fit(
         np.concatenate([scaled, scaled]), np.repeat([1, 0], len(edges)), sample_weight=weights
@@ -203,7 +200,7 @@ def _edge_at(
 
 
 def power_curve(
-    runs: pd.DataFrame,  # one row a run: `edge` and whether it was found
+    runs: pd.DataFrame,  # one row per run: `edge` and whether it was found
     column: str = "found",
     power: float = 0.8,
     draws: int = 200,

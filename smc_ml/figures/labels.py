@@ -20,7 +20,7 @@ REASONS = {"stop": DOWN, "target": UP, "timeout": QUIET}
 
 
 def _stacked_bars(axes: Axes, shares: pd.DataFrame, colours: dict[str, str]) -> None:
-    "One bar a row, made of its columns; the first row at the bottom."
+    "One bar per row, made of its columns; the first row at the bottom."
     start = np.zeros(len(shares))
     for name, colour in colours.items():
         axes.barh(range(len(shares)), shares[name], 0.75, start, color=colour, label=words(name))
@@ -61,7 +61,7 @@ def results_plot(labels: pd.DataFrame, bins: int = 80) -> Figure:
 
 # %% ../../nbs/figures/07_labels.ipynb #ba4023f2
 def sessions_plot(sessions: pd.DataFrame) -> Figure:
-    "Mean R after costs of each session with its interval; one row a session with mean_r, r_low and r_high."
+    "Mean R after costs of each session with its interval; one row per session with mean_r, r_low and r_high."
     need(sessions, "mean_r", "r_low", "r_high")
     above = (sessions["r_low"] > 0).sum()
     figure, axes = canvas(f"Above zero with 95 % confidence: {above} of {len(sessions)}", size=(9, 2.4))
@@ -77,7 +77,7 @@ DIRECTIONS = {"down": DOWN, "flat": QUIET, "up": UP}
 
 
 def directions_plot(shares: pd.DataFrame) -> Figure:
-    "Shares of candles after which the price falls, stays and rises; one row a horizon, the first on top."
+    "Shares of candles after which the price falls, stays and rises; one row per horizon, the first on top."
     need(shares, *DIRECTIONS)
     furthest = (shares["up"] - shares["down"]).abs().idxmax()
     lean = shares.loc[furthest, "up"] - shares.loc[furthest, "down"]

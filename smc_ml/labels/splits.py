@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.utils.multiclass import type_of_target
 
 from ..config import UserError
 from .config import SplitsConfig
@@ -113,11 +112,10 @@ def _class_codes(y: Any, count: int) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     if len(y) != count:
         raise SplitError(f"y has {len(y)} values for {count} events: give one for each")
-    return (
-        np.unique(np.asarray(y), return_inverse=True)
-        if type_of_target(y) in ("binary", "multiclass")
-        else None
-    )
+    from sklearn.utils.multiclass import type_of_target
+
+    classes = type_of_target(y) in ("binary", "multiclass")
+    return np.unique(np.asarray(y), return_inverse=True) if classes else None
 
 
 def _need_settings(

@@ -41,7 +41,7 @@ class FollowedPredictions(NamedTuple):
         return self.accounts["expected"]
 
     def interval(self) -> pd.DataFrame:
-        "Counts, returns and costs, one row a reading."
+        "Counts, returns and costs, one row per reading."
         return interval_table(self.accounts, self.config, self.costs)
 
     def metrics(self, predictions: pd.DataFrame, market: Market) -> dict[str, Any]:

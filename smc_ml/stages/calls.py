@@ -29,7 +29,7 @@ class PipelineRun(NamedTuple):
     "What the pipeline says of a market."
 
     predictions: pd.DataFrame  # of each model and of the ensemble
-    scores: pd.DataFrame  # one row a model
+    scores: pd.DataFrame  # one row per model
     trades: pd.DataFrame  # of the account that follows the ensemble
     metrics: dict[str, Any]  # of that account
 
@@ -90,8 +90,8 @@ def daily_t_value(
     From `first` to `last`; NaN where the sums are all the same.
     """
     days = pd.date_range(first.floor("D"), last.floor("D"), freq="D")
-    results = pd.Series(np.asarray(results, float))
-    sums = results.groupby(pd.DatetimeIndex(times).floor("D")).sum().reindex(days, fill_value=0.0)
+    each = pd.Series(np.asarray(results, float)).groupby(pd.DatetimeIndex(times).floor("D"))
+    sums = each.sum().reindex(days, fill_value=0.0)
     error = sums.std() / np.sqrt(len(days))
     return float(sums.mean() / error) if error > 0 else np.nan
 
@@ -107,7 +107,8 @@ def _of_ranking(run: PipelineRun) -> dict[str, float | None]:
 def _of_trades(run: PipelineRun, config: BacktestConfig) -> dict[str, float | None]:
     "The headlines of the account's trades, before and after costs; None where there are too few."
     span, times = (run.predictions["time"].min(), run.predictions["time"].max()), run.trades["time"]
-    enough, half, record = len(run.trades) >= FEWEST_TRADES, stats.norm.ppf(0.975), {}
+    enough, half = len(run.trades) >= FEWEST_TRADES, stats.norm.ppf(0.975)
+    record: dict[str, float | None] = {}
     for mean, t_value, column in (("gross_r", "gross_t", "gross_r"), ("mean_r", "net_t", "realised_r")):
         results = run.trades[column].to_numpy()
         drawn = mean_interval(results, times, config.draws, config.seed) if enough else (np.nan,) * 3

@@ -36,8 +36,6 @@ def pipeline_settings(
     **sections: Mapping[str, object],  # as in params.yaml
 ) -> PipelineSettings:
     "The settings of a run from sections of params.yaml."
-    checked = {}
-    for name, values in sections.items():
-        chosen = {"models": tuple(models)} if name == "train" and models is not None else {}
-        checked[name] = PipelineSettings.model_fields[name].annotation(**{**values, **chosen})
-    return PipelineSettings(**checked)
+    chosen = {} if models is None else {"train": {**sections.get("train", {}), "models": tuple(models)}}
+    fields, given = PipelineSettings.model_fields, {**sections, **chosen}
+    return PipelineSettings(**{name: type(fields[name].default)(**given[name]) for name in given})

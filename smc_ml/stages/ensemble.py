@@ -22,7 +22,7 @@ class CombinedModels(NamedTuple):
     mixed: pd.DataFrame  # predictions of the ensemble
     predictions: pd.DataFrame  # of each model and of the ensemble
     weights: pd.DataFrame  # by fold and model
-    scores: pd.DataFrame  # one row a model, the ensemble last
+    scores: pd.DataFrame  # one row per model, the ensemble last
 
 
 def combine_models(

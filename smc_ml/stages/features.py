@@ -20,7 +20,7 @@ from ..patterns.config import PatternConfig
 class ComputedFeatures(NamedTuple):
     "The features of a market."
 
-    tables: dict[str, pd.DataFrame]  # by symbol, one row a base candle
+    tables: dict[str, pd.DataFrame]  # by symbol, one row per base candle
     sources: pd.DataFrame  # where spread and imbalance come from, by symbol
     first_exact_row: int  # the rows before it are incomplete
 

@@ -22,7 +22,7 @@ class HorizonTargets(NamedTuple):
     config: HorizonConfig
 
     def shares(self) -> pd.DataFrame:
-        "One row a horizon: candles with a target, shares that fall, stay and rise, mean absolute return."
+        "One row per horizon: candles with a target, shares that fall, stay and rise, mean absolute return."
         everything, rows = pd.concat(self.tables.values()), {}
         for horizon in self.config.horizons:
             direction = everything[f"direction_{horizon}"].dropna()

@@ -32,7 +32,7 @@ class JudgedStrategies(NamedTuple):
 
     judgement: Judgement
     returns: pd.DataFrame  # (days, strategies)
-    table: pd.DataFrame  # one row a strategy
+    table: pd.DataFrame  # one row per strategy
 
 
 def chosen_strategy(backtest: BacktestConfig) -> str:

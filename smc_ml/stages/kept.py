@@ -18,7 +18,6 @@ import pandas as pd
 import pyarrow as arrow
 
 from ..candles import Market, candle_facts, content_hash
-from ..config import Section
 from ..evaluation.trials import model_trial, trial_id
 from ..provenance import code_hashes
 from .config import PipelineSettings
@@ -72,19 +71,15 @@ class LearntMarket(NamedTuple):
     predictions: pd.DataFrame  # of every model
 
 
-def _sections(settings: PipelineSettings, *names: str) -> dict[str, Section]:
-    return {name: getattr(settings, name) for name in names}
-
-
 def learn(
     market: Market,
     settings: PipelineSettings = PipelineSettings(),
     folder: Path | None = None,  # of this market, where results are kept; None: nowhere
 ) -> LearntMarket:
     "The trades of a market and the predictions of its models; only what is not kept is computed."
-    origins = _sections(settings, "patterns", "labels", "costs", "features")
-    events = cache(partial(events_of, market, **origins))
-    described = json.dumps({name: section.model_dump(mode="json") for name, section in origins.items()})
+    origins = settings.patterns, settings.labels, settings.costs, settings.features
+    events = cache(partial(events_of, market, *origins))
+    described = json.dumps([section.model_dump(mode="json") for section in origins])
     labels = kept(_place(folder, "labels"), mark_of(market, described), lambda: events().labels)
     tables = [
         kept(
@@ -107,5 +102,6 @@ def _predictions(model: str, events: Callable[[], MarketEvents], settings: Pipel
 
 def _model_mark(model: str, market: Market, settings: PipelineSettings) -> str:
     "The mark of a model's predictions."
-    origins = _sections(settings, "splits", "patterns", "labels", "costs", "features")
+    names = ("splits", "patterns", "labels", "costs", "features")
+    origins = {name: getattr(settings, name) for name in names}
     return mark_of(market, trial_id(model_trial(model, market, settings.train, **origins)))

@@ -21,7 +21,7 @@ from ..patterns.config import PatternConfig
 class LabelledTrades(NamedTuple):
     "The trades from the patterns of a market."
 
-    outcomes: pd.DataFrame  # one row a trade
+    outcomes: pd.DataFrame  # one row per trade
     config: LabelingConfig
 
     def optimistic_r(self) -> pd.Series:

@@ -27,7 +27,7 @@ class MarketEvents(NamedTuple):
 
     market: Market
     labels: pd.DataFrame  # its trades
-    features: dict[str, pd.DataFrame]  # one row a base candle, by symbol
+    features: dict[str, pd.DataFrame]  # one row per base candle, by symbol
 
 
 def events_of(

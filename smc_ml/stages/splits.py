@@ -19,11 +19,11 @@ class SplitTrades(NamedTuple):
     "Trades cut into folds."
 
     splitter: PurgedWalkForward
-    counts: pd.DataFrame  # one row a fold: how many train, are purged, embargoed and judged
+    counts: pd.DataFrame  # one row per fold: how many train, are purged, embargoed and judged
     uniqueness: pd.Series  # of each trade
 
     def by_kind(self, kinds: pd.Series) -> pd.DataFrame:
-        "One row a kind of pattern: events, mean uniqueness, and how many independent ones they are worth."
+        "One row per kind of pattern: events, mean uniqueness, and how many independent ones they are worth."
         return self.uniqueness.groupby(kinds.astype(str)).agg(
             events="size", mean_uniqueness="mean", independent="sum"
         )
