@@ -95,7 +95,7 @@ def stage_notebooks(root: Path) -> dict[str, str]:
 
 
 def write_code(root: Path) -> Mapping[str, str]:
-    "Write `artifacts/code/<stage>.txt` for each stage: hash and path, one file a line."
+    "Write `artifacts/code/<stage>.txt` for each stage: hash and path, one file per line."
     lists = {}
     for stage, notebook in stage_notebooks(root).items():
         lines = [f"{digest}  {path}\n" for path, digest in code_hashes(notebook, root).items()]

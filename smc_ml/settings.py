@@ -19,7 +19,7 @@ from .costs import Costs
 from .data.collection.config import DataCollectionConfig
 from .ensemble.config import EnsembleConfig
 from .features.config import FeatureConfig
-from .labels.config import LabelingConfig, SplitsConfig
+from .labels.config import HorizonConfig, LabelingConfig, SplitsConfig
 from .models.config import TrainingConfig
 from .patterns.config import PatternConfig
 from .reports.config import ReportConfig
@@ -32,6 +32,7 @@ SECTIONS: dict[str, type[Section]] = {
     "patterns": PatternConfig,
     "costs": Costs,
     "labels": LabelingConfig,
+    "horizons": HorizonConfig,
     "features": FeatureConfig,
     "splits": SplitsConfig,
     "train": TrainingConfig,

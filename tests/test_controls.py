@@ -1,4 +1,7 @@
-"""Chance is told from skill: the same code finds no edge where there is none, the edge that was planted, and a leak of one candle."""
+"""Chance is told from skill.
+
+The same code finds no edge where there is none, the edge that was planted, and a leak of one candle.
+"""
 
 import json
 import signal
@@ -12,7 +15,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, by_timeframe
 
-from smc_ml.candles import validate_candles
+from smc_ml.candles import Market, candles_path, validate_candles, write_candles
 from smc_ml.controls.markets import mirrored_market, shuffled_market, simulated_market
 from smc_ml.controls.nulls import NullEdgeError, assert_no_edge, null_results, planted_results, run_markets
 from smc_ml.controls.placebo import placebo_test
@@ -21,26 +24,26 @@ from smc_ml.evaluation.verdict import verdict
 from smc_ml.patterns.detection import detect_timeframes
 from smc_ml.simulation.config import SimulationConfig
 from smc_ml.simulation.market import simulate_market
-from smc_ml.stages.calls import (
-    MarketEvents,
-    PipelineRun,
-    headlines,
-    judge_events,
-    market_events,
-    pipeline_result,
-)
+from smc_ml.stages.calls import PipelineRun, headlines, judge_events, market_events, pipeline_result
 from smc_ml.stages.config import PipelineSettings
+from smc_ml.stages.ensemble import combine_models
+from smc_ml.stages.features import compute_features
+from smc_ml.stages.labels import label_trades
+from smc_ml.stages.learning import MarketEvents
+from smc_ml.stages.patterns import find_patterns, in_timeframes
+from smc_ml.stages.train import train_model
+from smc_ml.tables import read_table, write_tables
 from smc_ml.trading.account import random_selections
+from smc_ml.trading.config import BacktestConfig
+from smc_ml.writing import write_table
 
 FAST, SEEDS = PipelineSettings(), (1, 2, 3)
 
 
-def simulated(edge: float, seed: int, end: str = "2024-05-30") -> dict[str, pd.DataFrame]:
+def simulated(edge: float, seed: int, end: str = "2024-05-30") -> Market:
     config = SimulationConfig(edge=edge, seed=seed, impulse_hours=2.0)
-    return {
-        symbol: market.candles
-        for symbol, market in simulate_market(["SIM-A", "SIM-B"], "2024-01-01", end, config).items()
-    }
+    markets = simulate_market(["SIM-A", "SIM-B"], "2024-01-01", end, config)
+    return Market({symbol: market.candles for symbol, market in markets.items()}, "5m")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def found(run: PipelineRun) -> bool:
 
 @pytest.fixture(scope="module")
 def nulls(edgeless) -> dict[int, pd.DataFrame]:
-    "The headlines of the markets without an edge, with features as they are, as one candle later and as one hour later."
+    "Headlines of the markets without an edge, with features as they are, one candle and one hour later."
     return {candles: headlines_of(edgeless, candles) for candles in (0, 1, 12)}
 
 
@@ -111,7 +114,7 @@ def test_markets_without_an_edge_show_none(edgeless, nulls):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_planted_edge_is_found(seed):
-    "Two years: with eight months the interval of the mean result still reached below zero for one of these three seeds."
+    "Two years: with eight months the interval of the mean still reached below zero for one of these seeds."
     events = market_events(simulated(0.45, seed, end="2025-12-31"))
     run = judge_events(events)
     assert found(run), headlines(run)
@@ -140,7 +143,7 @@ def test_the_further_a_leak_looks_the_larger_the_edge_it_shows(nulls):
 
 
 def test_real_candles_shuffled_or_mirrored_keep_the_contract_and_their_ranges(bitcoin, ether):
-    real = {"BTC": bitcoin, "ETH": ether}
+    real = Market({"BTC": bitcoin, "ETH": ether}, "5m")
     for market in (shuffled_market, mirrored_market):
         changed = market(real, 1)
         for symbol, table in changed.items():
@@ -169,7 +172,7 @@ def test_no_model_gets_more_than_can_be_reached():
     markets = simulate_market(
         ["SIM-A", "SIM-B"], "2024-01-01", "2024-08-28", SimulationConfig(edge=0.45, seed=1, impulse_hours=2.0)
     )
-    events = market_events({symbol: market.candles for symbol, market in markets.items()})
+    events = market_events(Market({symbol: market.candles for symbol, market in markets.items()}, "5m"))
     shares = share_of_reachable(
         judge_events(events).predictions,
         events.labels,
@@ -219,13 +222,20 @@ SLOW_MARKETS = """
 import sys, time
 from functools import partial
 from pathlib import Path
+import pandas as pd
 from smc_ml.controls.nulls import run_markets
-def judge(number):
+from smc_ml.stages.kept import kept
+def learn(number):
     with open(sys.argv[1] + "/calls", "a") as calls: calls.write(f"{number} ")
     time.sleep(0.3)
-    return {"auc": number / 10}
+    return pd.DataFrame({"auc": [number / 10]})
+def judge(number):
+    place = Path(sys.argv[1]) / f"nulls/{number}/labels.parquet"
+    table = kept(place, "a", partial(learn, number))
+    return {"auc": table["auc"].item()}
 if __name__ == "__main__":
-    print(run_markets({f"nulls/{number}": partial(judge, number) for number in range(6)}, folder=sys.argv[1], mark="a", progress=False))
+    tasks = {f"nulls/{number}": partial(judge, number) for number in range(6)}
+    print(run_markets(tasks, progress=False))
 """
 
 
@@ -233,21 +243,69 @@ def test_markets_killed_half_way_go_on_where_they_stopped(tmp_path):
     (tmp_path / "run.py").write_text(SLOW_MARKETS)
     first = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path], cwd=ROOT)
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("nulls/*.json"))) < 3 and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("nulls/*/labels.parquet"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("nulls/*.json")}
-    assert 3 <= len(kept) < 6
+    there = {path: path.stat().st_mtime_ns for path in tmp_path.glob("nulls/*/labels.parquet")}
+    assert 3 <= len(there) < 6
     second = subprocess.run(
         [sys.executable, tmp_path / "run.py", tmp_path], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert second.stdout.strip() == str({f"nulls/{number}": {"auc": number / 10} for number in range(6)})
     calls = (tmp_path / "calls").read_text().split()
     assert (
-        all(calls.count(Path(name).stem) == 1 for name in kept) and len(calls) <= 7
+        all(calls.count(path.parent.name) == 1 for path in there) and len(calls) <= 7
     )  # at most the one that was killed ran twice
-    assert {name: (tmp_path / "nulls" / name).stat().st_mtime_ns for name in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in there} == there
+
+
+EXTREME = BacktestConfig(leverage_limit=100.0, maximum_position=50.0, risk_per_trade=0.05)
+
+
+@pytest.mark.parametrize("backtest", [BacktestConfig(), EXTREME], ids=["default", "extreme"])
+def test_the_controls_judge_the_account_of_the_backtest(backtest, tmp_path, monkeypatch):
+    "The stages' functions over their files, and the controls' in one run: the same trades, one by one."
+    settings = FAST.model_copy(update={"backtest": backtest})
+    market = simulated(0.45, 1)
+    run = judge_events(market_events(market, settings), settings)
+
+    patterns = find_patterns(in_timeframes(market, settings.patterns.timeframes), settings.patterns).tables
+    labelled = label_trades(market, patterns, settings.labels, settings.costs, settings.patterns)
+    write_tables({"labels": labelled.outcomes}, tmp_path / "artifacts/labels")
+    outcomes = read_table(tmp_path / "artifacts/labels/labels.parquet")
+    features = compute_features(market, patterns, settings.features, settings.patterns).tables
+    trained = [
+        train_model(model, features, outcomes, settings.train, settings.splits, progress=False)
+        for model in settings.train.models
+    ]
+    combined = combine_models([one.run.predictions for one in trained], outcomes, settings.ensemble)
+    stage = backtest_notebook(tmp_path, monkeypatch, market, combined.mixed, settings)
+
+    pd.testing.assert_frame_equal(run.trades, stage, check_exact=True)
+    reasons = set(run.trades["exit_reason"])
+    assert ("liquidation" in reasons) == (backtest is EXTREME) and len(run.trades) > 100
+
+
+def backtest_notebook(
+    folder: Path, monkeypatch, market: Market, predictions: pd.DataFrame, settings: PipelineSettings
+) -> pd.DataFrame:
+    "The trades that the notebook of the stage writes, run cell by cell on these inputs."
+    (folder / "dvc.yaml").touch()
+    (folder / "reports/plots").mkdir(parents=True)
+    write_table(predictions, folder / "artifacts/predictions/ensemble.parquet", {"trial": "a"})
+    for symbol, candles in market.items():
+        path = candles_path(folder / "artifacts/candles", symbol, market.timeframe)
+        write_candles(candles, path, market.timeframe, source="test")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads((ROOT / "nbs/pipeline/70_backtest.ipynb").read_text())["cells"]
+    space = {}
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        exec("".join(cell["source"]), space)
+        if "parameters" in cell["metadata"].get("tags", []):
+            space |= {"backtest": settings.backtest.model_dump(), "costs": settings.costs.model_dump()}
+    return read_table("artifacts/backtest/trades.parquet")
 
 
 def test_the_stage_checks_the_markets_without_an_edge_before_it_shows_any_result():
@@ -256,19 +314,18 @@ def test_the_stage_checks_the_markets_without_an_edge_before_it_shows_any_result
         for cell in json.loads((ROOT / "nbs/pipeline/80_controls.ipynb").read_text())["cells"]
         if cell["cell_type"] == "code"
     ]
-    first = lambda call: next(
-        number for number, cell in enumerate(cells) if call in cell and "import" not in cell
-    )
-    assert "for name, table in nulls.items()" in cells[first("assert_no_edge(table")] and first(
-        "null_results("
-    ) == first("assert_no_edge(table")
-    assert first("assert_no_edge(table") < min(
+
+    def first(call: str) -> int:
+        return next(number for number, cell in enumerate(cells) if call in cell and "import" not in cell)
+
+    assert first("null_results(") == first("checked_nulls(nulls)")
+    assert first("checked_nulls(nulls)") < min(
         map(
             first,
             (
-                "judge(candles)",
+                "judge_market(",
                 "null_plot(",
-                "against_nulls(",
+                "standings(",
                 "planted_results(",
                 "placebo_test(",
                 "write_tables(",
@@ -288,7 +345,7 @@ def test_random_zones_on_real_candles_are_matched(bitcoin):
 @pytest.mark.slow
 @pytest.mark.parametrize("edge, end", [(0.0, "2024-08-28"), (0.45, "2025-12-31")])
 def test_the_whole_ensemble_tells_them_apart_too(edge, end):
-    "Two years for the edge: with eight months the ranking is seen, and the interval of the mean result still reaches below zero."
-    settings = PipelineSettings(models=("logistic", "xgboost", "lstm"))
+    "Two years for the edge: with eight months the interval of the mean result still reaches below zero."
+    settings = PipelineSettings(train={"models": ["logistic", "xgboost", "lstm"]})
     run = judge_events(market_events(simulated(edge, 4, end), settings), settings)
     assert found(run) == (edge > 0), headlines(run)

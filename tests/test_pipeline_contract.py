@@ -1,20 +1,33 @@
-"""Every stage keeps the promises that make it reproducible: parameters, settings, dependencies, a clean notebook without logic."""
+"""Every stage keeps the promises that make it reproducible.
+
+Parameters, settings, dependencies, and a clean notebook without logic.
+"""
 
 import ast
 import json
 import re
+import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
+from smc_ml.candles import Market
 from smc_ml.provenance import stage_notebooks
 from smc_ml.settings import SECTIONS
+from smc_ml.simulation.config import SimulationConfig
+from smc_ml.simulation.market import simulate_market
+from smc_ml.stages.learning import events_of
+from smc_ml.tables import read_table, write_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL_STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = {name: stage for name, stage in ALL_STAGES.items() if name != "code"}  # those with a notebook
 SETTINGS = yaml.safe_load((ROOT / "params.yaml").read_text())
+MODELS = SETTINGS["train"]["models"]
 
 
 def command_of(stage) -> str:
@@ -43,6 +56,11 @@ def paths_of(entries) -> set[str]:
     return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries or ()}
 
 
+def sections_of(name: str) -> set[str]:
+    "Sections of params.yaml of which a stage tracks all or some keys."
+    return {key.split(".")[0] for key in STAGES[name]["params"]}
+
+
 def parameters_of(name: str) -> dict[str, object]:
     "The defaults of the tagged cell; there must be exactly one, of plain literals."
     tagged = [cell for cell in cells_of(name) if "parameters" in cell["metadata"].get("tags", [])]
@@ -66,7 +84,7 @@ def test_stages_sections_and_notebooks_share_their_names():
 @pytest.mark.parametrize("name", STAGES)
 def test_every_passed_parameter_is_declared(name):
     passed = set(re.findall(r"-p (\w+)", command_of(STAGES[name])))
-    assert passed | set(STAGES[name]["params"]) == set(parameters_of(name))
+    assert passed | sections_of(name) == set(parameters_of(name))
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -79,20 +97,33 @@ def test_the_defaults_of_a_notebook_are_valid_settings(name):
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_tracks_the_sections_it_reads(name):
     names = {node.id for node in ast.walk(ast.parse(code_of(name))) if isinstance(node, ast.Name)}
-    assert names & set(SETTINGS) == set(STAGES[name]["params"])
+    assert names & set(SETTINGS) == sections_of(name)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_that_reads_the_list_of_models_reads_nothing_else_of_the_training(name):
+    read = set(re.findall(r"TrainingConfig\(\*\*train\)(\.\w+)?", code_of(name)))
+    assert ("train.models" in STAGES[name]["params"]) == (read == {".models"})
+
+
+def test_no_stage_names_a_model():
+    assert ALL_STAGES["train"]["matrix"] == {"model": "${train.models}"}
+    for path in [ROOT / "dvc.yaml", *(notebook_of(name) for name in STAGES)]:
+        text = re.sub(r'(\\"models\\": \[[^]]*\]|model = \\"logistic\\")', "", path.read_text())
+        assert not [model for model in MODELS if model in text], path.name
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_list_of_its_code_and_on_no_module(name):
     deps = paths_of(STAGES[name]["deps"])
-    assert f"artifacts/code/{name}.txt" in deps & paths_of(ALL_STAGES["code"]["outs"])
+    assert f"artifacts/code/{name}.txt" in deps
     assert not any(path.startswith(("smc_ml/", "nbs/")) for path in deps)
 
 
 def test_the_code_of_every_stage_is_noted():
     assert stage_notebooks(ROOT) == {name: notebook_of(name).relative_to(ROOT).as_posix() for name in STAGES}
     assert set(paths_of(ALL_STAGES["code"]["deps"])) == {"nbs/pipeline", "smc_ml"}
-    assert paths_of(ALL_STAGES["code"]["outs"]) == {f"artifacts/code/{name}.txt" for name in STAGES}
+    assert paths_of(ALL_STAGES["code"]["outs"]) == {"artifacts/code"}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -113,20 +144,53 @@ def test_a_stage_declares_what_it_writes(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_what_a_stage_reads_is_made_by_an_earlier_one(name):
-    made = {"params.yaml", "requirements.lock", *paths_of(ALL_STAGES["code"]["outs"])}
+    made = {"params.yaml", "requirements.lock", "reports/notebooks", f"artifacts/code/{name}.txt"}
     for earlier in list(STAGES)[: list(STAGES).index(name)]:
         for kind in ("outs", "metrics"):
             for path in paths_of(STAGES[earlier].get(kind)):
-                made |= {
-                    path.replace("${item.model}", model)
-                    for model in STAGES[earlier].get("matrix", {"model": [""]})["model"]
-                }
-    read = {
-        path
-        for path in paths_of(STAGES[name]["deps"])
-        if not path.endswith(".py") and not path.startswith("nbs/")
-    }
-    assert read <= made
+                made.add(str(Path(path).parent) if "${item.model}" in path else path)
+    assert paths_of(STAGES[name]["deps"]) <= made
+
+
+def test_a_stage_that_reads_what_every_model_wrote_tracks_the_list_of_models():
+    folders = {str(Path(path).parent) for path in paths_of(STAGES["train"]["outs"])}
+    for name, stage in STAGES.items():
+        assert bool(folders & paths_of(stage["deps"])) == ("train.models" in stage["params"]), name
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_notebook_goes_to_the_root_of_the_project_before_it_reads_anything(name):
+    cells = [cell for cell in cells_of(name) if cell["cell_type"] == "code"]
+    tagged = ["parameters" in cell["metadata"].get("tags", []) for cell in cells].index(True)
+    assert source_of(cells[tagged + 1]).startswith("enter_project()\n")
+
+
+def run_by_hand(path: Path) -> None:
+    "Run a notebook as JupyterLab does: in a kernel that stands in the notebook's folder."
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+
+
+def test_a_stage_notebook_runs_by_hand_where_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    place = tmp_path / "nbs/pipeline" / notebook_of("splits").name
+    place.parent.mkdir(parents=True)
+    shutil.copy2(notebook_of("splits"), place)
+    with pytest.raises(
+        CellExecutionError, match=r"UserError: no dvc\.yaml in .*: run from inside the project"
+    ):
+        run_by_hand(place)
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "reports/metrics").mkdir(parents=True)
+    simulated = simulate_market(["SIM-A"], "2024-01-01", "2024-02-10", SimulationConfig(edge=0.4))
+    labels = events_of(Market({"SIM-A": simulated["SIM-A"].candles}, "5m")).labels
+    write_tables({"labels": labels}, tmp_path / "artifacts/labels")
+    run_by_hand(place)
+    assert len(read_table(tmp_path / "artifacts/splits/counts.parquet")) == 4
+    assert json.loads((tmp_path / "reports/metrics/splits.json").read_text())["events"] == len(labels)
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
 
 
 @pytest.mark.parametrize("name", STAGES)

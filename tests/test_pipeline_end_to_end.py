@@ -1,4 +1,7 @@
-"""The whole pipeline through DVC on a slice of real candles, in temporary clones: reproducible, resumable, loud on bad input."""
+"""The whole pipeline through DVC on a slice of real candles, in temporary clones.
+
+Reproducible, resumable, loud on bad input.
+"""
 
 import json
 import os
@@ -16,6 +19,8 @@ from conftest import BTC, ROOT, real_candles
 
 from smc_ml.reports.pages import external_references
 
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+MODELS = yaml.safe_load((ROOT / "params.yaml").read_text())["train"]["models"]
 SMALL = {"steps": 60, "threads": 1, "lstm": {"layers": 1, "hidden": 8, "epochs": 1}}
 
 
@@ -110,8 +115,8 @@ def test_two_runs_in_two_places_give_the_same_bytes(project, tmp_path_factory):
     first, second = hashes(project), hashes(other)
     assert first == second and {
         "reports/index.html",
-        "reports/notebooks/50_train_lstm.ipynb",
-        "artifacts/models/lstm",
+        *(f"reports/notebooks/50_train_{model}.ipynb" for model in MODELS),
+        *(f"artifacts/models/{model}" for model in MODELS),
         "artifacts/backtest",
     } <= set(first)
 
@@ -124,30 +129,23 @@ def test_a_second_run_has_nothing_to_do(project):
 
 
 def test_prose_in_a_library_notebook_reruns_nothing(project):
-    path = project / "nbs/21_patterns.swings.ipynb"
+    path = project / "nbs/patterns/03_swings.ipynb"
     notebook = json.loads(path.read_text())
     prose = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"][1]
     prose["source"] = ["Quite another explanation.\n"]
     path.write_text(json.dumps(notebook, indent=1))
-    run(project, "nbdev_export")
+    module = project / "smc_ml/patterns/swings.py"
+    before = module.stat().st_mtime_ns
+    run(project, "python", "tools/export.py")
     assert "Running stage" not in run(project, "dvc", "repro").stdout
+    assert module.stat().st_mtime_ns == before  # so that numba knows its compiled functions again
 
 
 def test_the_report_is_whole_and_needs_no_network(project):
     index, pages = project / "reports/index.html", sorted((project / "reports/pages").glob("*.html"))
     assert {page.stem for page in pages} == {
-        "collect",
-        "patterns",
-        "labels",
-        "splits",
-        "features",
-        "train_logistic",
-        "train_xgboost",
-        "train_lstm",
-        "ensemble",
-        "backtest",
-        "judgement",
-        "controls",
+        *(name for name in STAGES if name not in ("code", "train", "report")),
+        *(f"train_{model}" for model in MODELS),
     }
     for page in (index, *pages):
         html = page.read_text()
@@ -174,6 +172,37 @@ def test_a_run_without_a_single_trade_says_so_and_claims_nothing(project):
 def test_dvc_shows_metrics_and_plots(project):
     assert "accuracy" in run(project, "dvc", "metrics", "show", "--json").stdout
     assert "equity" in run(project, "dvc", "plots", "show", "--json").stdout
+
+
+def test_a_model_that_is_taken_from_the_list_is_read_nowhere(project):
+    "Its predictions still lie where they were; no stage reads them, and no page shows it."
+    kept, before = (project / "params.yaml").read_text(), hashes(project)
+    left = MODELS[:-1]
+    set_parameters(project, train={"models": left})
+    try:
+        ran = run(project, "dvc", "repro").stdout
+        scores = pd.read_parquet(project / "artifacts/ensemble/scores.parquet")
+        strategies = pd.read_parquet(project / "artifacts/judgement/strategies.parquet")
+        pages = {page.stem for page in (project / "reports/pages").glob("train_*.html")}
+    finally:
+        (project / "params.yaml").write_text(kept)
+    assert (project / f"artifacts/predictions/models/{MODELS[-1]}.parquet").exists()
+    assert set(scores["model"]) == set(strategies["model"]) == {*left, "ensemble"}
+    assert pages == {f"train_{model}" for model in left} and "Running stage 'train" not in ran
+    run(project, "dvc", "repro")
+    assert {path: hashes(project)[path] for path in before} == before
+
+
+def test_a_changed_threshold_reruns_no_market_of_the_controls(project):
+    kept = (project / "params.yaml").read_text()
+    learnt = {path: path.stat().st_mtime_ns for path in (project / "artifacts/markets").rglob("*.parquet")}
+    set_parameters(project, backtest={"minimum_expected_r": 0.1})
+    try:
+        assert "Running stage 'controls'" in run(project, "dvc", "repro", "controls").stdout
+    finally:
+        (project / "params.yaml").write_text(kept)
+    assert learnt and {path: path.stat().st_mtime_ns for path in learnt} == learnt
+    run(project, "dvc", "repro")
 
 
 def failing(project: Path, *targets: str) -> str:
@@ -273,7 +302,7 @@ def test_a_killed_stage_leaves_nothing_that_passes_for_finished(project):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert (
-        not (project / "artifacts/predictions/lstm.parquet").exists()
+        not (project / "artifacts/predictions/models/lstm.parquet").exists()
         and not (project / "artifacts/models/lstm").exists()
     )
     assert "train@lstm" in run(project, "dvc", "status").stdout

@@ -27,13 +27,11 @@ class PlaceboConfig(Section):
     maximum_wait: int = Field(288, ge=1, description="base candles that a zone waits for its first touch")
     candles: int = Field(24, ge=1, description="base candles after the touch in which price reacts")
     barrier: float = Field(
-        1.0, gt=0, description="move for or against that decides a hit, average true ranges"
+        1.0, gt=0, description="move for or against that decides a hit, multiples of the ATR"
     )
-    placebos: int = Field(10, ge=1, description="random zones a real one")
-    volatility_groups: int = Field(
-        10, ge=1, description="groups of equal size by average true range over price"
-    )
-    draws: int = Field(500, ge=100, description="bootstrap draws of whole days")
+    placebos: int = Field(10, ge=1, description="random zones per real one")
+    volatility_groups: int = Field(10, ge=1, description="groups of equal size by ATR over price")
+    draws: int = Field(500, ge=100, description="draws of the block bootstrap, by day")
     seed: int = Field(0, ge=0, description="of placebos and draws")
 
 # %% ../../nbs/controls/00_config.ipynb #d17d6a64
@@ -46,20 +44,21 @@ class ControlsConfig(Section):
         (0.15, 0.3, 0.45),
         strict=False,
         min_length=2,
-        description="planted edges of the power curve: probability above one half; the null markets stand for 0",
+        description="planted edges of the power curve: probability above one half; null markets stand for 0",
     )
-    models: tuple[str, ...] = Field(
+    models: tuple[str, ...] | None = Field(
         ("logistic", "xgboost"),
         strict=False,
         min_length=1,
-        description="models that are trained and combined",
+        description="models that are trained and combined; null: those of the section train",
     )
     processes: int = Field(
         1, ge=1, description="markets that are judged at the same time; the results are the same"
     )
     folder: str | None = Field(
-        None,
-        description="where the result of each market is kept, so that a stopped run goes on; null: nowhere",
+        "artifacts/markets",
+        description="where trades and predictions of each market are kept, so that a stopped run goes on "
+        "and a changed account trains nothing anew; null: nowhere",
     )
 
 # %% ../../nbs/controls/00_config.ipynb #c2e94d78
@@ -72,18 +71,14 @@ class FullControlsConfig(ControlsConfig):
         (0.075, 0.15, 0.225, 0.3, 0.375, 0.45),
         strict=False,
         min_length=2,
-        description="planted edges of the power curve: probability above one half; the null markets stand for 0",
+        description="planted edges of the power curve: probability above one half; null markets stand for 0",
     )
-    models: tuple[str, ...] = Field(
-        ("logistic", "xgboost", "lstm"),
+    models: tuple[str, ...] | None = Field(
+        None,
         strict=False,
         min_length=1,
-        description="models that are trained and combined",
+        description="models that are trained and combined; null: those of the section train",
     )
     processes: int = Field(
         2, ge=1, description="markets that are judged at the same time; the results are the same"
-    )
-    folder: str | None = Field(
-        "artifacts/controls_full_markets",
-        description="where the result of each market is kept, so that a stopped run goes on; null: nowhere",
     )

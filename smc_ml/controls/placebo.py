@@ -7,6 +7,7 @@ __all__ = ['ZONE_COLUMNS', 'PlaceboError', 'reactions', 'placebo_zones', 'placeb
 
 # %% ../../nbs/controls/01_placebo.ipynb #57336311
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ def reactions(
     candles: int,
     barrier: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Signed move in average true ranges, and hit, of the candles after each row, which has that many; NaN for row -1."
+    "Signed move in multiples of the ATR, and hit, of the candles after each row; NaN for row -1."
     moves, hits = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     for event in range(len(rows)):
         row, side = rows[event], direction[event]
@@ -55,13 +56,11 @@ def reactions(
 def _anchored(
     candles: pd.DataFrame, patterns: pd.DataFrame, average_range: np.ndarray, config: PlaceboConfig
 ) -> pd.DataFrame:
-    "The chosen patterns with their anchor row, and edges relative to its close in average true ranges."
-    right = patterns["scale"].isin(("", *config.scales)) & (
-        (patterns["kind"] != "liquidity_sweep") | patterns["label"].isin(config.liquidity)
-    )
-    zones = patterns[
-        right & patterns["kind"].isin(config.kinds) & patterns["timeframe"].isin(config.timeframes)
-    ]
+    "The chosen patterns with their anchor row, and edges relative to its close in multiples of the ATR."
+    swept = (patterns["kind"] != "liquidity_sweep") | patterns["label"].isin(config.liquidity)
+    right = patterns["scale"].isin(("", *config.scales)) & swept
+    chosen = patterns["kind"].isin(config.kinds) & patterns["timeframe"].isin(config.timeframes)
+    zones = patterns[right & chosen]
     anchor = candles.index.searchsorted(zones["known_at"]) - 1
     room = (anchor >= 0) & (anchor + config.maximum_wait + config.candles < len(candles))
     zones, anchor = zones[room], anchor[room]
@@ -95,15 +94,13 @@ def _touched(
 # %% ../../nbs/controls/01_placebo.ipynb #4db16f5a
 def _groups(candles: pd.DataFrame, average_range: np.ndarray, config: PlaceboConfig) -> np.ndarray:
     "Hour and volatility group of each row as one number; -1 where a zone cannot be anchored."
-    usable = (average_range > 0) & (
-        np.arange(len(candles)) + config.maximum_wait + config.candles < len(candles)
-    )
+    last = np.arange(len(candles)) + config.maximum_wait + config.candles
+    usable = (average_range > 0) & (last < len(candles))
     level = np.where(usable, average_range / candles["close"].to_numpy(), np.nan)
     rank = pd.Series(level).rank(method="first").to_numpy()
     group = np.floor((rank - 1) * config.volatility_groups / max(usable.sum(), 1))
-    return np.where(
-        usable, candles.index.hour.to_numpy() * config.volatility_groups + np.nan_to_num(group), -1
-    ).astype(np.int64)
+    number = candles.index.hour.to_numpy() * config.volatility_groups + np.nan_to_num(group)
+    return np.where(usable, number, -1).astype(np.int64)
 
 
 def _other_anchors(
@@ -113,16 +110,12 @@ def _other_anchors(
     config: PlaceboConfig,
     random: np.random.Generator,
 ) -> np.ndarray:
-    "(zones, placebos): rows of the same group on another day; -1 where the draw fell on the same day or there is no other row."
+    "(zones, placebos): rows of the same group on another day; -1 where the draw fell on the same day."
     order = np.argsort(groups, kind="stable")
-    first, last = (
-        np.searchsorted(groups[order], groups[anchors]),
-        np.searchsorted(groups[order], groups[anchors], side="right"),
-    )
-    drawn = order[
-        first[:, None]
-        + (random.random((len(anchors), config.placebos)) * (last - first)[:, None]).astype(np.int64)
-    ]
+    first = np.searchsorted(groups[order], groups[anchors])
+    last = np.searchsorted(groups[order], groups[anchors], side="right")
+    among = random.random((len(anchors), config.placebos)) * (last - first)[:, None]
+    drawn = order[first[:, None] + among.astype(np.int64)]
     return np.where(days[drawn] == days[anchors][:, None], -1, drawn)
 
 # %% ../../nbs/controls/01_placebo.ipynb #12fd70a3
@@ -148,75 +141,72 @@ def placebo_zones(
     symbol: str,
     config: PlaceboConfig = PlaceboConfig(),
 ) -> pd.DataFrame:
-    "One row a real zone: whether it was touched, its reaction, and the means of its placebos'; NaN where there was none."
-    average_range, prices = (
-        np.nan_to_num(average_true_range(candles)),
-        [candles[name].to_numpy() for name in ("open", "high", "low", "close")],
-    )
+    "One row per real zone: touched or not, its reaction, and the means of its placebos'; NaN for none."
+    average_range = np.nan_to_num(average_true_range(candles))
+    prices = [candles[name].to_numpy() for name in ("open", "high", "low", "close")]
     zones = _anchored(candles, patterns, average_range, config)
-    anchors, days, random = (
-        zones["anchor"].to_numpy(),
-        candles.index.floor("D").asi8,
-        np.random.default_rng(config.seed),
-    )
-    other = _other_anchors(anchors, _groups(candles, average_range, config), days, config, random)
+    anchors, days = zones["anchor"].to_numpy(), candles.index.floor("D").asi8
+    groups, random = _groups(candles, average_range, config), np.random.default_rng(config.seed)
+    number, drawn = _drawn_placebos(anchors, groups, days, config, random)
+    real = _touched(candles, anchors, zones, average_range, config)
+    false = _touched(candles, drawn, zones.iloc[number], average_range, config)
+    side, settings = zones["direction"].to_numpy(), (config.candles, config.barrier)
+    move, hit = reactions(*prices, average_range, real, side, *settings)
+    false_move, false_hit = reactions(*prices, average_range, false, side[number], *settings)
+    held = pd.DataFrame({"zone": number, "move": false_move, "hit": false_hit}).groupby("zone").mean()
+    held = held.reindex(range(len(zones)))
+    zones = zones.assign(symbol=symbol, touched=real >= 0, move=move, hit=hit)
+    zones["touched_at"] = pd.Series(candles.index[np.maximum(real, 0)]).where(real >= 0)
+    zones["placebo_touched"] = _touched_share(number, false >= 0, len(zones))
+    return zones.assign(placebo_move=held["move"], placebo_hit=held["hit"])[list(ZONE_COLUMNS)]
+
+
+def _drawn_placebos(
+    anchors: np.ndarray,
+    groups: np.ndarray,
+    days: np.ndarray,
+    config: PlaceboConfig,
+    random: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    "Number of its zone, and anchor row, of each placebo."
+    other = _other_anchors(anchors, groups, days, config, random)
     number, place = np.nonzero(other >= 0)
-    real, false = (
-        _touched(candles, rows, table, average_range, config)
-        for rows, table in ((anchors, zones), (other[number, place], zones.iloc[number]))
-    )
-    react = lambda rows, side: reactions(*prices, average_range, rows, side, config.candles, config.barrier)
-    (move, hit), (false_move, false_hit) = (
-        react(real, zones["direction"].to_numpy()),
-        react(false, zones["direction"].to_numpy()[number]),
-    )
-    held = (
-        pd.DataFrame({"zone": number, "move": false_move, "hit": false_hit})
-        .groupby("zone")
-        .mean()
-        .reindex(range(len(zones)))
-    )
-    tried, touched = np.bincount(number, minlength=len(zones)), np.bincount(number, false >= 0, len(zones))
-    times = pd.Series(candles.index[np.maximum(real, 0)]).where(real >= 0)
-    return zones.assign(
-        symbol=symbol,
-        touched_at=times,
-        touched=real >= 0,
-        placebo_touched=np.divide(touched, tried, out=np.full(len(zones), np.nan), where=tried > 0),
-        move=move,
-        hit=hit,
-        placebo_move=held["move"],
-        placebo_hit=held["hit"],
-    )[list(ZONE_COLUMNS)]
+    return number, other[number, place]
+
+
+def _touched_share(number: np.ndarray, touched: np.ndarray, zones: int) -> np.ndarray:
+    "Share of the placebos of each zone that were touched; NaN without placebos."
+    tried, count = np.bincount(number, minlength=zones), np.bincount(number, touched, zones)
+    return np.divide(count, tried, out=np.full(zones, np.nan), where=tried > 0)
 
 # %% ../../nbs/controls/01_placebo.ipynb #039954ab
 def placebo_effects(
     zones: pd.DataFrame,  # of one or more symbols
     config: PlaceboConfig = PlaceboConfig(),
 ) -> pd.DataFrame:
-    "One row a kind: zones, compared zones, shares touched, and the mean differences of moves and hits with their 95 % intervals; missing for too few days."
-    rows = []
-    for kind in config.kinds:
-        these = zones[zones["kind"] == kind]
-        paired = these[these["move"].notna() & these["placebo_move"].notna()]
-        row = {
-            "kind": kind,
-            "zones": len(these),
-            "compared": len(paired),
-            "touched_share": these["touched"].mean(),
-            "placebo_touched_share": these["placebo_touched"].mean(),
-        }
-        for name in ("move", "hit"):
-            difference = mean_interval(
-                (paired[name] - paired[f"placebo_{name}"]).to_numpy(),
-                paired["touched_at"],
-                config.draws,
-                config.seed,
-            )
-            row |= {name: paired[name].mean(), f"placebo_{name}": paired[f"placebo_{name}"].mean()}
-            row |= dict(zip((f"{name}_effect", f"{name}_low", f"{name}_high"), difference))
-        rows.append(row)
-    return pd.DataFrame(rows)
+    """One row per kind: zones, compared zones, shares touched, and the mean differences of moves and hits.
+
+    The differences have 95 % intervals, missing for too few days.
+    """
+    return pd.DataFrame([_effect(zones[zones["kind"] == kind], kind, config) for kind in config.kinds])
+
+
+def _effect(zones: pd.DataFrame, kind: str, config: PlaceboConfig) -> dict[str, Any]:
+    "The difference between the zones of a kind and their placebos."
+    paired = zones[zones["move"].notna() & zones["placebo_move"].notna()]
+    row = {
+        "kind": kind,
+        "zones": len(zones),
+        "compared": len(paired),
+        "touched_share": zones["touched"].mean(),
+        "placebo_touched_share": zones["placebo_touched"].mean(),
+    }
+    for name in ("move", "hit"):
+        effect = (paired[name] - paired[f"placebo_{name}"]).to_numpy()
+        drawn = mean_interval(effect, paired["touched_at"], config.draws, config.seed)
+        row |= {name: paired[name].mean(), f"placebo_{name}": paired[f"placebo_{name}"].mean()}
+        row |= dict(zip((f"{name}_effect", f"{name}_low", f"{name}_high"), drawn, strict=True))
+    return row
 
 
 def placebo_test(
@@ -230,7 +220,8 @@ def placebo_test(
             raise PlaceboError(f"{symbol}: candles but no patterns: detect the patterns of every symbol")
         if len(candles[symbol]) <= config.maximum_wait + config.candles:
             raise PlaceboError(
-                f"{symbol}: {len(candles[symbol])} candles are fewer than a wait of {config.maximum_wait} and a reaction of {config.candles}: use a longer span"
+                f"{symbol}: {len(candles[symbol])} candles are fewer than a wait of {config.maximum_wait} "
+                f"and a reaction of {config.candles}: use a longer span"
             )
     zones = pd.concat(
         [placebo_zones(candles[symbol], patterns[symbol], symbol, config) for symbol in sorted(candles)],
@@ -239,7 +230,7 @@ def placebo_test(
     return placebo_effects(zones, config), zones
 
 
-def placebo_sentence(effect: Mapping[str, float | int | str]) -> str:
+def placebo_sentence(effect: Mapping[str, Any]) -> str:
     "One row of the effects in words."
     name = str(effect["kind"]).replace("_", " ") + "s"
     if pd.isna(effect["move_low"]):
@@ -250,7 +241,11 @@ def placebo_sentence(effect: Mapping[str, float | int | str]) -> str:
         0: "a reaction that cannot be told from that at",
     }
     said = sides[int(effect["move_low"] > 0) - int(effect["move_high"] < 0)]
+    move, low, high = (effect[f"move_{part}"] for part in ("effect", "low", "high"))
+    hits = (100 * effect[f"hit_{part}"] for part in ("effect", "low", "high"))
     return (
-        f"{name.capitalize()}: {said} placebos ({effect['move_effect']:+.3f} average true ranges, 95 % interval {effect['move_low']:+.3f} to {effect['move_high']:+.3f}; "
-        f"hits {100 * effect['hit_effect']:+.1f} points, {100 * effect['hit_low']:+.1f} to {100 * effect['hit_high']:+.1f}; {effect['compared']:,} zones)."
+        f"{name.capitalize()}: {said} placebos "
+        f"({move:+.3f} ATR, 95 % interval {low:+.3f} to {high:+.3f}; "
+        "hits {:+.1f} points, {:+.1f} to {:+.1f}; ".format(*hits)
+        + f"{effect['compared']:,} zones)."
     )

@@ -8,25 +8,26 @@ __all__ = ['hidden_state', 'oracle_predictions', 'share_of_reachable', 'planted_
 
 # %% ../../nbs/controls/03_planted.ipynb #48e34265
 from collections.abc import Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from .markets import Candles, ControlError
+from .markets import ControlError, PlantedMarket
 from ..evaluation.intervals import day_weights
 from ..evaluation.metrics import score, weighted_auc
 from ..models.predictions import join_outcomes
-from ..simulation.market import SimulatedMarket
-from ..stages.calls import headlines, judge_events, market_events
+from ..stages.calls import headlines, judge_learnt
 from ..stages.config import PipelineSettings
+from ..stages.kept import learn
 
 # %% ../../nbs/controls/03_planted.ipynb #dbe371fa
 def hidden_state(
     labels: pd.DataFrame,
-    truths: Candles,  # `SimulatedMarket.truth` by symbol
+    truths: Mapping[str, pd.DataFrame],  # `SimulatedMarket.truth` by symbol
 ) -> np.ndarray:
     "+1 where a zone is being defended in the event's direction at its decision, -1 against it, 0 otherwise."
     state = np.zeros(len(labels), np.int8)
@@ -36,41 +37,34 @@ def hidden_state(
                 f"{symbol}: labels but no truth: give the simulated market that the labels come from"
             )
         tests = truths[symbol].dropna(subset="retested_at").sort_values("retested_at")
-        times, last = (
-            labels["time"].iloc[rows],
-            tests["retested_at"].searchsorted(labels["time"].iloc[rows], side="right") - 1,
-        )
-        on = (
-            (last >= 0) & ~(tests["resolved_at"].iloc[np.maximum(last, 0)].to_numpy() <= times.to_numpy())
-            if len(tests)
-            else np.zeros(len(rows), bool)
-        )
-        if on.any():
-            state[rows[on]] = (tests["direction"].to_numpy()[last] * labels["direction"].to_numpy()[rows])[on]
+        side = _defended(tests, labels["time"].iloc[rows]) if len(tests) else np.zeros(len(rows), int)
+        state[rows] = side * labels["direction"].to_numpy()[rows]
     return state
+
+
+def _defended(tests: pd.DataFrame, times: pd.Series) -> np.ndarray:
+    "Direction of the zone that is being defended at each time; 0 where none is."
+    last = tests["retested_at"].searchsorted(times, side="right") - 1
+    over = tests["resolved_at"].iloc[np.maximum(last, 0)].to_numpy() <= times.to_numpy()
+    return np.where((last >= 0) & ~over, tests["direction"].to_numpy()[last], 0)
 
 
 def oracle_predictions(
     predictions: pd.DataFrame,  # of one model: its events and folds
     labels: pd.DataFrame,
-    truths: Candles,
+    truths: Mapping[str, pd.DataFrame],
 ) -> pd.DataFrame:
     "The same events, predicted from the hidden state by the share of wins in it before the fold."
     known = labels.assign(state=hidden_state(labels, truths))
-    events, tables = (
-        predictions.merge(known[["event_id", "state"]], on="event_id", how="left", validate="one_to_one"),
-        [],
-    )
+    states, tables = known[["event_id", "state"]], []
+    events = predictions.merge(states, on="event_id", how="left", validate="one_to_one")
     for _, table in events.groupby("fold"):
         past = known[known["exit_at"] < table["time"].min()]
         overall = (past["won"].sum() + 1) / (len(past) + 2)
         wins, counts = (past.groupby("state")["won"].agg(how) for how in ("sum", "size"))
         shares = (wins + 10 * overall) / (counts + 10)
-        tables.append(
-            table.assign(
-                model="oracle", probability=table["state"].map(shares).fillna(overall).to_numpy(float)
-            )
-        )
+        guess = table["state"].map(shares).fillna(overall).to_numpy(float)
+        tables.append(table.assign(model="oracle", probability=guess))
     return pd.concat(tables).sort_index()[list(predictions.columns)]
 
 # %% ../../nbs/controls/03_planted.ipynb #aff69ac9
@@ -82,77 +76,84 @@ def _drawn(table: pd.DataFrame, day: np.ndarray, weights: np.ndarray) -> np.ndar
 def share_of_reachable(
     predictions: pd.DataFrame,  # of one or more models, same events
     labels: pd.DataFrame,
-    truths: Candles,
+    truths: Mapping[str, pd.DataFrame],
     draws: int = 300,
     seed: int = 0,
 ) -> pd.DataFrame:
-    "One row a model: its accuracy and AUC, the oracle's, and the share of the oracle's AUC above chance that it gets with its 95 % interval; missing where there is nothing to reach."
+    """One row per model: its accuracy and AUC, the oracle's, and its share of the oracle's AUC above chance.
+
+    The share has a 95 % interval; it is missing where there is nothing to reach.
+    """
     models = {name: table.sort_values("event_id") for name, table in predictions.groupby("model", sort=False)}
     oracle = oracle_predictions(next(iter(models.values())), labels, truths)
-    scores, rows = score(pd.concat([*models.values(), oracle]), labels, draws, seed).set_index("model"), []
+    scores = score(pd.concat([*models.values(), oracle]), labels, draws, seed).set_index("model")
     best, top = scores.loc["oracle"], join_outcomes(oracle, labels)
     day, weights = day_weights(top["time"], draws, seed)
-    reached = _drawn(top, day, weights)
+    reached, rows = _drawn(top, day, weights), []
     for name, table in models.items():
         part = _drawn(join_outcomes(table, labels), day, weights) / np.where(reached > 0, reached, np.nan)
-        low, high = np.nanpercentile(part, [2.5, 97.5]) if best["auc_low"] > 0.5 else (None, None)
-        rows.append(
-            {
-                "model": name,
-                "accuracy": scores.at[name, "accuracy"],
-                "reachable_accuracy": best["accuracy"],
-                "majority_rate": best["majority_rate"],
-                "auc": scores.at[name, "auc"],
-                "reachable_auc": best["auc"],
-                "share": (scores.at[name, "auc"] - 0.5) / (best["auc"] - 0.5)
-                if best["auc_low"] > 0.5
-                else None,
-                "share_low": low,
-                "share_high": high,
-            }
-        )
+        rows.append({"model": name} | _share(scores.loc[name], best, part))
     return pd.DataFrame(rows)
+
+
+def _share(own: pd.Series, best: pd.Series, drawn: np.ndarray) -> dict[str, float | None]:
+    "A model's scores beside the oracle's, and its share; None where there is nothing to reach."
+    there = best["auc_low"] > 0.5
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if there else (None, None)
+    return {
+        "accuracy": own["accuracy"],
+        "reachable_accuracy": best["accuracy"],
+        "majority_rate": best["majority_rate"],
+        "auc": own["auc"],
+        "reachable_auc": best["auc"],
+        "share": (own["auc"] - 0.5) / (best["auc"] - 0.5) if there else None,
+        "share_low": low,
+        "share_high": high,
+    }
 
 # %% ../../nbs/controls/03_planted.ipynb #9631fbe2
 def planted_result(
-    markets: Mapping[str, SimulatedMarket], settings: PipelineSettings = PipelineSettings()
-) -> dict:
-    "The headlines of the whole pipeline on a market whose truth is known, and under `shares` what each model gets of what can be reached."
-    events = market_events({symbol: market.candles for symbol, market in markets.items()}, settings)
-    run = judge_events(events, settings)
-    return headlines(run, settings) | {
-        "shares": share_of_reachable(
-            run.predictions, events.labels, {symbol: market.truth for symbol, market in markets.items()}
-        )
-    }
+    planted: PlantedMarket,
+    settings: PipelineSettings = PipelineSettings(),
+    folder: Path | None = None,  # of this market, where what is learnt is kept; None: nowhere
+) -> dict[str, Any]:
+    """The headlines of the whole pipeline on a market whose truth is known.
+
+    Under `shares` what each model gets of what can be reached.
+    """
+    learnt = learn(planted.market, settings, folder)
+    run = judge_learnt(learnt, settings)
+    shares = share_of_reachable(run.predictions, learnt.labels, planted.truths)
+    return headlines(run, settings) | {"shares": shares}
 
 # %% ../../nbs/controls/03_planted.ipynb #89c2d627
 def share_table(shares: pd.DataFrame) -> pd.DataFrame:
-    "One row an edge and model: markets, in how many there was something to reach, and in these the share; missing where there were none."
-    rows = []
-    for (edge, model), table in shares.groupby(["edge", "model"], sort=False):
-        there = table[table["share"].notna()].drop(columns=["edge", "model"]).astype(float)
-        means = there[["auc", "reachable_auc", "accuracy", "reachable_accuracy", "majority_rate"]].mean()
-        low, median, high = (
-            np.percentile(there["share"], [2.5, 50, 97.5]) if len(there) else (None, None, None)
-        )
-        possible = means["reachable_accuracy"] - means["majority_rate"]
-        rows.append(
-            {
-                "edge": edge,
-                "model": model,
-                "markets": len(table),
-                "reachable": len(there),
-                **(means if len(there) else dict.fromkeys(means.index)),
-                "share": median,
-                "share_low": low,
-                "share_high": high,
-                "accuracy_share": (means["accuracy"] - means["majority_rate"]) / possible
-                if possible > 0
-                else None,
-            }
-        )
+    """One row per edge and model: markets, in how many there was something to reach, and in these the share.
+
+    The share is missing where there were none.
+    """
+    rows = [
+        {"edge": edge, "model": model, "markets": len(table)} | _mean_share(table)
+        for (edge, model), table in shares.groupby(["edge", "model"], sort=False)
+    ]
     return pd.DataFrame(rows).sort_values("edge", kind="stable", ignore_index=True)
+
+
+def _mean_share(table: pd.DataFrame) -> dict[str, float | None]:
+    "The share of one model over the markets of one edge."
+    there = table[table["share"].notna()].drop(columns=["edge", "model"]).astype(float)
+    means = there[["auc", "reachable_auc", "accuracy", "reachable_accuracy", "majority_rate"]].mean()
+    low, median, high = np.percentile(there["share"], [2.5, 50, 97.5]) if len(there) else (None, None, None)
+    possible = means["reachable_accuracy"] - means["majority_rate"]
+    gained = means["accuracy"] - means["majority_rate"]
+    return {
+        "reachable": len(there),
+        **(means if len(there) else dict.fromkeys(means.index)),
+        "share": median,
+        "share_low": low,
+        "share_high": high,
+        "accuracy_share": gained / possible if possible > 0 else None,
+    }
 
 
 def _markets(number: int) -> str:
@@ -160,25 +161,19 @@ def _markets(number: int) -> str:
 
 
 def share_sentences(table: pd.DataFrame) -> list[str]:
-    "One sentence an edge of `share_table`: who got most of what could be reached, or that there was nothing."
-    sentences = []
-    for edge, models in table.groupby("edge"):
-        markets, reachable = int(models["markets"].iloc[0]), int(models["reachable"].max())
-        if not reachable:
-            sentences.append(
-                f"Edge {edge:g}: nothing to reach in {_markets(markets)}; even one who knows which zones are defended cannot be told from chance."
-            )
-        else:
-            best = models.loc[models["share"].astype(float).idxmax()]
-            sentences.append(
-                f"Edge {edge:g}: {best['model']} gets most, {best['share']:.0%} of what can be reached in the median of {_markets(reachable)}"
-                + (
-                    f"; in the other {markets - reachable} there is nothing to reach."
-                    if reachable < markets
-                    else "."
-                )
-            )
-    return sentences
+    "One sentence per edge of `share_table`: who got most of what could be reached."
+    return [f"Edge {edge:g}: {_share_sentence(models)}." for edge, models in table.groupby("edge")]
+
+
+def _share_sentence(models: pd.DataFrame) -> str:
+    "What the models of one edge got."
+    markets, reachable = int(models["markets"].iloc[0]), int(models["reachable"].max())
+    if not reachable:
+        return f"nothing to reach in {_markets(markets)}; even the oracle cannot be told from chance"
+    best = models.loc[models["share"].astype(float).idxmax()]
+    got = f"{best['model']} gets most, {best['share']:.0%} of what can be reached"
+    rest = f"; in the other {markets - reachable} there is nothing to reach" if reachable < markets else ""
+    return f"{got} in the median of {_markets(reachable)}{rest}"
 
 # %% ../../nbs/controls/03_planted.ipynb #fce0c0bb
 class PowerCurve(NamedTuple):
@@ -194,19 +189,19 @@ class PowerCurve(NamedTuple):
 def _edge_at(
     edges: np.ndarray, shares: np.ndarray, runs: np.ndarray, power: float
 ) -> tuple[float, LogisticRegression]:
-    "Where a logistic curve through the shares reaches `power`, and the curve; infinite for a curve that does not rise."
+    "Where a logistic curve through the shares reaches `power` (infinite: nowhere), and the curve."
     weights, scaled = np.concatenate([runs * shares, runs * (1 - shares)]), edges[:, None] / edges.max()
     curve = LogisticRegression(C=1e3, solver="newton-cholesky").fit(
         np.concatenate([scaled, scaled]), np.repeat([1, 0], len(edges)), sample_weight=weights
     )
     slope = curve.coef_[0, 0]
-    return (
-        np.log(power / (1 - power)) - curve.intercept_[0]
-    ) / slope * edges.max() if slope > 0 else np.inf, curve
+    if slope <= 0:
+        return np.inf, curve
+    return (np.log(power / (1 - power)) - curve.intercept_[0]) / slope * edges.max(), curve
 
 
 def power_curve(
-    runs: pd.DataFrame,  # one row a run: `edge` and whether it was found
+    runs: pd.DataFrame,  # one row per run: `edge` and whether it was found
     column: str = "found",
     power: float = 0.8,
     draws: int = 200,
@@ -219,9 +214,8 @@ def power_curve(
     edges, found, size = (counts[name].to_numpy(float) for name in ("edge", "found", "runs"))
     at, curve = _edge_at(edges, (found + 0.5) / (size + 1), size + 1, power)
     drawn = np.random.default_rng(seed).beta(found + 0.5, size - found + 0.5, (draws, len(edges)))
-    low, high = np.percentile(
-        [_edge_at(edges, shares, size + 1, power)[0] for shares in drawn], [2.5, 97.5], method="nearest"
-    )
+    reached = [_edge_at(edges, shares, size + 1, power)[0] for shares in drawn]
+    low, high = np.percentile(reached, [2.5, 97.5], method="nearest")
     bounds = [stats.beta.ppf(level, found + 0.5, size - found + 0.5) for level in (0.025, 0.975)]
     table = counts.assign(
         power=found / size,
@@ -229,8 +223,8 @@ def power_curve(
         power_high=bounds[1],
         fitted=curve.predict_proba(edges[:, None] / edges.max())[:, 1],
     )
-    within = lambda edge: float(edge) if edges.min() <= edge <= edges.max() else None
-    return PowerCurve(table, power, within(at), within(low), within(high))
+    within = (float(edge) if edges.min() <= edge <= edges.max() else None for edge in (at, low, high))
+    return PowerCurve(table, power, *within)
 
 
 def power_sentence(curve: PowerCurve) -> str:
@@ -238,11 +232,6 @@ def power_sentence(curve: PowerCurve) -> str:
     most, share = curve.table["edge"].max(), f"{curve.power:.0%} of such markets"
     if curve.edge is None:
         return f"No edge up to {most:g} is seen in {share}: this amount of data cannot show it."
-    low, high = (
-        f"{bound:.2f}" if bound is not None else other
-        for bound, other in (
-            (curve.low, f"below {curve.table['edge'].min():g}"),
-            (curve.high, f"above {most:g}"),
-        )
-    )
+    low = f"below {curve.table['edge'].min():g}" if curve.low is None else f"{curve.low:.2f}"
+    high = f"above {most:g}" if curve.high is None else f"{curve.high:.2f}"
     return f"An edge of {curve.edge:.2f} is seen in {share} (95 % interval {low} to {high})."

@@ -94,7 +94,7 @@ def _files(path: str | os.PathLike) -> list[Path]:
     "The ledger's files in alphabetical order: one, or those of a folder."
     path = Path(path)
     if path.is_dir():
-        return sorted(path.glob("*.jsonl"))
+        return sorted(path.rglob("*.jsonl"))
     return [path] if path.exists() else []
 
 # %% ../../nbs/evaluation/04_trials.ipynb #66eb942e

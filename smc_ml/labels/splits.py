@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.utils.multiclass import type_of_target
 
 from ..config import UserError
 from .config import SplitsConfig
@@ -112,6 +111,8 @@ def _class_codes(y: Any, count: int) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     if len(y) != count:
         raise SplitError(f"y has {len(y)} values for {count} events: give one for each")
+    from sklearn.utils.multiclass import type_of_target  # here: it costs half a second
+
     if type_of_target(y) not in ("binary", "multiclass"):
         return None
     classes, codes = np.unique(np.asarray(y), return_inverse=True)
