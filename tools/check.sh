@@ -28,7 +28,8 @@ cp -R settings.ini pyproject.toml README.md nbs smc_ml "$copy"
 find "$copy" \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 if half=$(grep -rlE '(<<<<<<<|>>>>>>>) ' nbs --include='*.ipynb'); then
-    complain "half-merged notebooks, open them and decide: $(echo $half)"
+    echo "check: half-merged notebooks, open them and decide: $(echo $half)" >&2
+    exit 1
 fi
 
 (cd "$copy" && nbdev_clean >/dev/null) || complain 'nbdev_clean failed'

@@ -164,7 +164,7 @@ _COLUMN = {
 
 
 def legend_name(family: str) -> str:
-    "The plotly legend of a family: legend, legend2, legend3 …"
+    "The name of a family's legend in plotly, such as legend or legend3."
     place = list(FAMILIES).index(family)
     return f"legend{place + 1}" if place else "legend"
 

@@ -250,7 +250,7 @@ def quality_figure(report: QualityReport) -> Figure:
 
 # %% ../../nbs/figures/01_quality.ipynb #7c78f995
 def _candle_bars(axes: Axes, candles: pd.DataFrame) -> None:
-    "Wicks and bodies at 0, 1, 2, …"
+    "Wicks and bodies at 0, 1, 2 and so on."
     at, colour = np.arange(len(candles)), np.where(candles["close"] >= candles["open"], UP, DOWN)
     axes.vlines(at, candles["low"], candles["high"], color=colour, linewidth=1)
     body = candles[["open", "close"]]

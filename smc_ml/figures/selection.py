@@ -46,7 +46,7 @@ def strategies_plot(
 
 # %% ../../nbs/figures/11_selection.ipynb #b62c5282
 def _place(number: int) -> str:
-    "1st, 2nd, 3rd, 4th …"
+    "A place as a word, such as 1st or 4th."
     usual = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{'th' if 10 <= number % 100 <= 20 else usual}"
 
