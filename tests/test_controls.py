@@ -282,7 +282,8 @@ def test_the_controls_judge_the_account_of_the_backtest(backtest, tmp_path, monk
     combined = combine_models([one.run.predictions for one in trained], outcomes, settings.ensemble)
     stage = backtest_notebook(tmp_path, monkeypatch, market, combined.mixed, settings)
 
-    pd.testing.assert_frame_equal(run.trades, stage, check_exact=True)
+    write_table(run.trades, tmp_path / "run.parquet")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "run.parquet"), stage, check_exact=True)
     reasons = set(run.trades["exit_reason"])
     assert ("liquidation" in reasons) == (backtest is EXTREME) and len(run.trades) > 100
 
