@@ -33,7 +33,7 @@ from smc_ml.labels.barriers import (
     first_touch,
     limit_fills,
 )
-from .checks import LabelError, base_timeframe, check_market, check_timeframes
+from .checks import LabelError, check_market, check_timeframes, stated_timeframe
 from .config import LabelingConfig
 from .finer import settle_doubts
 from ..patterns.config import PatternConfig
@@ -239,7 +239,7 @@ def label_patterns(
     """
     if not len(candles):
         raise LabelError(f"{symbol}: no candles: check the dates and the file")
-    base = base_timeframe(candles, timeframe, symbol)
+    base = stated_timeframe(candles, timeframe, symbol)
     check_timeframes(candles, patterns, symbol, config, base)
     check_market(candles, patterns, symbol, base)
     rules = _Rules(symbol, config, costs, base, pattern_config, finer)
@@ -347,7 +347,7 @@ class SMCPatternLabeler:
         finer: pd.DataFrame | None = None,  # shorter candles, which settle what is in doubt
     ) -> pd.DataFrame:
         "One row per traded pattern with the columns `LABEL_COLUMNS`, orders that were not filled included."
-        base = base_timeframe(candles, timeframe, symbol)
+        base = stated_timeframe(candles, timeframe, symbol)
         validate_candles(candles, base, symbol, allow_gaps=True)
         found = self.detect(candles, base) if patterns is None else patterns
         return _numbered(

@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .config import LogisticConfig
-from .rows import Filled, LastRow, classes_only, facts_of
+from .rows import Filled, LastRow, classes_only, row_model_facts
 from .tasks import Binary, Task
 from .tensors import load_tensors, save_tensors, settings_of
 
@@ -43,7 +43,7 @@ def save(model: Pipeline, folder: Path) -> dict[str, Any]:
     "Write scaler and coefficients as named arrays."
     parts = [(name, model[step]) for step, names in _WEIGHTS.items() for name in names]
     save_tensors({name: getattr(step, name) for name, step in parts}, folder)
-    return facts_of(model, settings_of(model[-1]))
+    return row_model_facts(model, settings_of(model[-1]))
 
 
 def load(facts: dict[str, Any], folder: Path) -> Pipeline:

@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from xgboost import XGBClassifier
 
 from .config import XGBoostConfig
-from .rows import LastRow, classes_only, facts_of
+from .rows import LastRow, classes_only, row_model_facts
 from .tasks import Binary, Task
 from .tensors import settings_of
 
@@ -46,7 +46,7 @@ def make(
 def save(model: Pipeline, folder: Path) -> dict[str, Any]:
     "Write the trees."
     model["xgbclassifier"].save_model(folder / "weights.json")
-    return facts_of(model, settings_of(model[-1]))
+    return row_model_facts(model, settings_of(model[-1]))
 
 
 def load(facts: dict[str, Any], folder: Path) -> Pipeline:
