@@ -1,7 +1,8 @@
 """Write smc_ml/ from the notebooks.
 
-nbdev_export writes every module anew. numba recognises a cached function by the time of its module, so a module
-whose text did not change is given its old time back; else every export would cost a compilation of everything.
+nbdev_export writes every module anew. numba recognises a cached function by the time of its module, so a
+module whose text did not change is given its old time back; else every export would cost a compilation of
+everything.
 """
 
 import os
