@@ -241,7 +241,8 @@ def _texts(
 
 # %% ../../nbs/figures/02_patterns.ipynb #a51446f0
 VOLUME_COLOUR = "#7A5195"
-ZONES = {
+_ZONE_KINDS = [kind for group in GROUPS for kind in group.kinds if group.form == "zone"]
+ZONES = dict.fromkeys(_ZONE_KINDS, (0.12, "dot")) | {
     "order_block": (0.24, "solid"),
     "breaker_block": (0.16, "dash"),
     "fair_value_gap": (0.13, "solid"),
