@@ -37,7 +37,7 @@ TIMEFRAMES = {
 class CandleError(UserError):
     "Candles that break the contract; names source, column and first bad time."
 
-# %% ../nbs/02_candles.ipynb #831bacd3
+# %% ../nbs/02_candles.ipynb #804c2d24
 def index_unit(index: pd.DatetimeIndex) -> int:
     "Nanoseconds in one unit of the index's integers."
     return pd.Timedelta(1, index.unit).value
@@ -83,7 +83,7 @@ OPTIONAL = (
 )
 SIGNED = ("imbalance", "signed_volume")  # optional columns that may be negative
 
-# %% ../nbs/02_candles.ipynb #db7da833
+# %% ../nbs/02_candles.ipynb #bd384313
 @cache
 def candle_schema() -> "pa.DataFrameSchema":
     "The schema of a table of candles; pandera is loaded with the first table that is checked."
@@ -96,7 +96,7 @@ def candle_schema() -> "pa.DataFrameSchema":
     index = pa.Index(pd.DatetimeTZDtype("ns", "UTC"), name="open_time")
     return pa.DataFrameSchema(prices | volume | optional | signed, index=index, strict=True)
 
-# %% ../nbs/02_candles.ipynb #e347e095
+# %% ../nbs/02_candles.ipynb #9b90649b
 def _check_columns(candles: pd.DataFrame, source: str) -> None:
     "Raise for columns that are missing, doubled or of another type."
     missing = [name for name in (*PRICES, "volume") if name not in candles]
@@ -113,7 +113,7 @@ def _check_columns(candles: pd.DataFrame, source: str) -> None:
         dtype = candles[wrong[0]].dtype
         raise CandleError(f"{source}: column {wrong[0]} is {dtype}, not float64: convert it before reading")
 
-# %% ../nbs/02_candles.ipynb #c503f680
+# %% ../nbs/02_candles.ipynb #b2f885d7
 def _check_index(index: pd.Index, source: str) -> pd.DatetimeIndex:
     "The index, or an error where it is not one of UTC open times in ns."
     if not isinstance(index, pd.DatetimeIndex) or str(index.tz) != "UTC":
@@ -151,7 +151,7 @@ def _check_grid(index: pd.DatetimeIndex, timeframe: str, source: str) -> None:
             "check the timeframe and the time zone"
         )
 
-# %% ../nbs/02_candles.ipynb #3b777597
+# %% ../nbs/02_candles.ipynb #4e938445
 def _holds_saturday(start: pd.Timestamp, end: pd.Timestamp) -> bool:
     "Whether a whole Saturday, UTC, lies between two times."
     days = pd.date_range(start.ceil("D"), end.floor("D") - pd.Timedelta("1D"))
@@ -235,7 +235,7 @@ _AGGREGATES = (
     | {"filled": "max"}
 )
 
-# %% ../nbs/02_candles.ipynb #a35d5262
+# %% ../nbs/02_candles.ipynb #f4c983ef
 def resample(
     candles: pd.DataFrame,  # checked candles
     timeframe: str,  # of `candles`
@@ -333,7 +333,7 @@ def candle_facts(path: str | os.PathLike) -> dict[str, Any]:
 
     return json.loads(parquet.read_schema(path).metadata.get(b"smc_ml", b"{}"))
 
-# %% ../nbs/02_candles.ipynb #838acf28
+# %% ../nbs/02_candles.ipynb #053c16dd
 def read_candles(path: str | os.PathLike) -> pd.DataFrame:
     "Candles as written; a `CandleError` where the file is missing, unreadable or changed since."
     try:

@@ -31,9 +31,9 @@ def _cause(error: OSError, content: bytes) -> str:
     "Why a file could not be written, and what to do."
     if error.errno in _FULL:
         return f"the disk is full ({len(content) / 1e6:.1f} MB were to be written): make room"
-    return f"it cannot be written ({error.strerror}): mend that"
+    return f"it cannot be written ({error.strerror}): fix that"
 
-# %% ../nbs/01_writing.ipynb #f33aacd5
+# %% ../nbs/01_writing.ipynb #e5e60f5e
 def write_whole(
     path: str | os.PathLike,
     content: bytes,

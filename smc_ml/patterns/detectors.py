@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CALENDAR', 'DETECTORS', 'ZONE_DETECTORS', 'Detector']
 
-# %% ../../nbs/patterns/12_detectors.ipynb #921a1687
+# %% ../../nbs/patterns/12_detectors.ipynb #e81cd149
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ from .structure import structure_breaks, structure_state
 from .swings import fractal_swings, swing_state, zigzag_state, zigzag_swings
 from .volume_profile import PROFILE_STATE, profile_room, volume_profiles
 
-# %% ../../nbs/patterns/12_detectors.ipynb #51d6aea0
+# %% ../../nbs/patterns/12_detectors.ipynb #7f68cd46
 CALENDAR = "calendar"
 
 
@@ -64,7 +64,7 @@ class Detector(NamedTuple):
             return False
         return not self.optional or config.wants(*self.kinds)
 
-# %% ../../nbs/patterns/12_detectors.ipynb #b833b97b
+# %% ../../nbs/patterns/12_detectors.ipynb #fd219f90
 _SWINGS = ("swing_high", "swing_low")
 _BREAKS = ("break_of_structure", "change_of_character", "market_structure_shift")
 
@@ -192,5 +192,5 @@ DETECTORS = (
     ),
 )
 
-# %% ../../nbs/patterns/12_detectors.ipynb #31f8094d
+# %% ../../nbs/patterns/12_detectors.ipynb #de1499fc
 ZONE_DETECTORS = tuple(row.name for row in DETECTORS if set(row.kinds) & set(ZONE_KINDS))

@@ -19,7 +19,7 @@ from .names import KINDS
 PROFILE_STATE = np.dtype([("share", "f8"), ("smoothed", "f8")])  # of the volume; mean of three neighbours
 SHARE = 2.0**-40  # shares are multiples of this
 
-# %% ../../nbs/patterns/10_volume_profile.ipynb #6dbf9068
+# %% ../../nbs/patterns/10_volume_profile.ipynb #b82392e5
 @njit(cache=True)
 def _spread(candle: np.record, lowest: float, height: float, bins: np.ndarray) -> None:
     "Spread the volume of a candle over the bins of its range."
@@ -37,7 +37,7 @@ def _spread(candle: np.record, lowest: float, height: float, bins: np.ndarray) -
         bins[number].share += density * height
     bins[end].share += density * max(0.0, candle.high - (lowest + end * height))
 
-# %% ../../nbs/patterns/10_volume_profile.ipynb #e2dcdc45
+# %% ../../nbs/patterns/10_volume_profile.ipynb #55c1864a
 @njit(cache=True)
 def profile(
     candles: np.ndarray,
@@ -97,12 +97,12 @@ def profile_room(bins: int) -> int:
     "Events that one row can make known: the value area and at most one node per bin."
     return bins + 1
 
-# %% ../../nbs/patterns/10_volume_profile.ipynb #70580975
+# %% ../../nbs/patterns/10_volume_profile.ipynb #1f8d18d6
 VALUE_AREA, HIGH_VOLUME_NODE, LOW_VOLUME_NODE = (
     KINDS.index(kind) for kind in ("value_area", "high_volume_node", "low_volume_node")
 )
 
-# %% ../../nbs/patterns/10_volume_profile.ipynb #a343c68c
+# %% ../../nbs/patterns/10_volume_profile.ipynb #41a0f1fd
 @njit(cache=True)
 def _smooth(state: np.ndarray) -> None:
     "Mean of each bin and its two neighbours."
@@ -112,7 +112,7 @@ def _smooth(state: np.ndarray) -> None:
         above = state[number + 1].share if number + 1 < bins else 0.0
         state[number].smoothed = (state[number].share + (below + above)) / 3
 
-# %% ../../nbs/patterns/10_volume_profile.ipynb #c9febc0b
+# %% ../../nbs/patterns/10_volume_profile.ipynb #2bc65df3
 @njit(cache=True)
 def _nodes(state: np.ndarray, out: np.ndarray) -> int:
     "Write kind, strength and, in place of `formed`, the bin of each peak and valley; how many there are."
@@ -131,7 +131,7 @@ def _nodes(state: np.ndarray, out: np.ndarray) -> int:
             event.strength, event.formed = here * bins, (first + end) // 2
     return count
 
-# %% ../../nbs/patterns/10_volume_profile.ipynb #41f2f717
+# %% ../../nbs/patterns/10_volume_profile.ipynb #72e7b68a
 @njit(cache=True)
 def _place(event: np.record, candle: np.record, first: np.record, begin: int, row: int, level: float) -> None:
     "Where an event lies that concerns the rows from `begin` to `row`."
@@ -190,7 +190,7 @@ def _rolling(candles: np.ndarray, window: int, share: float, bins: np.ndarray, o
         out[row, 0] = lowest + (control + 0.5) * height
         out[row, 1], out[row, 2] = lowest + (high + 1) * height, lowest + low * height
 
-# %% ../../nbs/patterns/10_volume_profile.ipynb #f3cc113d
+# %% ../../nbs/patterns/10_volume_profile.ipynb #3ab31554
 def rolling_profile(
     candles: pd.DataFrame,
     window: int,  # candles in a profile
