@@ -7,6 +7,7 @@ import ast
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -140,6 +141,15 @@ def test_a_stage_declares_what_it_writes(name):
         for parameter, value in passed:
             path = path.replace(f"{{{parameter}}}", value)
         assert path in declared
+
+
+def test_git_holds_none_of_what_dvc_holds():
+    "DVC refuses to run a stage whose output git tracks."
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name, stage in ALL_STAGES.items():
+        for out in (out for out in stage["outs"] if isinstance(out, str)):
+            path = out.replace("${item.model}", f"({'|'.join(MODELS)})")
+            assert not re.search(rf"^{path}(/|$)", tracked.stdout, re.MULTILINE), f"{name}: {out}"
 
 
 @pytest.mark.parametrize("name", STAGES)

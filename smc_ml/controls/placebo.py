@@ -81,8 +81,11 @@ def _touched(
     "Row at whose close each zone, put at its anchor, has been touched and held; -1 where it was not."
     price, unit = candles["close"].to_numpy()[anchors], average_range[anchors]
     top, bottom = price + zones["above"].to_numpy() * unit, price + zones["below"].to_numpy() * unit
+    high, low, close = (candles[name].to_numpy() for name in ("high", "low", "close"))
     rows = first_touch(
-        *(candles[name].to_numpy() for name in ("high", "low", "close")),
+        high,
+        low,
+        close,
         anchors + 1,
         zones["direction"].to_numpy(),
         top,
@@ -143,22 +146,34 @@ def placebo_zones(
 ) -> pd.DataFrame:
     "One row per real zone: touched or not, its reaction, and the means of its placebos'; NaN for none."
     average_range = np.nan_to_num(average_true_range(candles))
-    prices = [candles[name].to_numpy() for name in ("open", "high", "low", "close")]
     zones = _anchored(candles, patterns, average_range, config)
     anchors, days = zones["anchor"].to_numpy(), candles.index.floor("D").asi8
     groups, random = _groups(candles, average_range, config), np.random.default_rng(config.seed)
     number, drawn = _drawn_placebos(anchors, groups, days, config, random)
     real = _touched(candles, anchors, zones, average_range, config)
     false = _touched(candles, drawn, zones.iloc[number], average_range, config)
-    side, settings = zones["direction"].to_numpy(), (config.candles, config.barrier)
-    move, hit = reactions(*prices, average_range, real, side, *settings)
-    false_move, false_hit = reactions(*prices, average_range, false, side[number], *settings)
+    side = zones["direction"].to_numpy()
+    move, hit = _reactions(candles, average_range, real, side, config)
+    false_move, false_hit = _reactions(candles, average_range, false, side[number], config)
     held = pd.DataFrame({"zone": number, "move": false_move, "hit": false_hit}).groupby("zone").mean()
     held = held.reindex(range(len(zones)))
     zones = zones.assign(symbol=symbol, touched=real >= 0, move=move, hit=hit)
     zones["touched_at"] = pd.Series(candles.index[np.maximum(real, 0)]).where(real >= 0)
     zones["placebo_touched"] = _touched_share(number, false >= 0, len(zones))
     return zones.assign(placebo_move=held["move"], placebo_hit=held["hit"])[list(ZONE_COLUMNS)]
+
+
+def _reactions(
+    candles: pd.DataFrame,
+    average_range: np.ndarray,
+    rows: np.ndarray,
+    direction: np.ndarray,
+    config: PlaceboConfig,
+) -> tuple[np.ndarray, np.ndarray]:
+    "Moves and hits of zones that were touched on some rows."
+    open_, high, low, close = (candles[name].to_numpy() for name in ("open", "high", "low", "close"))
+    ahead, barrier = config.candles, config.barrier
+    return reactions(open_, high, low, close, average_range, rows, direction, ahead, barrier)
 
 
 def _drawn_placebos(
