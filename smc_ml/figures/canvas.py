@@ -69,8 +69,16 @@ _SIZES: dict[Any, Any] = {
     **{f"{axis}tick.major.{part}": size for axis in "xy" for part, size in (("size", 6), ("width", 1.25))},
     **{f"{axis}tick.minor.{part}": size for axis in "xy" for part, size in (("size", 4), ("width", 1))},
 }
+_TICKS: dict[Any, Any] = {
+    "xtick.bottom": True,
+    "xtick.top": False,
+    "ytick.left": True,
+    "ytick.right": False,
+    **{f"{axis}tick.direction": "out" for axis in "xy"},
+}
 _LOOK: dict[Any, Any] = {
     **_SIZES,
+    **_TICKS,
     "figure.figsize": (9, 4),
     "figure.dpi": 96,
     "savefig.dpi": 144,
@@ -82,12 +90,16 @@ _LOOK: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.titlepad": 12,
     "axes.edgecolor": NEUTRAL,
+    "axes.facecolor": "white",
+    "axes.spines.bottom": True,
+    "axes.spines.left": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.prop_cycle": cycler(color=CYCLE),
     "grid.color": GRID,
+    "grid.linestyle": "-",
     "legend.frameon": False,
     "lines.solid_capstyle": "round",
     "patch.edgecolor": "w",
