@@ -16,6 +16,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 
 NOTEBOOKS = sorted(path for path in nbglob(as_path=True) if not (path.parent / ".notest").exists())
+EXPORTS = {"export", "exporti"}
 SKIPPED = {"eval: false", *get_config().tst_flags.split()}
 
 
@@ -46,7 +47,7 @@ def proofs(path: Path) -> list[str]:
     named = re.search(r"^#\| default_exp (\S+)", "\n".join(cells), re.MULTILINE)
     kept = [source for source in cells if not directives(source) & SKIPPED]
     return [
-        shipped(source, f"smc_ml.{named[1]}") if "export" in directives(source) else source for source in kept
+        shipped(source, f"smc_ml.{named[1]}") if directives(source) & EXPORTS else source for source in kept
     ]
 
 
