@@ -1,4 +1,7 @@
-"""Labels, horizons, weights, splits and features where the base is a minute, a quarter of an hour or an hour: real candles and a walk."""
+"""Labels, horizons, weights, splits and features where the base is a minute, a quarter of an hour or an hour.
+
+Real candles and a walk.
+"""
 
 import numpy as np
 import pandas as pd

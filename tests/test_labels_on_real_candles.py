@@ -77,7 +77,8 @@ TOUCH, QUIET = (
     (104, 104, 101, 103),
     (103, 103.5, 102.5, 103),
 )  # a touch of the zone that closes above it; a candle that does nothing
-# entry at 103 with the stop at 100 (R = 3, target 109); or at 102 (R = 2, target 106); or at 101 (R = 1, target 103)
+# entry at 103 with the stop at 100 (R = 3, target 109); or at 102 (R = 2, target 106);
+# or at 101 (R = 1, target 103)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def slow_label(
     turned = candles[["open", "high", "low", "close"]] * side
     if side < 0:
         turned = turned.rename(columns={"high": "low", "low": "high"})
-    rows = list(zip(turned["open"], turned["high"], turned["low"], turned["close"]))
+    rows = list(zip(turned["open"], turned["high"], turned["low"], turned["close"], strict=True))
     edge, far = (pattern["top"], pattern["bottom"]) if side > 0 else (-pattern["bottom"], -pattern["top"])
     closed = np.flatnonzero(candles.index + step >= pattern["known_at"])
     decision = closed[0] if len(closed) else None
@@ -390,6 +391,11 @@ def test_labels_equal_the_slow_version(entry, seed):
 # ---- finer candles
 
 
+def all_parts(inside: pd.DataFrame, parts: int) -> list[tuple]:
+    "The finer candles within one candle; none of them where one is missing."
+    return list(inside.itertuples(index=False, name=None)) if len(inside) == parts else []
+
+
 def slow_settlement(
     label: pd.Series,
     candles: pd.DataFrame,
@@ -398,7 +404,10 @@ def slow_settlement(
     parts: int,
     config: LabelingConfig,
 ) -> tuple | None:
-    "(reason, price, exit_at, mfe_r, mae_r) of an ambiguous label, turned to a long and walked from its entry on, on finer candles where a candle leaves a doubt; None: the doubt stays."
+    """(reason, price, exit_at, mfe_r, mae_r) of an ambiguous label; None: the doubt stays.
+
+    It is turned to a long and walked from its entry on, on finer candles where a candle leaves a doubt.
+    """
     side, turn = (
         label["direction"],
         ["open", "high", "low"] if label["direction"] > 0 else ["open", "low", "high"],
@@ -414,8 +423,7 @@ def slow_settlement(
         steps = [(opens, high, low)]
         if opens > stop and taken and high >= target and (low <= stop or within):
             inside = side * finer.loc[time : time + step - pd.Timedelta("1ns"), turn]
-            if len(inside) == parts:
-                steps = list(inside.itertuples(index=False, name=None))
+            steps = all_parts(inside, parts) or steps
         for opens, high, low in steps:
             new = not filled
             if new and opens > entry and low > entry:
@@ -452,7 +460,10 @@ def slow_settlement(
 
 
 def compare_settled(candles, zones, finer, config, timeframe, parts, symbol) -> pd.Series:
-    "Assert that labels with finer candles are those of the slow version; returns what became of the ambiguous ones."
+    """Assert that labels with finer candles are those of the slow version.
+
+    Returns what became of the ambiguous ones.
+    """
     plain, settled = (
         label_patterns(candles, zones, symbol, config, timeframe=timeframe, finer=shorter)
         for shorter in (None, finer)
@@ -574,7 +585,10 @@ DECIDED = ["kind", "direction", "known_at", "time", "entry", "stop", "target", "
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_a_decision_is_the_same_when_the_future_is_cut(real, patterns, entry):
-    "What was decided, at which price and with which barriers uses nothing after the entry; whatever is over stays as it was."
+    """What was decided, at which price and with which barriers uses nothing after the entry.
+
+    Whatever is over stays as it was.
+    """
     config = LabelingConfig(entry=entry)
     whole = label_patterns(real, patterns, "BTCUSDT", config)
     for end in random_cuts(len(real), 12, seed=3, first=2500):
@@ -670,7 +684,7 @@ def test_overlapping_real_trades_weigh_less(real, patterns):
     unique, weights = average_uniqueness(labels), sample_weights(labels)
     assert 0 < unique.min() < unique.mean() < 0.9 and unique.max() <= 1 and weights.mean() == pytest.approx(1)
     start, end = labels["entry_at"].to_numpy(), labels["exit_at"].to_numpy()
-    crowd = np.array([((start < b) & (end > a)).sum() for a, b in zip(start, end)])
+    crowd = np.array([((start < b) & (end > a)).sum() for a, b in zip(start, end, strict=True)])
     assert (unique >= 1 / crowd - 1e-12).all() and (unique[crowd == 1] == 1).all()
 
 
@@ -718,9 +732,10 @@ def test_patterns_and_candles_that_do_not_belong_together_are_refused(real, ethe
 
 def test_finer_candles_of_another_market_or_timeframe_are_refused(real, ether, patterns):
     quarters, hourly = (resample(real, "5m", timeframe) for timeframe in ("15m", "1h"))
-    label = lambda finer: SMCPatternLabeler().label_historical_data(
-        quarters, "BTCUSDT", "15m", patterns, finer
-    )
+
+    def label(finer):
+        return SMCPatternLabeler().label_historical_data(quarters, "BTCUSDT", "15m", patterns, finer)
+
     with pytest.raises(
         LabelError,
         match="BTCUSDT: the candle of .* reaches from .* its finer candles from .* of another market",
@@ -730,7 +745,8 @@ def test_finer_candles_of_another_market_or_timeframe_are_refused(real, ether, p
         label(real.shift(freq="1h"))
     with pytest.raises(
         LabelError,
-        match="BTCUSDT: finer candles of 15 minutes do not divide candles of 15m: give candles of a shorter timeframe",
+        match="BTCUSDT: finer candles of 15 minutes do not divide candles of 15m: "
+        "give candles of a shorter timeframe",
     ):
         label(quarters)
     with pytest.raises(LabelError, match="BTCUSDT: finer candles of 60 minutes do not divide candles of 15m"):
@@ -790,7 +806,8 @@ def test_statistics_by_what_labels_do_not_have_say_how_to_add_it(real, patterns)
     labels = label_symbols(Market({"BTCUSDT": real}, "5m"), {"BTCUSDT": patterns})
     with pytest.raises(
         LabelError,
-        match=r"labels have no column regime: add what was known at each decision, pd.merge_asof\(labels, table, on='time'\)",
+        match="labels have no column regime: add what was known at each decision, "
+        r"pd.merge_asof\(labels, table, on='time'\)",
     ):
         get_pattern_statistics(labels, "regime")
     moved = np.log(real["close"]).diff().rolling(288).std()

@@ -1,4 +1,7 @@
-"""What every splitter promises, on labels that hypothesis makes up, in any order, of several symbols, with holes; and two other libraries' answers."""
+"""What every splitter promises, on labels that hypothesis makes up, and two other libraries' answers.
+
+The labels are in any order, of several symbols, with holes.
+"""
 
 from math import comb
 from time import perf_counter
@@ -54,7 +57,10 @@ def hourly(count: int, length: str) -> pd.DataFrame:
 
 
 def touching(labels: pd.DataFrame, train: np.ndarray, test: np.ndarray, embargo: pd.Timedelta) -> np.ndarray:
-    "For each training trade, how many test trades come within the embargo of its [time, exit_at], both ends included."
+    """For each training trade, how many test trades come within the embargo of its [time, exit_at].
+
+    Both ends are included.
+    """
     known, judged = labels.iloc[train], labels.iloc[test]
     begun = np.searchsorted(
         np.sort(judged["time"].to_numpy()), (known["exit_at"] + embargo).to_numpy(), side="right"
@@ -108,7 +114,7 @@ def test_no_training_trade_comes_within_the_embargo_of_a_test_trade(splitter, la
 def test_nothing_is_left_out_without_a_reason(splitter, labels):
     folds_of(splitter, labels)
     edges, begin, end = splitter.edges(labels), labels["time"], labels["exit_at"]
-    for tested, roles in zip(splitter._tested(), splitter.roles(labels)):
+    for tested, roles in zip(splitter._tested(), splitter.roles(labels), strict=True):
         near, test = np.flatnonzero(roles == EMBARGOED), np.flatnonzero(roles == TEST)
         assert not (touching(labels, near, test, NONE) > 0).any()
         spans = [
@@ -223,7 +229,10 @@ def test_k_folds_serve_predictions_out_of_sample():
 
 
 def test_without_the_purge_a_score_on_noise_looks_like_skill_and_with_it_does_not():
-    "Forty neighbours share one coin and are open together: who trains on some of them knows the others; once they are purged nothing is left to know."
+    """Forty neighbours share one coin and are open together: who trains on some of them knows the others.
+
+    Once they are purged nothing is left to know.
+    """
     from sklearn.model_selection import KFold
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -243,7 +252,10 @@ def test_without_the_purge_a_score_on_noise_looks_like_skill_and_with_it_does_no
 
 @pytest.mark.parametrize("length, embargo", [("1h", "0h"), ("5h", "0h"), ("3h", "4h")])
 def test_purgedcv_finds_the_same_folds_and_paths(length, embargo):
-    "One event at a time makes its slices of equal counts ours of equal time. Its spans are half-open and its embargo one-sided: hence the nanosecond and the padding."
+    """One event at a time makes its slices of equal counts ours of equal time.
+
+    Its spans are half-open and its embargo one-sided: hence the nanosecond and the padding.
+    """
     labels, embargo = hourly(120, length), pd.Timedelta(embargo)
     times = dict(
         prediction_times=labels["time"],
@@ -268,7 +280,8 @@ def test_purgedcv_finds_the_same_folds_and_paths(length, embargo):
     assert np.array_equal(ours.assemble(values, labels), theirs.reconstruct_paths(values))
 
 
-# skfolio 1.12.2, CombinatorialPurgedCV(n_folds=6, n_test_folds=2, purged_size=3) on 60 rows: `recombined_paths.T`, the sizes of the training sets, and the eighth of them
+# skfolio 1.12.2, CombinatorialPurgedCV(n_folds=6, n_test_folds=2, purged_size=3) on 60 rows:
+# `recombined_paths.T`, the sizes of the training sets, and the eighth of them
 SKFOLIO_PATHS = [
     [0, 0, 1, 2, 3, 4],
     [1, 5, 5, 6, 7, 8],

@@ -1,4 +1,7 @@
-"""No training trade is still open while the trades it is judged with are, and none comes nearer than the embargo; on two real markets."""
+"""No training trade is still open while the trades it is judged with are, on two real markets.
+
+None comes nearer than the embargo.
+"""
 
 import numpy as np
 import pandas as pd
@@ -63,7 +66,7 @@ def test_without_the_purge_they_would_overlap(labels, name):
 
 def test_every_later_event_is_judged_once_by_what_had_ended_before(labels):
     splitter, judged = PurgedWalkForward(5, 0.3, pd.Timedelta("60min")), []
-    for start, (train, test) in zip(splitter.edges(labels), splitter.split(labels)):
+    for start, (train, test) in zip(splitter.edges(labels)[:-1], splitter.split(labels), strict=True):
         assert np.array_equal(train, purged_before(labels, start, splitter.embargo))
         assert labels["exit_at"].iloc[train].max() + splitter.embargo < labels["time"].iloc[test].min()
         judged += test.tolist()
@@ -71,7 +74,7 @@ def test_every_later_event_is_judged_once_by_what_had_ended_before(labels):
 
 
 def test_the_parts_of_a_fold_make_up_the_year(labels):
-    for name, make in SPLITTERS.items():
+    for make in SPLITTERS.values():
         counts = split_counts(make(pd.Timedelta("60min")), labels)
         assert (counts[["unused", "train", "purged", "embargoed", "test"]].sum(axis=1) == len(labels)).all()
         assert (counts[["purged", "embargoed"]].sum(axis=1) < 0.05 * len(labels)).all() and (
@@ -81,9 +84,12 @@ def test_the_parts_of_a_fold_make_up_the_year(labels):
 
 @pytest.mark.parametrize("name", ["k folds", "combinations"])
 def test_purgedcv_purges_the_same_trades(labels, name):
-    "Its purge looks at every pair of trades; ours also drops what ends between the edge of a slice and the first event in it."
+    """Its purge looks at every pair of trades.
+
+    Ours also drops what ends between the edge of a slice and the first event in it.
+    """
     splitter, order = SPLITTERS[name](pd.Timedelta("60min")), np.arange(len(labels))
-    for tested, (train, test) in zip(splitter._tested(), splitter.split(labels)):
+    for tested, (train, test) in zip(splitter._tested(), splitter.split(labels), strict=True):
         kept = purgedcv.purge(
             np.setdiff1d(order, test),
             test,
