@@ -39,7 +39,7 @@ class LSTMNetwork(WindowNetwork):
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.hidden, outputs))
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        "(samples, length, features) -> (samples, outputs)"
+        "(samples, length, features) -> (samples, outputs)."
         surplus = windows.shape[1] % self.rows_per_step
         steps = self.scaled(windows)[:, surplus:].unflatten(1, (-1, self.rows_per_step)).flatten(2)
         return self.head(self.lstm(steps)[0][:, -1])

@@ -339,7 +339,7 @@ class Horizons(Task):
         return replace(self, parts=tuple(part.fitted(part.of(y)) for part in self._parts()))
 
     def encode(self, y: pd.DataFrame) -> np.ndarray:
-        "(samples, targets)"
+        "(samples, targets)."
         return np.column_stack([part.encode(part.of(y)) for part in self._parts()])
 
     def loss(

@@ -277,7 +277,7 @@ class ExchangeSource(Exchange):
         return await _funding_rates(self, symbol, start, end)
 
     async def order_book(self, symbol: str, depth: int = 10) -> pd.DataFrame:
-        "The best levels now, as one row of a table of snapshots: bid_px_1, bid_sz_1, …, ask_sz_1, …"
+        "The best levels now, as one row of a table of snapshots: bid_px_1, bid_sz_1, …, ask_sz_1 and so on."
         return await _snapshot(self, symbol, depth)
 
 # %% ../../../nbs/data/sources/08_exchanges.ipynb #49c652e8
