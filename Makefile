@@ -42,7 +42,7 @@ hooks: install  ## git: clean and export before a commit, merge notebooks cell b
 	pre-commit install
 
 export: install  ## write smc_ml/ from the notebooks
-	python tools/export.py
+	nbdev_export
 
 clean: install  ## strip outputs and stray metadata from the notebooks
 	nbdev_clean

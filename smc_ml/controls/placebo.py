@@ -80,18 +80,11 @@ def _touched(
 ) -> np.ndarray:
     "Row at whose close each zone, put at its anchor, has been touched and held; -1 where it was not."
     price, unit = candles["close"].to_numpy()[anchors], average_range[anchors]
-    top, bottom = price + zones["above"].to_numpy() * unit, price + zones["below"].to_numpy() * unit
+    edges = zones.assign(top=price + zones["above"] * unit, bottom=price + zones["below"] * unit)
     high, low, close = (candles[name].to_numpy() for name in ("high", "low", "close"))
-    rows = first_touch(
-        high,
-        low,
-        close,
-        anchors + 1,
-        zones["direction"].to_numpy(),
-        top,
-        bottom,
-        config.maximum_wait,
-    )
+    # columns of a table, as the labels pass them: another form of array would be compiled anew
+    side, top, bottom = (edges[name].to_numpy() for name in ("direction", "top", "bottom"))
+    rows = first_touch(high, low, close, anchors + 1, side, top, bottom, config.maximum_wait)
     return np.where(zones["kind"] == "liquidity_sweep", anchors, rows)
 
 # %% ../../nbs/controls/01_placebo.ipynb #4db16f5a
@@ -152,7 +145,7 @@ def placebo_zones(
     number, drawn = _drawn_placebos(anchors, groups, days, config, random)
     real = _touched(candles, anchors, zones, average_range, config)
     false = _touched(candles, drawn, zones.iloc[number], average_range, config)
-    side = zones["direction"].to_numpy()
+    side = zones["direction"].to_numpy(copy=True)
     move, hit = _reactions(candles, average_range, real, side, config)
     false_move, false_hit = _reactions(candles, average_range, false, side[number], config)
     held = pd.DataFrame({"zone": number, "move": false_move, "hit": false_hit}).groupby("zone").mean()

@@ -203,7 +203,7 @@ def _timeline(market: Market, start: pd.Timestamp, end: pd.Timestamp) -> _Timeli
         symbols,
         prices.index,
         prices.ffill().bfill().to_numpy().reshape(2 * len(prices), len(symbols)),
-        pd.DataFrame(funding).reindex(prices.index).fillna(0.0).to_numpy(),
+        np.array(pd.DataFrame(funding).reindex(prices.index).fillna(0.0), order="C"),  # one form to compile
     )
 
 # %% ../../nbs/trading/02_account.ipynb #cd5bf81d
