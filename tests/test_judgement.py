@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 from test_pipeline_contract import STAGES, code_of, source_of
 
@@ -38,7 +39,7 @@ WRITERS = {
     "backtest": "70_backtest",
     "judgement": "75_judgement",
 }
-MODELS = ("logistic", "xgboost", "lstm")
+MODELS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["train"]["models"]
 
 
 def cells(stage: str) -> list[dict]:
@@ -69,7 +70,9 @@ def search(folder: Path, settings: dict) -> int:
     for model in MODELS:
         known = recorded("train", settings, model=model)
         write_table(
-            table, folder / f"artifacts/predictions/{model}.parquet", {"trial": trial_id(known["trial"])}
+            table,
+            folder / f"artifacts/predictions/models/{model}.parquet",
+            {"trial": trial_id(known["trial"])},
         )
     write_table(
         table,
@@ -85,6 +88,7 @@ def search(folder: Path, settings: dict) -> int:
 def place(tmp_path, monkeypatch) -> Path:
     "A folder to work in, with the features of two symbols."
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()  # by which a stage notebook knows the root of its project
     for symbol in ("A", "B"):
         write_table(
             pd.DataFrame({"price_momentum": [0.0]}), tmp_path / f"artifacts/features/{symbol}.parquet"
@@ -102,15 +106,16 @@ def test_a_rerun_counts_once_and_leaves_every_byte(place):
     assert (
         search(place, SETTINGS) == 3 + 1 + 4 * 3
     )  # models, ensemble, accounts; the one of the backtest is among them
-    files = sorted((place / "reports/trials").iterdir())
+    ledger = place / "reports/trials"
+    files = sorted(ledger.rglob("*.jsonl"))
     written = [file.read_bytes() for file in files]
-    assert [file.name for file in files] == [
+    assert [file.relative_to(ledger).as_posix() for file in files] == [
         "backtest.jsonl",
         "ensemble.jsonl",
         "judgement.jsonl",
-        "train_logistic.jsonl",
-        "train_lstm.jsonl",
-        "train_xgboost.jsonl",
+        "models/logistic.jsonl",
+        "models/lstm.jsonl",
+        "models/xgboost.jsonl",
     ]
     assert search(place, SETTINGS) == 16 and [file.read_bytes() for file in files] == written
     assert not any(str(place).encode() in content for content in written)
@@ -154,10 +159,10 @@ def test_another_market_is_a_new_trial_and_more_days_are_not(place):
 
 
 COMPUTING = {
-    "train": "out_of_fold",
-    "ensemble": "combine",
-    "backtest": "run_interval",
-    "judgement": "run_strategies",
+    "train": "train_model",
+    "ensemble": "combine_models",
+    "backtest": "follow_predictions",
+    "judgement": "judge_strategies",
 }
 
 
@@ -185,14 +190,12 @@ def test_every_ledger_is_kept_by_git_and_never_deleted_and_the_judgement_waits_f
         for path in re.findall(r'record_trials\(\s*f?"([^"]+)"', code_of(name)):
             path = path.replace("{model}", "${item.model}")
             assert outs.get(path) == {"cache": False, "persist": True}, f"{name} does not declare {path}"
-            declared |= {
-                path.replace("${item.model}", model): name
-                for model in stage.get("matrix", {"model": [""]})["model"]
-            }
-    assert len(declared) == 6
-    assert {path for path, name in declared.items() if name != "judgement"} <= set(
-        STAGES["judgement"]["deps"]
-    )
+            models = MODELS if "matrix" in stage else [""]
+            declared |= {path.replace("${item.model}", model): name for model in models}
+    assert len(declared) == len(MODELS) + 3
+    awaited = [path for path in STAGES["judgement"]["deps"] if path.startswith("reports/trials")]
+    for path, name in declared.items():
+        assert name == "judgement" or {path, str(Path(path).parent)} & set(awaited), path
 
 
 def test_the_ledger_of_this_repository_is_whole():
