@@ -171,6 +171,7 @@ def test_dvc_shows_metrics_and_plots(project):
     assert "equity" in run(project, "dvc", "plots", "show", "--json").stdout
 
 
+@pytest.mark.slow
 def test_a_model_that_is_taken_from_the_list_is_read_nowhere(project):
     "Its predictions still lie where they were; no stage reads them, and no page shows it."
     kept, before = (project / "params.yaml").read_text(), hashes(project)
@@ -190,6 +191,7 @@ def test_a_model_that_is_taken_from_the_list_is_read_nowhere(project):
     assert {path: hashes(project)[path] for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_changed_threshold_reruns_no_market_of_the_controls(project):
     kept = (project / "params.yaml").read_text()
     learnt = {path: path.stat().st_mtime_ns for path in (project / "artifacts/markets").rglob("*.parquet")}
