@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, by_timeframe
 
 from smc_ml.candles import Market, candles_path, validate_candles, write_candles
-from smc_ml.controls.markets import mirrored_market, shuffled_market, simulated_market
+from smc_ml.controls.markets import NULL_MARKETS, mirrored_market, shuffled_market, simulated_market
 from smc_ml.controls.nulls import NullEdgeError, assert_no_edge, null_results, planted_results, run_markets
 from smc_ml.controls.placebo import placebo_test
 from smc_ml.controls.planted import share_of_reachable, share_table
@@ -183,6 +183,31 @@ def test_no_model_gets_more_than_can_be_reached():
         and (shares["share_low"] < 1).all()
         and (shares["accuracy"] < shares["reachable_accuracy"]).all()
     )
+
+
+OTHER_BASES = {
+    "15m": {"patterns": {"timeframes": ["15m", "1h", "4h", "1d"]}, "labels": {"timeframes": ["15m"]}},
+    "1m": {
+        "patterns": {"timeframes": ["1m", "5m", "15m", "1h"]},
+        "labels": {"timeframes": ["5m"]},
+        "features": {"alignment_pair": ["15m", "1h"], "trend_timeframe": "1h"},
+        "splits": {"n_folds": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("base", OTHER_BASES)
+def test_the_controls_work_on_any_base_timeframe(base):
+    settings, market = PipelineSettings(**OTHER_BASES[base]), simulated(0.45, 1, "2024-12-31")
+    if base == "1m":  # the same candles by a clock that runs five times as fast
+        start = next(iter(market.values())).index[0]
+        faster = {s: c[:40_000].set_axis(start + (c.index[:40_000] - start) / 5) for s, c in market.items()}
+        market = Market(faster, "1m")
+    market = market.at(base)
+    assert pipeline_result(market, settings)["auc_low"] > 0.5
+    for make in NULL_MARKETS.values():
+        null = make(market, 1)
+        assert null.timeframe == base and pipeline_result(null, settings)["auc_low"] < 0.5
 
 
 TINY, SHORT = PipelineSettings(splits={"n_folds": 2}), {"end": "2024-02-25"}

@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from smc_ml.candles import Market
+from smc_ml.models.config import TrainingConfig, model_settings
 from smc_ml.provenance import stage_notebooks
 from smc_ml.settings import SECTIONS
 from smc_ml.simulation.config import SimulationConfig
@@ -105,6 +106,15 @@ def test_a_stage_tracks_the_sections_it_reads(name):
 def test_a_stage_that_reads_the_list_of_models_reads_nothing_else_of_the_training(name):
     read = set(re.findall(r"TrainingConfig\(\*\*train\)(\.\w+)?", code_of(name)))
     assert ("train.models" in STAGES[name]["params"]) == (read == {".models"})
+
+
+def test_a_model_is_trained_anew_for_its_own_settings_and_those_of_all_only():
+    "Another list of models, or another model's settings, retrain none."
+    own = model_settings()
+    common = {f"train.{name}" for name in TrainingConfig.model_fields if name not in {"models", *own}}
+    tracked = {key for key in STAGES["train"]["params"] if key.startswith("train")}
+    assert tracked == {*common, "train.${item.model}"}
+    assert set(MODELS) <= set(SETTINGS["train"]), "DVC asks for the settings of each model, if only {}"
 
 
 def test_no_stage_names_a_model():

@@ -13,7 +13,7 @@ import pandas as pd
 
 from .nulls import PlantedResults, against_nulls, assert_no_edge, null_sentences
 from .placebo import placebo_sentence
-from .planted import power_curve, power_sentence, share_table
+from .planted import PowerCurve, power_sentence, share_table
 
 # %% ../../nbs/controls/05_record.ipynb #f115a05b
 def _by_market(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -37,6 +37,7 @@ class ControlRecord(NamedTuple):
     real: Mapping[str, float | None]  # headlines of the run
     nulls: Mapping[str, pd.DataFrame]  # headlines of the null markets, by kind
     planted: PlantedResults
+    curve: PowerCurve  # of the planted markets
     effects: pd.DataFrame  # of real zones beside random ones
 
     def sentences(self) -> dict[str, str]:
@@ -45,7 +46,7 @@ class ControlRecord(NamedTuple):
         zones = (placebo_sentence(effect) for effect in self.effects.to_dict("records"))
         return {
             "markets without an edge": " ".join(null_sentences(self.real, everything, ("auc", "mean_r"))),
-            "smallest edge that would be seen": power_sentence(power_curve(self.planted.runs)),
+            "smallest edge that would be seen": power_sentence(self.curve),
             "random zones": " ".join(zones),
         }
 
@@ -61,11 +62,10 @@ class ControlRecord(NamedTuple):
 
     def metrics(self) -> dict[str, Any]:
         "The headlines of what was found."
-        curve = power_curve(self.planted.runs)
         return {
             "real": self.real,
             "nulls": checked_nulls(self.nulls).to_dict("records"),
-            "power": {"edge": curve.edge, "low": curve.low, "high": curve.high},
+            "power": {"edge": self.curve.edge, "low": self.curve.low, "high": self.curve.high},
             "shares": share_table(self.planted.shares),
             "placebo": self.effects.to_dict("records"),
             "sentences": self.sentences(),

@@ -65,7 +65,7 @@ def sessions_plot(sessions: pd.DataFrame) -> Figure:
     need(sessions, "mean_r", "r_low", "r_high")
     above = (sessions["r_low"] > 0).sum()
     figure, axes = canvas(f"Above zero with 95 % confidence: {above} of {len(sessions)}", size=(9, 2.4))
-    mean, names = sessions["mean_r"], sessions.index.astype(str)
+    mean, names = sessions["mean_r"], [words(str(name)) for name in sessions.index]
     reach = [mean - sessions["r_low"], sessions["r_high"] - mean]
     axes.errorbar(mean, names, xerr=reach, fmt="o", linewidth=3, color=UP)
     axes.axvline(0, color="black", linewidth=1, linestyle=":")

@@ -16,6 +16,7 @@ from scipy import stats
 
 from ..candles import Market
 from ..evaluation.intervals import mean_interval
+from ..evaluation.metrics import score
 from .backtest import follow_predictions
 from .config import PipelineSettings
 from .ensemble import combine_models
@@ -29,7 +30,7 @@ class PipelineRun(NamedTuple):
     "What the pipeline says of a market."
 
     predictions: pd.DataFrame  # of each model and of the ensemble
-    scores: pd.DataFrame  # one row per model
+    scores: pd.DataFrame  # of the ensemble, one row
     trades: pd.DataFrame  # of the account that follows the ensemble
     metrics: dict[str, Any]  # of that account
 
@@ -43,7 +44,8 @@ def judge_learnt(learnt: LearntMarket, settings: PipelineSettings = PipelineSett
     )
     account = followed.expected
     metrics = backtest_metrics(account, settings.costs, settings.backtest)
-    return PipelineRun(combined.predictions, combined.scores, account.trades, metrics)
+    scores = score(combined.mixed, learnt.labels)
+    return PipelineRun(combined.predictions, scores, account.trades, metrics)
 
 # %% ../../nbs/stages/14_calls.ipynb #ed04b8be
 def market_events(market: Market, settings: PipelineSettings = PipelineSettings()) -> MarketEvents:

@@ -45,7 +45,8 @@ def kept(path: Path | None, mark: str, make: Callable[[], pd.DataFrame]) -> pd.D
     return table
 
 # %% ../../nbs/stages/13_kept.ipynb #1f74fc68
-LEARNERS = ("numpy", "scikit-learn", "xgboost-cpu", "torch")  # whose versions may change what is learnt
+# whose versions may change what is learnt, as far as they are installed
+LEARNERS = ("numpy", "scikit-learn", "xgboost", "xgboost-cpu", "torch")
 CODE = "smc_ml/stages/learning.py"  # what it imports decides what is learnt
 
 
@@ -53,7 +54,8 @@ CODE = "smc_ml/stages/learning.py"  # what it imports decides what is learnt
 def _surroundings() -> tuple[dict[str, str], dict[str, str]]:
     "Hashes of the code, and versions of the libraries, that decide what is learnt."
     code = code_hashes(CODE, Path(__file__).resolve().parents[2])
-    return code, {name: metadata.version(name) for name in LEARNERS}
+    found = {name: list(metadata.distributions(name=name)) for name in LEARNERS}
+    return code, {name: first[0].version for name, first in found.items() if first}
 
 
 def mark_of(market: Market, settings: str) -> str:
