@@ -21,7 +21,7 @@ SNAPSHOT = $$(grep -oE 'md5: .{12}' data.dvc | cut -c6-)
 BENCHMARKS := --benchmark-enable --benchmark-only --benchmark-sort=name --benchmark-group-by=group
 
 SHELL := /bin/bash
-.PHONY: help install hooks export clean repro files update pin lab test coverage controls proofs bench \
+.PHONY: help install hooks export clean repro files update pin lab test coverage controls proofs mutants bench \
         check readme lock
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -79,6 +79,9 @@ controls: export  ## the long form of the controls: more markets, every model; h
 
 proofs: install  ## the long proofs: the controls with the whole ensemble
 	pytest -m slow
+
+mutants: install  ## change the code on purpose and see which changes no test notices; hours, resumes
+	python tools/mutants.py
 
 bench: install  ## speed, side by side with the peers
 	pytest tests/benchmarks $(BENCHMARKS) --benchmark-columns=min,median,rounds
