@@ -54,12 +54,19 @@ def test_real_files_read(market, name, symbol, timeframe, rows):
     [
         ("oanda_v3_instruments_instrument_candles.json", "DE30EUR", "5m"),
         ("binance_spot_klines_BTCUSDT_1d_2021-01-01.json", "BTCUSDT", "1d"),
+        ("bybit_v5_market_kline_inverse_BTCUSD_60.json", "BTCUSD", "1h"),
     ],
 )
 def test_recorded_answers_read(market, name, symbol, timeframe):
     file = open_candle_file(market / "rest" / name)
     assert (file.symbol, file.timeframe) == (symbol, timeframe)
-    validate_candles(file.candles, timeframe, name)
+    validate_candles(file.candles.sort_index(), timeframe, name)
+
+
+def test_an_inverse_contract_counts_dollars_and_its_volume_is_the_coins(market):
+    file = open_candle_file(market / "rest" / "bybit_v5_market_kline_inverse_BTCUSD_60.json")
+    assert file.facts["form"] == "Bybit inverse" and file.facts["order"] == "newest first"
+    assert file.candles["volume"].iloc[0] == 15.74462667 and file.candles["quote_volume"].iloc[0] == 268611
 
 
 def test_what_is_no_candle_file_is_refused_by_name(market):
@@ -71,7 +78,7 @@ def test_what_is_no_candle_file_is_refused_by_name(market):
             *(market / "l2_raw").iterdir(),
             market / "README.md",
         ]
-        if "candles" not in path.name and "spot_klines" not in path.name
+        if "candles" not in path.name and "_kline" not in path.name
     ]
     assert len(refused) > 20
     for path in refused:

@@ -17,7 +17,8 @@ from smc_ml.candles import PRICES, CandleError, read_candles, validate_candles, 
 from smc_ml.config import UserError
 from smc_ml.data.sources.base import VALUES, moments
 from smc_ml.data.sources.file_source import join_candles
-from smc_ml.data.sources.files import name_parts, open_candle_file, plain_symbol
+from smc_ml.data.sources.files import open_candle_file
+from smc_ml.data.sources.instruments import name_parts, plain_symbol
 from smc_ml.data.sources.names import SourceError, clock_zone
 from smc_ml.data.sources.order_book import read_books, read_recorded_trades
 from smc_ml.writing import write_table

@@ -157,6 +157,14 @@ class SourceConfig(Section):
         description="how far the clock of times without a zone was ahead of UTC: "
         'hours, "new_york+7" or a zone',
     )
+    form: str | None = Field(
+        None,
+        description="of files without names of columns, where their content leaves several: a name in "
+        "smc_ml.data.sources.forms.FORM_NAMES; null: recognised",
+    )
+    files_digest: str | None = Field(
+        None, description="of the contents of the files when `smc files` named them; null: not asked"
+    )
     books: dict[str, str] = Field(
         {},
         description="recorded order book of a symbol: file of snapshots; "

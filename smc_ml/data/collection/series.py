@@ -20,7 +20,7 @@ from ..sources.oanda import OandaSource
 # %% ../../../nbs/data/collection/03_series.ipynb #c6b734f3
 def file_source(config: DataCollectionConfig) -> FileSource:
     "The configured files."
-    return FileSource(config.files, config.offset)
+    return FileSource(config.files, config.offset, config.form)
 
 
 def file_symbols(config: DataCollectionConfig) -> list[str]:
@@ -29,12 +29,13 @@ def file_symbols(config: DataCollectionConfig) -> list[str]:
         return list(config.files)
     if "symbols" in config.model_fields_set:
         return list(config.symbols)
-    series = file_source(config).series
-    found = sorted(symbol for symbol, timeframe in series if timeframe == config.timeframe)
+    source = file_source(config)
+    every = sorted({symbol for symbol, _ in source.series})
+    found = [symbol for symbol in every if source.source_timeframe(symbol, config.timeframe)]
     if found:
         return found
     raise SourceError(
-        f"the files hold no {config.timeframe} candles (there are {series_words(series)}): "
+        f"the files hold no {config.timeframe} candles (there are {series_words(source.series)}): "
         f"name files of {config.timeframe} candles in collect.files, or set collect.timeframe to one of these"
     )
 

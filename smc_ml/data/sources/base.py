@@ -55,8 +55,8 @@ def at_utc(
         return (naive - ahead).tz_localize(zone, ambiguous="infer").tz_convert("UTC").as_unit("ns")
     except ValueError as error:
         raise SourceError(
-            f"{source}: a time does not exist, or is there twice, on a clock of {offset}: {error}: "
-            "give the offset as fixed hours, or correct the file"
+            f"{source}: a time does not exist, or may be either of two, on a clock of {offset}: {error}: "
+            "check collect.offset; if it is right, leave out the rows of that hour, or export the file in UTC"
         ) from None
 
 # %% ../../../nbs/data/sources/02_base.ipynb #0b9815f1
@@ -78,17 +78,74 @@ def _counted(times: pd.Series, source: str) -> pd.DatetimeIndex:
     nanoseconds = times.to_numpy(dtype="int64") * (10**9 // 1000 ** int(units[0]))
     return pd.DatetimeIndex(nanoseconds.astype("datetime64[ns]")).tz_localize("UTC")
 
+# %% ../../../nbs/data/sources/02_base.ipynb #ff32449a
+_ZONE_WORDS = {
+    r" ?(?:UTC|GMT)([+-]\d)": r"\1",
+    r" ?(?:UTC|GMT)$": "+00:00",
+    r"^(\d{4})[./](\d{1,2})[./]": r"\1-\2-",
+}
+_OTHER_DATES = ("%Y-%m-%d %I-%p", "%Y-%m-%d %I:%M %p", "%Y-%m-%d %I:%M:%S %p", "%d %b %Y %H:%M", "%d %b %Y")
+_DAY_OR_MONTH = r"^(\d{1,2})[./-](\d{1,2})[./-](\d{4})[ T,]*(.*)$"
+
+
+def _spelled_dates(texts: pd.Series) -> pd.Series:
+    "Dates with words for zones and dots between numbers spelled as ISO dates."
+    for pattern, replacement in _ZONE_WORDS.items():
+        texts = texts.str.replace(pattern, replacement, regex=True)
+    return texts
+
+
+def _year_first(parts: pd.DataFrame, day: int, month: int) -> pd.Series:
+    "ISO dates from the parts of dates that end with the year."
+    days, months = parts[day].str.zfill(2), parts[month].str.zfill(2)
+    return (parts[2] + "-" + months + "-" + days + " " + parts[3]).str.strip()
+
+
+def _day_and_month(texts: pd.Series, source: str) -> pd.Series:
+    "ISO dates of texts that begin with a day or a month; an error where it cannot be told which."
+    parts = texts.str.extract(_DAY_OR_MONTH)
+    if parts[0].isna().any():
+        return texts
+    first, second = parts[0].astype(int), parts[1].astype(int)
+    if (first > 12).any() or texts.str.contains(r"^\d+\.").all():
+        return _year_first(parts, 0, 1)
+    if (second > 12).any():
+        return _year_first(parts, 1, 0)
+    both = [
+        pd.to_datetime(_year_first(parts, *order).str[:10], errors="coerce") for order in ((0, 1), (1, 0))
+    ]
+    spans = [days.max() - days.min() for days in both]
+    if spans[0] == spans[1]:
+        raise SourceError(
+            f"{source}: column {texts.name} holds {texts.iloc[0]!r}, which may be day {first.iloc[0]} of "
+            f"month {second.iloc[0]} or the other way round: write ISO dates such as 2024-01-31"
+        )
+    return _year_first(parts, 0, 1) if spans[0] < spans[1] else _year_first(parts, 1, 0)
+
 # %% ../../../nbs/data/sources/02_base.ipynb #e7fde5ec
+_ZONED = r"(?::|\d[T ]\d\d).*(?:Z|[+-]\d\d(?::?\d\d)?)$"
+
+
+def _parsed_dates(texts: pd.Series, utc: bool) -> pd.Series:
+    "Dates of texts, missing where there is none."
+    parsed = pd.to_datetime(texts, format="ISO8601", utc=utc, errors="coerce")
+    for form in _OTHER_DATES if parsed.isna().all() else ():
+        other = pd.to_datetime(texts, format=form, errors="coerce")
+        if not other.isna().any():
+            return other
+    return parsed
+
+
 def _written(times: pd.Series, source: str, offset: float | str | None) -> pd.DatetimeIndex:
-    "UTC times of ISO dates; all with a zone, or all without and an offset given."
-    texts = times.astype(str).str.strip()
-    zoned = texts.str.contains(r":.*(?:Z|[+-]\d\d(?::?\d\d)?)$")
+    "UTC times of dates; all with a zone, or all without and an offset given."
+    texts = _day_and_month(_spelled_dates(times.astype(str).str.strip()), source)
+    zoned = texts.str.contains(_ZONED)
     if zoned.any() and not zoned.all():
         raise SourceError(
             f"{source}: column {times.name} has a time zone in some rows only "
             f"(none in {texts[~zoned].iloc[0]!r}): write all times in UTC"
         )
-    parsed = pd.to_datetime(texts, format="ISO8601", utc=bool(zoned.all()), errors="coerce")
+    parsed = _parsed_dates(texts, bool(zoned.all()))
     if parsed.isna().any():
         row = parsed.isna().to_numpy().argmax()
         raise SourceError(
@@ -118,27 +175,59 @@ def _dated(times: pd.DatetimeIndex, column: str, source: str, offset: float | st
         )
     return at_utc(times, offset, source)
 
+# %% ../../../nbs/data/sources/02_base.ipynb #e91eec50
+_DIGITS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+
+
+def _digit_dates(times: pd.Series) -> pd.Series | None:
+    "Dates that are written as digits alone; None for counts."
+    texts = times.astype("int64").astype(str) if pd.api.types.is_integer_dtype(times) else times.astype(str)
+    texts = texts.fillna("").str.strip()
+    form = _DIGITS.get(len(texts.iloc[0]))
+    if form is None or not texts.str.fullmatch(rf"(19[7-9]|20)\d{{{len(texts.iloc[0]) - 3},}}").all():
+        return None
+    parsed = pd.to_datetime(texts, format=form, errors="coerce")
+    return None if parsed.isna().any() else parsed.rename(times.name)
+
+
+def _by_clock(times: pd.Series, source: str, offset: float | str | None, own_clock: bool) -> pd.DatetimeIndex:
+    "UTC times of counts; an error for an offset that a count since 1970 does not have."
+    counted = _counted(times, source)
+    if offset is None or clock_zone(offset) == ("UTC", pd.Timedelta(0)):
+        return counted
+    if own_clock:
+        return at_utc(counted.tz_localize(None), offset, source)
+    raise SourceError(
+        f"{source}: column {times.name} counts from 1970 in UTC (first {counted[0]}), so that collect.offset "
+        f"{offset} cannot be right for it: leave collect.offset empty, or shift the times in the file"
+    )
+
 # %% ../../../nbs/data/sources/02_base.ipynb #a9dca66d
 def moments(
     times: pd.Series,  # counts or dates; its name is used in errors
     source: str,  # named in errors: a file or a symbol
     offset: float | str | None = None,  # clock of dates without a zone, see `clock_zone`; None: refused
+    counted_by_clock: bool = False,  # whether counts, too, are of that clock
 ) -> pd.DatetimeIndex:
     "UTC nanosecond times, or a `SourceError` that names source, column and row."
     if not len(times):
         return pd.DatetimeIndex([], tz="UTC").as_unit("ns").rename("open_time")
-    if pd.api.types.is_datetime64_any_dtype(times):
+    types = pd.api.types
+    if types.is_datetime64_any_dtype(times):
         found = _dated(pd.DatetimeIndex(times), str(times.name), source, offset)
-    elif pd.api.types.is_bool_dtype(times) or pd.api.types.is_complex_dtype(times):
+    elif types.is_bool_dtype(times) or types.is_complex_dtype(times):
         raise SourceError(
             f"{source}: column {times.name} holds {times.iloc[0]}, which is no time: "
             "write ISO dates or counts since 1970"
         )
-    elif pd.api.types.is_numeric_dtype(times):
-        found = _counted(times, source)
+    elif (dates := _digit_dates(times)) is not None:
+        found = _dated(pd.DatetimeIndex(dates), str(times.name), source, offset)
+    elif types.is_numeric_dtype(times):
+        found = _by_clock(times, source, offset, counted_by_clock)
     else:
-        counts = pd.to_numeric(times.astype(str), errors="coerce")
-        eight = times.astype(str).str.len().iloc[0] == 8  # 20240131 is a date
-        dates = counts.isna().all() or eight
-        found = _written(times, source, offset) if dates else _counted(counts.rename(times.name), source)
+        counts = pd.to_numeric(times.astype(str), errors="coerce").rename(times.name)
+        if counts.isna().all():
+            found = _written(times, source, offset)
+        else:
+            found = _by_clock(counts, source, offset, counted_by_clock)
     return found.rename("open_time")
