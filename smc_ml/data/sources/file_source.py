@@ -196,9 +196,8 @@ class FileSource:
 
     def paths(self, symbol: str, timeframe: str) -> list[Path]:
         "The files that serve a symbol's timeframe."
-        return self.series.get(
-            (plain_symbol(symbol), self.source_timeframe(symbol, timeframe) or timeframe), []
-        )
+        held = self.source_timeframe(symbol, timeframe)
+        return self.series.get((plain_symbol(symbol), held), []) if held else []
 
     def _lacking(self, symbol: str, timeframe: str) -> str:
         "What the files have instead of a series, and what to do."
