@@ -128,14 +128,27 @@ def _check_index(index: pd.Index, source: str) -> pd.DatetimeIndex:
     return index
 
 # %% ../nbs/02_candles.ipynb #e7df9d91
-def _check_order(index: pd.DatetimeIndex, source: str) -> None:
+def _doubled_words(candles: pd.DataFrame, row: int) -> str:
+    "What is wrong with a row and the next one, of the same time, and what can be done."
+    one, other = candles.iloc[row], candles.iloc[row + 1]
+    name = next((name for name in candles if one[name] != other[name] and not one[[name]].isna().all()), None)
+    if name is None:
+        return "is there twice: drop one of the two rows, or set collect.repair.drop_duplicates"
+    return (
+        f"is there twice, with {name} {one[name]} in row {row} and {other[name]} in row {row + 1}: "
+        "drop one of the two rows, or set collect.repair.drop_duplicates to first or last"
+    )
+
+
+def _check_order(candles: pd.DataFrame, source: str) -> None:
     "Raise for times that are unordered or doubled."
+    index = candles.index
     backward = np.flatnonzero(np.diff(index.asi8) <= 0)
     if not len(backward):
         return
     late, before = index[backward[0] + 1], index[backward[0]]
     what = (
-        "is there twice: drop one of the two rows, or set collect.repair.drop_duplicates"
+        _doubled_words(candles, backward[0])
         if late == before
         else f"stands after {before}: sort the file by time, or set collect.repair.sort"
     )
@@ -209,7 +222,7 @@ def validate_candles(
     "The candles unchanged, or a `CandleError` that names source, column, time and remedy."
     _check_columns(candles, source)
     index = _check_index(candles.index, source)
-    _check_order(index, source)
+    _check_order(candles, source)
     _check_grid(index, timeframe, source)
     if not allow_gaps:
         _check_gaps(index, timeframe, source)

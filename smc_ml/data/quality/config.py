@@ -6,6 +6,8 @@
 __all__ = ['QualityConfig', 'RepairConfig']
 
 # %% ../../../nbs/data/quality/00_config.ipynb #f7100c1b
+from typing import Literal
+
 from pydantic import Field
 
 from ...config import Section
@@ -67,7 +69,11 @@ class RepairConfig(Section):
     "The repairs that are allowed."
 
     model_config = {"title": "repair"}
-    drop_duplicates: bool = Field(False, description="of rows that are equal in every column keep the first")
+    drop_duplicates: bool | Literal["first", "last"] = Field(
+        False,
+        description="of rows of one time keep one: true where they are equal in every column, first or last "
+        "where they differ",
+    )
     sort: bool = Field(False, description="put the rows in order of time")
     drop_impossible: bool = Field(
         False, description="drop rows with an impossible value or without a time; each leaves a gap"

@@ -59,7 +59,7 @@ def _wrong_times(after: CandleSeries) -> Iterator[str]:
         remedy = (
             ": set collect.repair.drop_duplicates"
             if doubled["exact"].all()
-            else " with rows that differ: fetch them again"
+            else " with rows that differ: set collect.repair.drop_duplicates to first or last"
         )
         yield f"{there} (first {moment_of(doubled['time'].iloc[0])}){remedy}"
     if len(late):
@@ -107,7 +107,9 @@ def repair(
     "The candles with the allowed repairs, float64 at UTC nanoseconds, and the rows that each one changed."
     repaired, counts = ready_table(candles, report.timeframe, report.name), dict.fromkeys(_COUNTS, 0)
     if config.drop_duplicates:
-        twice = repaired.reset_index().duplicated().to_numpy()
+        keep = config.drop_duplicates
+        equal = repaired.reset_index().duplicated().to_numpy()
+        twice = equal if keep is True else repaired.index.duplicated(keep=keep)
         repaired, counts["duplicates_dropped"] = repaired[~twice], int(twice.sum())
     if config.sort and (np.diff(repaired.index.asi8) < 0).any():
         counts["rows_moved"] = len(find_disorder(series_of(repaired, report.timeframe)))

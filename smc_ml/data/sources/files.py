@@ -269,7 +269,7 @@ def _symbol(inside: str | None, given: str | None, timeframe: str | None, path: 
     minutes = str(int(pd.Timedelta(timeframe) / pd.Timedelta(minutes=1))) if timeframe else ""
     if named and minutes and re.fullmatch(rf"[A-Z].*[A-Z.]{minutes}", named):
         named = named.removesuffix(minutes)  # MetaTrader 4 appends the minutes
-    told = given or (named if named and named[-3:] in CURRENCIES else None)
+    told = given or (named if named and named.endswith(tuple(CURRENCIES)) else None)
     if inside and told and not may_be_same(inside, told):
         by = "collect.files says" if given else "its name says"
         raise SourceError(

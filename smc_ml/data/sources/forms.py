@@ -196,9 +196,11 @@ def _refuse_nameless(raw: RawTable, path: Path, why: str) -> SourceError:
 
 
 def _same_candles(table: pd.DataFrame, forms: Sequence[Form]) -> bool:
-    "Whether all forms read the same candles from the rows."
-    names = ("open_time", *PRICES, "volume")
-    read = [[table[form.columns.index(name)] for name in names if name in form.columns] for form in forms]
+    "Whether all forms read the same from the rows, column by column."
+    names = sorted(forms[0].columns)
+    if any(sorted(form.columns) != names for form in forms):
+        return False
+    read = [[table[form.columns.index(name)] for name in names] for form in forms]
     return all(
         len(one) == len(read[0]) and all(a.equals(b) for a, b in zip(one, read[0], strict=True))
         for one in read
@@ -226,7 +228,6 @@ def nameless_form(raw: RawTable, path: Path, asked: str | None = None) -> Form:
 def named_form(columns: Iterable[str], keys: frozenset[str]) -> Form:
     "The form that the names of columns, or the answer around them, tell; plain for any other."
     there = frozenset(columns)
-    for form in FORMS:
-        if any(names <= there for names in form.told_by):
-            return form
-    return next((form for form in FORMS if form.envelope and form.envelope <= keys), FORMS[0])
+    around = [form for form in FORMS if form.envelope and form.envelope <= keys and not form.columns]
+    told = [form for form in FORMS if any(names <= there for names in form.told_by)]
+    return next(iter([*around, *told]), FORMS[0])

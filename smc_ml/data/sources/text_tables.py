@@ -119,14 +119,14 @@ def _above(lines: list[str], separator: str, path: Path) -> _Layout:
 # %% ../../../nbs/data/sources/04_text_tables.ipynb #1ae8da9b
 def _below(lines: list[str], layout: _Layout, path: Path) -> int:
     "How many lines at the end are no rows; an error where the last row is cut off."
-    count = 0
+    count, filled = 0, 2 * sum(bool(row[-1]) for row in layout.rows) > len(layout.rows)
     for line in reversed(lines):
         cells = _cells(line, layout.separator)
-        if _is_row(cells, layout.width):
+        if _is_row(cells, layout.width) and (cells[-1] or not filled):
             return count
         if cells and re.fullmatch(r"[\d.:/\-+TZ ]+", cells[0]) and line.strip():
             raise SourceError(
-                f"{path}: the last row has {len(cells)} columns, the others {layout.width} "
+                f"{path}: the last row has {sum(map(bool, cells))} columns, the others {layout.width} "
                 f"({shown_names([line[:80]])}): the file is cut off, download it again"
             )
         count += 1
