@@ -108,7 +108,12 @@ _FOREIGN = {
 
 def _sheet_text(content: bytes) -> bytes:
     "The first sheet of a workbook as text in columns."
-    sheet = pd.read_excel(io.BytesIO(content), engine="calamine", header=None)
+    from python_calamine import CalamineError
+
+    try:
+        sheet = pd.read_excel(io.BytesIO(content), engine="calamine", header=None)
+    except CalamineError as error:
+        raise ValueError(str(error)) from None
     return sheet.dropna(how="all").to_csv(header=False, index=False).encode()
 
 
