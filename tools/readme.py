@@ -1,4 +1,4 @@
-"""Write the maps of nbs/index.ipynb and, from that notebook, README.md.
+"""Write the tables of nbs/index.ipynb and, from that notebook, README.md.
 
 With --check only say whether both are current (exit 1 if not).
 """
@@ -90,7 +90,16 @@ def stage_map() -> str:
     return "\n".join(["| stage | reads → writes |", "|---|---|", *rows])
 
 
-MAPS = {"notebooks": notebook_map, "stages": stage_map}
+def form_map() -> str:
+    "One row for each form of a file of candles."
+    from smc_ml.data.sources.forms import form_table
+
+    table = form_table()
+    lines = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(line)} |".replace("| ---", "|---") for line in lines)
+
+
+MAPS = {"notebooks": notebook_map, "stages": stage_map, "forms": form_map}
 
 
 def with_maps(text: str) -> str:

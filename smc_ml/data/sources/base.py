@@ -6,6 +6,7 @@
 __all__ = ['VALUES', 'CandleSource', 'at_utc', 'moments']
 
 # %% ../../../nbs/data/sources/02_base.ipynb #73ef9f74
+import re
 from collections.abc import AsyncGenerator
 from typing import Protocol, runtime_checkable
 
@@ -91,7 +92,8 @@ _DAY_OR_MONTH = r"^(\d{1,2})[./-](\d{1,2})[./-](\d{4})[ T,]*(.*)$"
 def _spelled_dates(texts: pd.Series) -> pd.Series:
     "Dates with words for zones and dots between numbers spelled as ISO dates."
     for pattern, replacement in _ZONE_WORDS.items():
-        texts = texts.str.replace(pattern, replacement, regex=True)
+        if re.search(pattern, texts.iloc[0]):
+            texts = texts.str.replace(pattern, replacement, regex=True)
     return texts
 
 
@@ -103,6 +105,8 @@ def _year_first(parts: pd.DataFrame, day: int, month: int) -> pd.Series:
 
 def _day_and_month(texts: pd.Series, source: str) -> pd.Series:
     "ISO dates of texts that begin with a day or a month; an error where it cannot be told which."
+    if not re.match(_DAY_OR_MONTH, texts.iloc[0]):
+        return texts
     parts = texts.str.extract(_DAY_OR_MONTH)
     if parts[0].isna().any():
         return texts
@@ -138,7 +142,7 @@ def _parsed_dates(texts: pd.Series, utc: bool) -> pd.Series:
 
 def _written(times: pd.Series, source: str, offset: float | str | None) -> pd.DatetimeIndex:
     "UTC times of dates; all with a zone, or all without and an offset given."
-    texts = _day_and_month(_spelled_dates(times.astype(str).str.strip()), source)
+    texts = _day_and_month(_spelled_dates(times.astype(str).fillna("").str.strip()), source)
     zoned = texts.str.contains(_ZONED)
     if zoned.any() and not zoned.all():
         raise SourceError(
@@ -181,10 +185,11 @@ _DIGITS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 
 def _digit_dates(times: pd.Series) -> pd.Series | None:
     "Dates that are written as digits alone; None for counts."
-    texts = times.astype("int64").astype(str) if pd.api.types.is_integer_dtype(times) else times.astype(str)
-    texts = texts.fillna("").str.strip()
-    form = _DIGITS.get(len(texts.iloc[0]))
-    if form is None or not texts.str.fullmatch(rf"(19[7-9]|20)\d{{{len(texts.iloc[0]) - 3},}}").all():
+    form = _DIGITS.get(len(str(times.iloc[0]).strip()))
+    if form is None:
+        return None
+    texts = times.astype(str).fillna("").str.strip()
+    if not texts.str.fullmatch(rf"(19[7-9]|20)\d{{{len(texts.iloc[0]) - 3},}}").all():
         return None
     parsed = pd.to_datetime(texts, format=form, errors="coerce")
     return None if parsed.isna().any() else parsed.rename(times.name)
