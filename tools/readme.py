@@ -95,8 +95,8 @@ def form_map() -> str:
     from smc_ml.data.sources.forms import form_table
 
     table = form_table()
-    lines = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(line)} |".replace("| ---", "|---") for line in lines)
+    head, *rows = [f"| {' | '.join(line)} |" for line in (list(table.columns), *table.to_numpy().tolist())]
+    return "\n".join([head, "|" + "---|" * table.shape[1], *rows])
 
 
 MAPS = {"notebooks": notebook_map, "stages": stage_map, "forms": form_map}

@@ -93,7 +93,7 @@ _UNPACK: dict[bytes, Callable[[bytes], bytes]] = {
 }
 _FOREIGN = {
     b"\x89HDF": ("an HDF5 file", "write its table to Parquet: pandas.read_hdf(…).to_parquet(…)"),
-    b"\x80": ("a pickle, which can run programs and is never loaded", "write its table to Parquet"),
+    b"\x80": ("stored Python objects, which can run programs and are never loaded", "write Parquet"),
     b"SQLite": ("an SQLite database", "write its table to CSV or Parquet"),
     b"ORC": ("an ORC file", "write its table to Parquet"),
     b"\x93NUMPY": ("a numpy array without names of columns", "write it to CSV with a row of names"),
