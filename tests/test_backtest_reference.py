@@ -47,7 +47,7 @@ class Simulator:
 
     def __init__(self, markets, hours, config, costs):
         self.markets, self.hours, self.config, self.costs = markets, hours, config, costs
-        self.cash, self.open, self.done, self.busy = config.initial_cash, {}, [], {}
+        self.cash, self.open, self.done = config.initial_cash, {}, []
 
     def slippage(self, resting):
         return 0.0 if resting else self.costs.slippage_rate + self.config.half_spread_rate
@@ -82,9 +82,6 @@ class Simulator:
                 profit,
             )
         )
-        self.busy[symbol] = (
-            row if reason != "timeout" else row - 1
-        )  # free again a candle after the one it ended in, or at the open after its time limit
 
     def at_open(self, row, plans):
         if row and self.hours[row] != self.hours[row - 1]:  # a funding time: what is held since before pays
@@ -118,11 +115,7 @@ class Simulator:
         )
         places = min(len(self.markets), self.config.maximum_positions or len(self.markets))
         for plan in wanted:
-            occupied = {
-                *self.open,
-                *(other.symbol for other in chosen),
-                *(symbol for symbol, last in self.busy.items() if last >= row - 1),
-            }
+            occupied = {*self.open, *(other.symbol for other in chosen)}
             if plan.symbol in occupied or len(occupied) >= places:
                 continue
             chosen.append(plan)
@@ -178,6 +171,8 @@ class Simulator:
             )  # price passes the nearer one first
             if adverse * open_ >= adverse * first:
                 self.leave(symbol, row, open_, reason)
+            elif plan.side * open_ >= plan.side * plan.target:
+                self.leave(symbol, row, open_, "target")
             elif adverse * worst >= adverse * first:
                 self.leave(symbol, row, first, reason)
             elif plan.side * best >= plan.side * plan.target:
@@ -457,7 +452,8 @@ class MinuteSimulator(Simulator):
     def within(self, row):
         for symbol in list(self.open):
             plan, market = self.open[symbol].plan, self.markets[symbol]
-            gone = plan.side * (market["open"][row] - plan.stop) <= 0
+            open_ = market["open"][row]
+            gone = plan.side * (open_ - plan.stop) <= 0 or plan.side * (open_ - plan.target) >= 0
             if gone or not all(self.reach(plan, market["high"][row], market["low"][row])):
                 continue
             minutes = [self.reach(plan, high, low) for _, high, low in market["minutes"][row]]
