@@ -11,7 +11,7 @@ from smc_ml.costs import Costs
 from smc_ml.labels.barriers import EXIT_REASONS, barrier_exits, replay
 from smc_ml.trading.account import run_backtest, select_trades
 from smc_ml.trading.config import SCENARIOS, BacktestConfig
-from smc_ml.trading.costs import daily_volatility, liquidate, liquidation_distance
+from smc_ml.trading.costs import charge_costs, daily_volatility, liquidate, liquidation_distance
 
 # a case is a stretch of 48 candles in up to three symbols; an account lives through five
 STRETCHES, CANDLES = 5, 5 * 48
@@ -379,6 +379,41 @@ def test_daily_volatility_and_the_size_that_follows_it_know_the_base(timeframe, 
     )
     trades = select_trades(predictions, labels, config, market=Market({"A": series}, timeframe))
     np.testing.assert_allclose(trades["position"], 0.01 / day)
+
+
+def slow_range(market, row, window=14):
+    "Mean of the true ranges of the candles up to a row."
+    rows, ranges = range(row - window + 1, row + 1), []
+    for past in rows:
+        before, high, low = market["close"][past - 1], market["high"][past], market["low"][past]
+        ranges.append(max(high, before) - min(low, before))
+    return sum(ranges) / window
+
+
+def test_slippage_reads_the_range_of_the_candles_before_the_entry():
+    "On rough candles; the entry candle itself, and all that follows, changes nothing."
+    generator, compared = np.random.default_rng(1), 0
+    times = pd.date_range("2024-01-01", periods=CANDLES, freq="5min", tz="UTC")
+    config, costs = (
+        BacktestConfig(slippage_range_share=0.1, half_spread_rate=0.0003),
+        Costs(slippage_rate=0.0001),
+    )
+    for _ in range(4):
+        market = random_market(generator)
+        plans = [plan for plan in random_plans(generator, {"A": market}, 40) if plan.row > 14]
+        labels, candles = labelled(plans, {"A": market}, times), pd.DataFrame(market, times)
+        charged = charge_costs(labels, Market({"A": candles}, "5m"), config, costs)
+        rows = times.get_indexer(labels["entry_at"])
+        expected = [0.0004 + 0.1 * slow_range(market, row - 1) / market["open"][row] for row in rows]
+        for side in ("entry_slippage", "exit_slippage"):
+            np.testing.assert_allclose(charged[side], expected, rtol=1e-12)
+        for number, row in enumerate(rows[:5]):
+            wild = candles.copy()
+            wild.iloc[row:, [1, 2]] = wild.iloc[row:][["high", "low"]] * [1.5, 0.5]
+            one = charge_costs(labels.iloc[[number]], Market({"A": wild}, "5m"), config, costs)
+            assert one["entry_slippage"].iloc[0] == charged["entry_slippage"].iloc[number]
+        compared += len(rows)
+    assert compared > 100
 
 
 def test_account_and_simulator_agree_on_a_thousand_random_cases():
