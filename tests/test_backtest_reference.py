@@ -11,7 +11,7 @@ from smc_ml.costs import Costs
 from smc_ml.labels.barriers import EXIT_REASONS, barrier_exits, replay
 from smc_ml.trading.account import run_backtest, select_trades
 from smc_ml.trading.config import SCENARIOS, BacktestConfig
-from smc_ml.trading.costs import daily_volatility, liquidate, liquidation_distance
+from smc_ml.trading.costs import charge_costs, daily_volatility, liquidate, liquidation_distance
 
 # a case is a stretch of 48 candles in up to three symbols; an account lives through five
 STRETCHES, CANDLES = 5, 5 * 48
@@ -47,7 +47,7 @@ class Simulator:
 
     def __init__(self, markets, hours, config, costs):
         self.markets, self.hours, self.config, self.costs = markets, hours, config, costs
-        self.cash, self.open, self.done, self.busy = config.initial_cash, {}, [], {}
+        self.cash, self.open, self.done = config.initial_cash, {}, []
 
     def slippage(self, resting):
         return 0.0 if resting else self.costs.slippage_rate + self.config.half_spread_rate
@@ -82,9 +82,6 @@ class Simulator:
                 profit,
             )
         )
-        self.busy[symbol] = (
-            row if reason != "timeout" else row - 1
-        )  # free again a candle after the one it ended in, or at the open after its time limit
 
     def at_open(self, row, plans):
         if row and self.hours[row] != self.hours[row - 1]:  # a funding time: what is held since before pays
@@ -118,11 +115,7 @@ class Simulator:
         )
         places = min(len(self.markets), self.config.maximum_positions or len(self.markets))
         for plan in wanted:
-            occupied = {
-                *self.open,
-                *(other.symbol for other in chosen),
-                *(symbol for symbol, last in self.busy.items() if last >= row - 1),
-            }
+            occupied = {*self.open, *(other.symbol for other in chosen)}
             if plan.symbol in occupied or len(occupied) >= places:
                 continue
             chosen.append(plan)
@@ -178,6 +171,8 @@ class Simulator:
             )  # price passes the nearer one first
             if adverse * open_ >= adverse * first:
                 self.leave(symbol, row, open_, reason)
+            elif plan.side * open_ >= plan.side * plan.target:
+                self.leave(symbol, row, open_, "target")
             elif adverse * worst >= adverse * first:
                 self.leave(symbol, row, first, reason)
             elif plan.side * best >= plan.side * plan.target:
@@ -386,6 +381,41 @@ def test_daily_volatility_and_the_size_that_follows_it_know_the_base(timeframe, 
     np.testing.assert_allclose(trades["position"], 0.01 / day)
 
 
+def slow_range(market, row, window=14):
+    "Mean of the true ranges of the candles up to a row."
+    rows, ranges = range(row - window + 1, row + 1), []
+    for past in rows:
+        before, high, low = market["close"][past - 1], market["high"][past], market["low"][past]
+        ranges.append(max(high, before) - min(low, before))
+    return sum(ranges) / window
+
+
+def test_slippage_reads_the_range_of_the_candles_before_the_entry():
+    "On rough candles; the entry candle itself, and all that follows, changes nothing."
+    generator, compared = np.random.default_rng(1), 0
+    times = pd.date_range("2024-01-01", periods=CANDLES, freq="5min", tz="UTC")
+    config, costs = (
+        BacktestConfig(slippage_range_share=0.1, half_spread_rate=0.0003),
+        Costs(slippage_rate=0.0001),
+    )
+    for _ in range(4):
+        market = random_market(generator)
+        plans = [plan for plan in random_plans(generator, {"A": market}, 40) if plan.row > 14]
+        labels, candles = labelled(plans, {"A": market}, times), pd.DataFrame(market, times)
+        charged = charge_costs(labels, Market({"A": candles}, "5m"), config, costs)
+        rows = times.get_indexer(labels["entry_at"])
+        expected = [0.0004 + 0.1 * slow_range(market, row - 1) / market["open"][row] for row in rows]
+        for side in ("entry_slippage", "exit_slippage"):
+            np.testing.assert_allclose(charged[side], expected, rtol=1e-12)
+        for number, row in enumerate(rows[:5]):
+            wild = candles.copy()
+            wild.iloc[row:, [1, 2]] = wild.iloc[row:][["high", "low"]] * [1.5, 0.5]
+            one = charge_costs(labels.iloc[[number]], Market({"A": wild}, "5m"), config, costs)
+            assert one["entry_slippage"].iloc[0] == charged["entry_slippage"].iloc[number]
+        compared += len(rows)
+    assert compared > 100
+
+
 def test_account_and_simulator_agree_on_a_thousand_random_cases():
     reasons = pd.Series(
         [reason for seed in range(1000 // STRETCHES) for reason in compare(seed)]
@@ -457,7 +487,8 @@ class MinuteSimulator(Simulator):
     def within(self, row):
         for symbol in list(self.open):
             plan, market = self.open[symbol].plan, self.markets[symbol]
-            gone = plan.side * (market["open"][row] - plan.stop) <= 0
+            open_ = market["open"][row]
+            gone = plan.side * (open_ - plan.stop) <= 0 or plan.side * (open_ - plan.target) >= 0
             if gone or not all(self.reach(plan, market["high"][row], market["low"][row])):
                 continue
             minutes = [self.reach(plan, high, low) for _, high, low in market["minutes"][row]]

@@ -18,7 +18,7 @@ from smc_ml.labels.statistics import get_pattern_statistics
 from smc_ml.labels.weights import WeightError, average_uniqueness, sample_weights
 from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.confluence import confluence_at, timeframe_weights
-from smc_ml.patterns.detection import detect_timeframes
+from smc_ml.patterns.detection import detect_patterns, detect_timeframes
 from smc_ml.trading.account import select_trades
 from smc_ml.trading.costs import BacktestError
 
@@ -88,6 +88,8 @@ TOUCH, QUIET = (
         ("next_open", [TOUCH, QUIET, (103, 104, 99, 99.5)], "stop", "loss", 100, -1, False, 2),
         ("next_open", [TOUCH, QUIET, (97, 104, 96, 99.5)], "stop", "loss", 97, -2, False, 2),
         ("next_open", [TOUCH, (103, 110, 99, 105)], "stop", "loss", 100, -1, True, 1),
+        ("next_open", [TOUCH, QUIET, (112, 113, 99, 105)], "target", "win", 112, 3, False, 2),
+        ("limit_edge", [TOUCH, (107, 108, 99, 106)], "target", "win", 107, 2.5, False, 2),
         (
             "next_open",
             [TOUCH, QUIET, QUIET, QUIET, (104.5, 110, 99, 105)],
@@ -160,6 +162,7 @@ def mirrored(row):
         [TOUCH, QUIET, (103, 110, 102, 108), QUIET],
         [(104, 107, 99, 103), QUIET],
         [TOUCH, QUIET, (97, 104, 96, 99.5)],
+        [TOUCH, QUIET, (112, 113, 96, 99.5)],
         [QUIET] * 6,
         [TOUCH, *[QUIET] * 6],
     ],
@@ -216,20 +219,8 @@ def test_costs_to_the_last_digit_on_two_trades():
 # ---- against a slow version
 
 
-def slow_label(
-    candles: pd.DataFrame,
-    pattern: pd.Series,
-    config: LabelingConfig,
-    costs: Costs,
-    step: pd.Timedelta = STEP,
-) -> dict | None:
-    "From the definitions, for one pattern, with all prices turned so that the trade is a long."
-    side = pattern["direction"]
-    turned = candles[["open", "high", "low", "close"]] * side
-    if side < 0:
-        turned = turned.rename(columns={"high": "low", "low": "high"})
-    rows = list(zip(turned["open"], turned["high"], turned["low"], turned["close"], strict=True))
-    edge, far = (pattern["top"], pattern["bottom"]) if side > 0 else (-pattern["bottom"], -pattern["top"])
+def slow_decision(candles, rows, pattern, edge, far, ended, config, step) -> int | None:
+    "Row at whose close the trade is decided; None where it never is, or not before the zone has ended."
     closed = np.flatnonzero(candles.index + step >= pattern["known_at"])
     decision = closed[0] if len(closed) else None
     if config.entry == "next_open" and pattern["kind"] != "liquidity_sweep":
@@ -240,24 +231,51 @@ def slow_label(
                 break
     if decision is None or decision + 1 >= len(rows):
         return None
+    return None if ended is not None and ended <= candles.index[decision] + step else decision
+
+
+def slow_fill(opens, rows, decision, limit, ended, config) -> tuple[int | None, int | None]:
+    "Row in which an order is filled, None: in none; and the last row in which it rested, None: unknown."
+    for row in range(decision + 1, decision + 1 + config.limit_expiry):
+        if ended is not None and (row == len(rows) or opens[row] >= ended):
+            return None, row - 1  # its zone ended: it was pulled
+        if row >= len(rows):
+            return None, None
+        if rows[row][0] <= limit or rows[row][2] <= limit:
+            return row, row
+    return None, decision + config.limit_expiry
+
+
+def slow_label(
+    candles: pd.DataFrame,
+    pattern: pd.Series,
+    config: LabelingConfig,
+    costs: Costs,
+    step: pd.Timedelta = STEP,
+) -> dict | None:
+    "From the definitions, for one pattern, with all prices turned so that the trade is a long."
+    side, ended = pattern["direction"], pattern["ended_at"]
+    ended = None if pd.isna(ended) or ended > candles.index[-1] + step else ended  # not known
+    turned = candles[["open", "high", "low", "close"]] * side
+    if side < 0:
+        turned = turned.rename(columns={"high": "low", "low": "high"})
+    rows = list(zip(turned["open"], turned["high"], turned["low"], turned["close"], strict=True))
+    edge, far = (pattern["top"], pattern["bottom"]) if side > 0 else (-pattern["bottom"], -pattern["top"])
+    decision = slow_decision(candles, rows, pattern, edge, far, ended, config, step)
+    if decision is None:
+        return None
     zone_stop = far - config.stop_buffer * average_true_range(candles)[decision]
     entry_row, entry, seen = decision + 1, rows[decision + 1][0], rows[decision + 1][0]
     if config.entry != "next_open":
-        limit, entry_row, seen = (
-            (edge if config.entry == "limit_edge" else (edge + far) / 2),
-            None,
-            rows[decision][3],
-        )
-        for row in range(decision + 1, decision + 1 + config.limit_expiry):
-            if row >= len(rows):
-                return None
-            if rows[row][0] <= limit or rows[row][2] <= limit:
-                entry_row, entry = row, min(rows[row][0], limit)
-                break
+        limit, seen = edge if config.entry == "limit_edge" else (edge + far) / 2, rows[decision][3]
+        entry_row, rested = slow_fill(candles.index, rows, decision, limit, ended, config)
+        if rested is None:
+            return None
+        entry = limit if entry_row is None else min(rows[entry_row][0], limit)
     if not seen > zone_stop:
         return None
     if entry_row is None:
-        return {"outcome": "not_filled", "exit_at": candles.index[decision + config.limit_expiry] + step}
+        return {"outcome": "not_filled", "exit_at": candles.index[rested] + step}
     risk = entry - min(zone_stop, entry - abs(entry) * config.minimum_risk)
     return slow_exit(
         candles.index,
@@ -282,6 +300,8 @@ def slow_exit(times, rows, entry_row, entry, stop, target, config, costs, step) 
             how, price = "timeout", opens
         elif opens <= stop:
             how, price = "stop", opens
+        elif opens >= target and held >= config.minimum_bars and not within:
+            how, price, doubt = "target", opens, False
         elif low <= stop:
             how, price, doubt = "stop", stop, doubt or reached
         elif reached and not within:
@@ -350,11 +370,20 @@ def random_market(seed: int, size: int = 1500, gap: float = 0.1) -> tuple[pd.Dat
             "bottom": np.where(side > 0, edge - width, edge),
             "level": edge,
             "strength": 1.0,
-            "ended_at": pd.NaT,
+            "ended_at": endings(candles, rows, generator),
             "ended_how": "",
         }
     )
     return candles, zones.drop_duplicates("known_at", ignore_index=True)
+
+
+def endings(candles: pd.DataFrame, rows: np.ndarray, generator: np.random.Generator) -> pd.DatetimeIndex:
+    "Closes at which zones known at the closes of some rows end: soon, later, within a candle, or never."
+    lasts = generator.choice([1, 3, 10, 40], len(rows))
+    at = candles.index[np.minimum(rows + lasts, len(candles) - 1)] + STEP
+    at = at - pd.to_timedelta(np.where(generator.random(len(rows)) < 0.3, 2.5, 0.0), "min")
+    at = at.where(rows + lasts < len(candles), at + 3 * STEP)  # after the last candle: nobody knows
+    return at.where(generator.random(len(rows)) < 0.6)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -433,9 +462,12 @@ def slow_settlement(
                 filled, best, worst = True, min(opens, entry), min(opens, entry)
             if new and best <= stop:
                 return None
+            jumped = opens > stop and opens >= target and taken and not by_wick
             reason, price = (
                 ("stop", opens)
                 if opens <= stop
+                else ("target", opens)
+                if jumped
                 else ("stop", stop)
                 if low <= stop
                 else ("target", target)
@@ -601,6 +633,58 @@ def test_a_decision_is_the_same_when_the_future_is_cut(real, patterns, entry):
             over[[*DECIDED, "outcome", "realised_r", "exit_at"]],
             same[[*DECIDED, "outcome", "realised_r", "exit_at"]],
         )
+
+
+ENDINGS = ({"join_gaps": True}, {"zone_age": 50}, {})
+
+
+@pytest.fixture(scope="module")
+def ending(bitcoin) -> list[tuple[PatternConfig, pd.DataFrame]]:
+    "Five-minute zones that end in many ways."
+    found = []
+    for settings in ENDINGS:
+        config = PatternConfig(timeframes=["5m"], gap_middle="any", **settings)
+        found.append((config, detect_patterns(bitcoin.iloc[:9000], config)))
+    return found
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("case", range(len(ENDINGS)))
+def test_nothing_is_decided_or_filled_once_the_zone_has_ended(bitcoin, ending, entry, case):
+    (pattern_config, zones), candles = ending[case], bitcoin.iloc[:9000]
+    config = LabelingConfig(timeframes=["5m"], entry=entry, scales=["internal", "swing"])
+    labels = label_patterns(candles, zones, "BTC", config, pattern_config=pattern_config)
+    names = ["kind", "direction", "formed_at", "known_at", "top", "bottom", "scale"]
+    alike = labels.merge(zones[[*names, "ended_at", "ended_how"]], on=names)
+    assert len(alike) >= len(labels) > 1000
+    ended = alike["ended_at"].notna()
+    assert ended.mean() > 0.5
+    assert not (alike["time"] >= alike["ended_at"]).any()
+    if entry == "next_open":
+        assert alike["filled"].all()
+        return
+    assert not (alike["entry_at"] >= alike["ended_at"]).any()  # pulled with its zone
+    pulled = alike[~alike["filled"] & (alike["exit_at"] >= alike["ended_at"])]
+    assert len(pulled) > 20 * (case < 2) - 1 and (pulled["exit_at"] == pulled["ended_at"]).all()
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_end_that_is_not_known_yet_changes_nothing(bitcoin, ending, entry):
+    "Cut anywhere, with zones that expire and gaps that join, what is over is the same."
+    candles = bitcoin.iloc[:9000]
+    for pattern_config, zones in ending[:2]:
+        config = LabelingConfig(timeframes=["5m"], entry=entry)
+        whole = label_patterns(candles, zones, "BTC", config, pattern_config=pattern_config)
+        for end in random_cuts(len(candles), 4, seed=5, first=2500):
+            now = candles.index[end - 1] + STEP
+            past = known_before(zones, now)
+            seen = label_patterns(candles.iloc[:end], past, "BTC", config, pattern_config=pattern_config)
+            over, same = (
+                table.loc[table["exit_at"] < now, [*DECIDED, "outcome", "exit_at"]].reset_index(drop=True)
+                for table in (whole, seen)
+            )
+            assert len(over) > 200
+            pd.testing.assert_frame_equal(over, same)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

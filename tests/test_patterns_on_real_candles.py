@@ -29,6 +29,7 @@ OTHER = PatternConfig(
     order_block_candle="extreme",
     sweep_within=3,
     minimum_gap_percent=0.02,
+    gap_middle="beyond",
     periods=("asia_kill_zone", "day", "week", "month"),
 )
 MARKETS = {
@@ -129,6 +130,41 @@ def test_the_stream_yields_the_table_of_the_batch_bit_for_bit(market_of):
         detect_patterns(candles, config, timeframe),
         check_exact=True,
     )
+
+
+@pytest.mark.parametrize("middle", ["any", "directional", "beyond"])
+def test_gaps_follow_the_rule_of_their_middle_candle(euro, middle):
+    "On candles that jump over weekends and holidays, in one table and in a stream."
+    candles = euro.iloc[:9000]
+    config = PatternConfig(gap_middle=middle, minimum_gap=0.0, maximum_hole=1000, periods=[])
+    patterns = detect_patterns(candles, config, "15m")
+    streamed = update_table(PatternStream(config, "15m").feed(candles), config, "15m")
+    pd.testing.assert_frame_equal(streamed, patterns, check_exact=True)
+    gaps = patterns[patterns["kind"] == "fair_value_gap"]
+    row = candles.index.get_indexer(gaps["formed_at"])
+    first, middle_one, side = candles.iloc[row - 1], candles.iloc[row], gaps["direction"].to_numpy()
+    body = side * (middle_one["close"] - middle_one["open"]).to_numpy()
+    extreme = np.where(side > 0, first["high"], first["low"])
+    beyond = side * (middle_one["close"].to_numpy() - extreme)
+    assert (middle != "directional" or (body > 0).all()) and (middle != "beyond" or (beyond > 0).all())
+    assert middle == "directional" or (body <= 0).any()
+    assert middle == "beyond" or (beyond <= 0).any()
+    successive = (np.diff(row) == 1) & (np.diff(side) == 0)
+    low, high = gaps["bottom"].to_numpy(), gaps["top"].to_numpy()
+    overlap = (np.minimum(high[1:], high[:-1]) > np.maximum(low[1:], low[:-1])) & successive
+    assert successive.sum() > 100 and not overlap.any()
+
+
+def test_a_close_exactly_at_the_level_is_a_sweep(euro):
+    config = PatternConfig(periods=[])
+    patterns = detect_patterns(euro, config, "15m")
+    close = euro["close"].set_axis(euro.index + pd.Timedelta("15min"))
+    taken = patterns[patterns["kind"].isin(["liquidity_sweep", "liquidity_run"])]
+    at_the_level = taken[close[taken["known_at"]].to_numpy() == taken["level"].to_numpy()]
+    assert set(at_the_level["kind"]) == {"liquidity_sweep"} and set(at_the_level["direction"]) == {-1, 1}
+    levels = patterns[patterns["ended_how"].isin(["swept", "run"])]
+    ended = levels["ended_how"][close[levels["ended_at"]].to_numpy() == levels["level"].to_numpy()]
+    assert set(ended) == {"swept"} and len(ended) > 20
 
 
 @pytest.mark.parametrize("timeframe", ["15m", "1h", "4h", "1d"])

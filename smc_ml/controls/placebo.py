@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from ..candles import average_true_range
+from ..candles import average_true_range, closes_at
 from ..config import UserError
 from .config import PlaceboConfig
 from ..evaluation.intervals import mean_interval
-from ..labels.barriers import first_touch
+from ..labels.barriers import NEVER, first_touch, rows_of_ends
 
 # %% ../../nbs/controls/01_placebo.ipynb #a547063e
 class PlaceboError(UserError):
@@ -53,6 +53,17 @@ def reactions(
     return moves, hits
 
 # %% ../../nbs/controls/01_placebo.ipynb #a226d69b
+_NOT_BY_PRICES = ("expired", "joined", "replaced", "interrupted")
+
+
+def _last_rows(candles: pd.DataFrame, zones: pd.DataFrame) -> np.ndarray:
+    "Last candle that closes before each zone ends by anything but prices; far off where it never does."
+    if "ended_at" not in zones:
+        return np.full(len(zones), NEVER)
+    ended = zones["ended_at"].where(zones["ended_how"].isin(_NOT_BY_PRICES))
+    return rows_of_ends(closes_at(candles), ended) - 1
+
+
 def _anchored(
     candles: pd.DataFrame, patterns: pd.DataFrame, average_range: np.ndarray, config: PlaceboConfig
 ) -> pd.DataFrame:
@@ -65,8 +76,9 @@ def _anchored(
     room = (anchor >= 0) & (anchor + config.maximum_wait + config.candles < len(candles))
     zones, anchor = zones[room], anchor[room]
     unit, price = average_range[anchor], candles["close"].to_numpy()[anchor]
+    wait = np.minimum(config.maximum_wait, _last_rows(candles, zones) - anchor)
     anchored = zones[["kind", "direction", "timeframe", "known_at"]].assign(
-        anchor=anchor, above=(zones["top"] - price) / unit, below=(zones["bottom"] - price) / unit
+        anchor=anchor, wait=wait, above=(zones["top"] - price) / unit, below=(zones["bottom"] - price) / unit
     )
     return anchored[unit > 0].reset_index(drop=True)
 
@@ -84,7 +96,8 @@ def _touched(
     high, low, close = (candles[name].to_numpy() for name in ("high", "low", "close"))
     # columns of a table, as the labels pass them: another form of array would be compiled anew
     side, top, bottom = (edges[name].to_numpy() for name in ("direction", "top", "bottom"))
-    rows = first_touch(high, low, close, anchors + 1, side, top, bottom, config.maximum_wait)
+    ends = anchors + 1 + zones["wait"].to_numpy()
+    rows = first_touch(high, low, close, anchors + 1, side, top, bottom, config.maximum_wait, ends)
     return np.where(zones["kind"] == "liquidity_sweep", anchors, rows)
 
 # %% ../../nbs/controls/01_placebo.ipynb #4db16f5a

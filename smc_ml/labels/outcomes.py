@@ -32,6 +32,7 @@ from smc_ml.labels.barriers import (
     barrier_exits,
     first_touch,
     limit_fills,
+    rows_of_ends,
 )
 from .checks import LabelError, check_market, check_timeframes, stated_timeframe
 from .config import LabelingConfig
@@ -69,28 +70,39 @@ def _traded(patterns: pd.DataFrame, config: LabelingConfig) -> pd.DataFrame:
 def _decisions(
     candles: pd.DataFrame, patterns: pd.DataFrame, config: LabelingConfig, timeframe: str
 ) -> pd.DataFrame:
-    "Traded patterns with their decision row, in its order; those never touched, or too late, are left out."
-    traded = _traded(patterns, config)
-    rows = closes_at(candles, timeframe).searchsorted(traded["known_at"])
+    "Traded patterns with their decision row, in its order; without those that ended before or come too late."
+    traded, closes = _traded(patterns, config), closes_at(candles, timeframe)
+    rows, ends = closes.searchsorted(traded["known_at"]), rows_of_ends(closes, traded["ended_at"])
     if config.entry == "next_open":
         start = candles.index.searchsorted(traded["known_at"])
         high, low, close = (candles[name].to_numpy() for name in ("high", "low", "close"))
         side, top, bottom = (traded[name].to_numpy() for name in ("direction", "top", "bottom"))
-        touched = first_touch(high, low, close, start, side, top, bottom, config.maximum_wait)
+        touched = first_touch(high, low, close, start, side, top, bottom, config.maximum_wait, ends)
         rows = np.where(traded["kind"] == "liquidity_sweep", rows, touched)
-    return _in_order(traded.assign(row=rows)[(rows >= 0) & (rows < len(candles) - 1)])
+    return _in_order(traded.assign(row=rows)[(rows >= 0) & (rows < np.minimum(ends, len(candles) - 1))])
 
 # %% ../../nbs/labels/04_outcomes.ipynb #343dee3e
-def _entries(candles: pd.DataFrame, events: pd.DataFrame, config: LabelingConfig) -> pd.DataFrame:
-    "Entry row and price of each decision, and the price seen when it was taken."
+def _pulled(candles: pd.DataFrame, events: pd.DataFrame, timeframe: str) -> np.ndarray:
+    "Row at whose open each zone's end is known; `NEVER` where it is not known by the last close."
+    opens = candles.index.append(closes_at(candles, timeframe)[-1:])
+    return rows_of_ends(opens, events["ended_at"])
+
+
+def _entries(
+    candles: pd.DataFrame, events: pd.DataFrame, config: LabelingConfig, timeframe: str
+) -> pd.DataFrame:
+    "Entry row and price of each decision, the price seen when it was taken, and its last row if unfilled."
     row, side = events["row"].to_numpy(), events["direction"].to_numpy()
     open_, high, low, close = (candles[name].to_numpy() for name in ("open", "high", "low", "close"))
     if config.entry == "next_open":
-        return events.assign(entry_row=row + 1, entry=open_[row + 1], seen=open_[row + 1], aim=close[row])
+        entry = open_[row + 1]
+        return events.assign(entry_row=row + 1, entry=entry, seen=entry, aim=close[row], rested=row + 1)
     top, bottom = events["top"].to_numpy(), events["bottom"].to_numpy()
     limit = (top + bottom) / 2 if config.entry == "limit_middle" else np.where(side > 0, top, bottom)
-    filled, price = limit_fills(open_, high, low, row + 1, side, limit, config.limit_expiry)
-    return events.assign(entry_row=filled, entry=price, seen=close[row], aim=limit)
+    pulled = _pulled(candles, events, timeframe)
+    filled, price = limit_fills(open_, high, low, row + 1, side, limit, config.limit_expiry, pulled)
+    rested = np.minimum(row + config.limit_expiry, pulled - 1)
+    return events.assign(entry_row=filled, entry=price, seen=close[row], aim=limit, rested=rested)
 
 
 def _barriers(candles: pd.DataFrame, events: pd.DataFrame, config: LabelingConfig) -> pd.DataFrame:
@@ -155,7 +167,7 @@ def _results(
     rows, reasons, prices, best, worst, ambiguous = exits
     first, side, entry = (events[name].to_numpy() for name in ("entry_row", "direction", "entry"))
     filled, at_open = first >= 0, reasons == TIMEOUT
-    ends = np.where(first == NOT_FILLED, events["row"].to_numpy() + config.limit_expiry, rows)
+    ends = np.where(first == NOT_FILLED, events["rested"].to_numpy(), rows)
     risk = np.abs(entry - events["stop"].to_numpy())
     gross, cost = side * (prices - entry) / risk, costs.rate * (entry + prices) / risk
     opens, closes = candles.index, closes_at(candles, timeframe)
@@ -205,7 +217,7 @@ def _label_segment(candles: pd.DataFrame, patterns: pd.DataFrame, rules: _Rules)
     "The labels of candles without a long hole."
     config, timeframe = rules.config, rules.timeframe
     decided = _decisions(candles, patterns, config, timeframe)
-    events = _barriers(candles, _entries(candles, decided, config), config)
+    events = _barriers(candles, _entries(candles, decided, config, timeframe), config)
     exits = _exits(candles, events, config)
     if rules.finer is not None:
         settle_doubts(candles, rules.finer, events, exits, config, rules.symbol, timeframe)
@@ -213,7 +225,7 @@ def _label_segment(candles: pd.DataFrame, patterns: pd.DataFrame, rules: _Rules)
     results = _results(candles, events, exits, config, rules.costs, timeframe)
     labels = _classes(results.assign(symbol=rules.symbol)).reset_index(drop=True)
     labels["confluence"] = _confluence(labels, patterns, rules.pattern_config)
-    return labels.drop(columns=["ended_at", "ended_how", "entry_row", "seen", "aim"])
+    return labels.drop(columns=["ended_at", "ended_how", "entry_row", "seen", "aim", "rested"])
 
 
 def _known_within(patterns: pd.DataFrame, candles: pd.DataFrame, timeframe: str) -> pd.DataFrame:

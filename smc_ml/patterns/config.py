@@ -59,6 +59,13 @@ class PatternConfig(Section):
     minimum_gap_percent: float = Field(
         0.0, ge=0, description="size of a fair value gap, percent of the price"
     )
+    gap_middle: Literal["any", "directional", "beyond"] = Field(
+        "directional",
+        description=(
+            "middle candle of a fair value gap: any, one that closes in the gap's direction, "
+            "or one that closes beyond the first candle"
+        ),
+    )
     join_gaps: bool = Field(False, description="gaps of one direction on consecutive candles become one")
     zone_age: int = Field(200, ge=2, description="candles until a zone or a pool of liquidity expires")
     equal_tolerance: float = Field(0.1, ge=0, description="difference of equal highs or lows, ATR")

@@ -13,7 +13,7 @@ import numpy as np
 
 from .config import PatternConfig
 from .events import held_state
-from .fair_value_gaps import fair_value_gaps, gap_state
+from .fair_value_gaps import GAP_MIDDLES, fair_value_gaps, gap_state
 from smc_ml.patterns.levels import (
     DEALING_ROOM,
     DEALING_STATE,
@@ -125,7 +125,12 @@ DETECTORS = (
         "gaps",
         ("fair_value_gap",),
         fair_value_gaps,
-        lambda config, step: (config.minimum_gap, config.minimum_gap_percent, config.join_gaps),
+        lambda config, step: (
+            config.minimum_gap,
+            config.minimum_gap_percent,
+            config.join_gaps,
+            GAP_MIDDLES.index(config.gap_middle),
+        ),
         lambda config: (gap_state(),),
         looks_back=lambda config: 2,
     ),

@@ -145,7 +145,7 @@ def _outcome(
     if target.pierced >= 0:
         if side * (extreme - target.extreme) > 0:
             target.extreme = extreme
-        if side * (candle.close - target.level) < 0:
+        if side * (candle.close - target.level) <= 0:
             return SWEPT
         return RUN if row - target.pierced + 1 >= within else 0
     old_swing = target.label == SWING_LIQUIDITY and row - target.formed >= swing_age

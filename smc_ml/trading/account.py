@@ -35,8 +35,8 @@ def _one_at_a_time(
     "Wanted events that find their symbol free and a place in the account; events sorted by entry."
     free_from, taken = np.full(symbol.max() + 1, np.iinfo(np.int64).min), np.zeros(len(entry), np.bool_)
     for event in range(len(entry)):
-        free = entry[event] > free_from[symbol[event]]
-        if wanted[event] and free and (free_from >= entry[event]).sum() < places:
+        free = entry[event] >= free_from[symbol[event]]
+        if wanted[event] and free and (free_from > entry[event]).sum() < places:
             taken[event], free_from[symbol[event]] = True, exit[event]
     return taken
 
@@ -264,13 +264,13 @@ def _buy(trades: pd.DataFrame, timeline: _Timeline, config: BacktestConfig) -> _
 
 # %% ../../nbs/trading/02_account.ipynb #736427d3
 def _orders(bought: _Bought, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    "Units (NaN: no order), price, fee and slippage rate of each order, two rows per candle."
+    "Units (NaN: no order), price, fee and slippage rate of each order, three rows per candle."
     trades, column = bought.trades, bought.column
     orders = {name: np.full(shape, np.nan) for name in ("size", "price")}
     orders |= {name: np.zeros(shape) for name in ("fees", "slippage")}
     for row, side, price, name in (
-        (bought.entry_row, 1, "entry", "entry"),
-        (bought.exit_row, -1, "exit_price", "exit"),
+        (bought.entry_row // 2 * 3 + 1, 1, "entry", "entry"),
+        (bought.exit_row // 2 * 3 + bought.exit_row % 2 * 2, -1, "exit_price", "exit"),
     ):
         orders["size"][row, column] = side * trades["units"]
         orders["price"][row, column] = trades[price]
@@ -337,8 +337,9 @@ def run_backtest(
     _need_inside(charged, timeline, market.step)
     bought, cash, marks = _buy(charged, timeline, settings), config.initial_cash, timeline.marks
     credit = cash + max(-bought.lowest, 0.0)
-    values, records = _kept_by_vectorbt(marks, _orders(bought, marks.shape), cash + credit, market.step)
-    value = values[1::2] - credit - bought.flow.cumsum()
+    thrice = marks.reshape(len(timeline.opens), 2, -1)[:, [0, 0, 1]].reshape(-1, marks.shape[1])
+    values, records = _kept_by_vectorbt(thrice, _orders(bought, thrice.shape), cash + credit, market.step)
+    value = values[2::3] - credit - bought.flow.cumsum()
     held = pd.DataFrame(marks[1::2] / marks[0], index=timeline.opens)
     equity = pd.DataFrame(
         {

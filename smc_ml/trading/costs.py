@@ -244,6 +244,13 @@ def _liquidation_rows(
     return rows
 
 # %% ../../nbs/trading/01_costs.ipynb #7909758f
+def _left_at_open(trades: pd.DataFrame, open_: np.ndarray, entry: np.ndarray, exit: np.ndarray) -> np.ndarray:
+    "Whether each trade left at the open of its last candle: by the time limit, or by a gap to the target."
+    gap = trades["exit_price"].to_numpy() == open_[np.minimum(exit, len(open_) - 1)]
+    jumped = gap & (exit > entry) & (trades["exit_reason"] == "target").to_numpy()
+    return jumped | (trades["exit_reason"] == "timeout").to_numpy()
+
+
 def _liquidate(
     trades: pd.DataFrame, candles: pd.DataFrame, distance: float, step: pd.Timedelta
 ) -> pd.DataFrame:
@@ -251,9 +258,13 @@ def _liquidate(
     side, open_ = trades["direction"].to_numpy(), candles["open"].to_numpy()
     price = trades["entry"].to_numpy() * (1 - side * distance)
     entry, exit = trade_rows(trades, candles.index)
-    before = exit + (trades["exit_reason"] != "timeout")  # a time limit acts at the open of its candle
     rows = _liquidation_rows(
-        candles["high"].to_numpy(), candles["low"].to_numpy(), entry, before.to_numpy(), side, price
+        candles["high"].to_numpy(),
+        candles["low"].to_numpy(),
+        entry,
+        exit + ~_left_at_open(trades, open_, entry, exit),
+        side,
+        price,
     )
     gone, fill = rows >= 0, np.where(side > 0, np.minimum(price, open_[rows]), np.maximum(price, open_[rows]))
     leaves = pd.Series(candles.index[rows] + step, index=trades.index).astype(trades["exit_at"].dtype)
