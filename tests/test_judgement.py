@@ -7,6 +7,7 @@ import ast
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,16 @@ import yaml
 from conftest import ROOT
 from test_pipeline_contract import STAGES, code_of, source_of
 
+from smc_ml.candles import write_candles
 from smc_ml.evaluation.overfitting import superior_predictive_ability
-from smc_ml.evaluation.trials import count_trials, read_trials, trial_id
+from smc_ml.evaluation.trials import (
+    count_trials,
+    read_trials,
+    trial_id,
+    tried_on,
+)
 from smc_ml.reports.pages import page
+from smc_ml.simulation.market import random_walk
 from smc_ml.trading.config import JudgementConfig
 from smc_ml.trading.selection import (
     idle_sentence,
@@ -86,14 +94,23 @@ def search(folder: Path, settings: dict) -> int:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
-    "A folder to work in, with the features of two symbols."
+    "A folder to work in, with candles and features of two symbols."
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").touch()  # by which a stage notebook knows the root of its project
     for symbol in ("A", "B"):
         write_table(
             pd.DataFrame({"price_momentum": [0.0]}), tmp_path / f"artifacts/features/{symbol}.parquet"
         )
+        write_days(tmp_path, symbol)
     return tmp_path
+
+
+def write_days(folder: Path, symbol: str, start: str = "2024-01-01", days: int = 2, **facts) -> None:
+    "Candles of a symbol, where the collect stage leaves them."
+    walk = random_walk(288 * days, seed=0)
+    walk.index = pd.date_range(start, periods=len(walk), freq="5min", tz="UTC", unit="ns", name="open_time")
+    (folder / "artifacts/candles").mkdir(parents=True, exist_ok=True)
+    write_candles(walk, folder / f"artifacts/candles/{symbol}_5m.parquet", "5m", **facts)
 
 
 SETTINGS = {
@@ -156,6 +173,77 @@ def test_another_market_is_a_new_trial_and_more_days_are_not(place):
     assert search(place, SETTINGS) == before
     write_table(pd.DataFrame({"price_momentum": [0.0]}), place / "artifacts/features/C.parquet")
     assert search(place, SETTINGS) == 2 * before
+
+
+def test_fewer_features_are_a_new_trial(place):
+    "Whoever tries the half of them without a setting that says so has tried."
+    for symbol in ("A", "B"):
+        table = pd.DataFrame({"price_momentum": [0.0], "atr_normalized": [0.0]})
+        write_table(table, place / f"artifacts/features/{symbol}.parquet")
+    before = search(place, SETTINGS)
+    for symbol in ("A", "B"):
+        write_table(pd.DataFrame({"price_momentum": [0.0]}), place / f"artifacts/features/{symbol}.parquet")
+    assert search(place, SETTINGS) == 2 * before
+
+
+def present(place: Path) -> int:
+    "Trials that count for the candles that lie there."
+    return count_trials(place / "reports/trials", data=tried_on(place / "artifacts/candles"))
+
+
+def test_a_first_run_on_other_candles_begins_with_no_trial(place):
+    for symbol in ("A", "B"):
+        write_days(place, symbol, source="simulated", simulation={"seed": 7, "end": "2024-05-30"})
+    assert search(place, SETTINGS) == present(place) == 16
+    for symbol in ("A", "B"):  # the same names and days, but real candles
+        write_days(place, symbol, source="files")
+    assert present(place) == 0 and search(place, SETTINGS) == present(place) == 16
+    for symbol in ("A", "B"):  # the same settings on another simulated market
+        write_days(place, symbol, source="simulated", simulation={"seed": 8, "end": "2024-05-30"})
+    assert present(place) == 0
+
+
+def test_a_trial_counts_where_symbols_and_days_meet(place):
+    search(place, SETTINGS)
+    write_days(place, "A", "2024-01-02", days=9)  # B stays where it was
+    assert present(place) == 16
+    for symbol in ("A", "B"):
+        write_days(place, symbol, "2024-01-03", days=9)
+    assert present(place) == 0
+    search(place, SETTINGS)
+    assert present(place) == 16 and count_trials(place / "reports/trials") == 16
+    for symbol in ("A", "B"):
+        write_days(place, symbol, "2024-01-01", days=20)
+    assert present(place) == 16
+    for file in (place / "artifacts/candles").iterdir():
+        file.unlink()
+    write_days(place, "C", "2024-01-01", days=20)
+    assert present(place) == 0
+
+
+def test_more_days_lengthen_the_line_of_a_trial(place):
+    search(place, SETTINGS)
+    for days in (3, 4):
+        for symbol in ("A", "B"):
+            write_days(place, symbol, days=days)
+        search(place, SETTINGS)
+    (row,) = (place / "reports/trials/backtest.jsonl").read_text().splitlines()
+    assert json.loads(row)["data"] == {name: ["2024-01-01 00:00:00", "2024-01-04 23:55:00"] for name in "AB"}
+
+
+def test_lines_of_older_ledgers_count_for_their_symbols(place):
+    "They say all settings, and neither the data nor the code."
+    ledger = place / "reports/trials"
+    ledger.mkdir(parents=True)
+    shutil.copy(ROOT / "tests/older_trials.jsonl", ledger / "older.jsonl")
+    older = (ledger / "older.jsonl").read_bytes()
+    assert count_trials(ledger) == 3 and present(place) == 0
+    write_days(place, "BTC-USDT")
+    assert present(place) == 0
+    write_days(place, "SIM-A")
+    assert present(place) == 3
+    search(place, SETTINGS)
+    assert (ledger / "older.jsonl").read_bytes() == older
 
 
 COMPUTING = {

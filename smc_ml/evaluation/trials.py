@@ -242,10 +242,8 @@ def count_trials(
 ) -> int:
     "Number of different trials of these kinds; what `sharpe_report` is to be told, at least 1 there."
     trials = read_trials(path)
-    counted = trials["kind"].isin(list(kinds))
-    if data is not None:
-        counted &= [any(overlap(each, data) for each in one) for one in trials["data"]]
-    return int(counted.sum())
+    tried = trials.loc[trials["kind"].isin(list(kinds)), "data"]
+    return sum(data is None or any(overlap(one, data) for one in on) for on in tried)
 
 # %% ../../nbs/evaluation/04_trials.ipynb #bd6f3eaa
 def _joined(row: dict, new: Mapping[str, Any]) -> dict | None:
@@ -358,8 +356,7 @@ def code_of_model(module: str) -> str:  # its path, as smc_ml/models/lstm.py
 # %% ../../nbs/evaluation/04_trials.ipynb #11658e00
 def model_trial(
     model: str,  # its name
-    symbols: Iterable[str],  # that it learns from
-    columns: Iterable[str],  # names of the features that there are
+    observed: Mapping[str, Iterable[str]],  # by symbol: the table of its features, or their names
     train: Section,  # the section of the training; parts of other models are left out
     **sections: Section,  # of all that its labels and features were made with
 ) -> Trial:
@@ -371,8 +368,8 @@ def model_trial(
     settings = {
         "model": model,
         "code": code_of_model(f"smc_ml/models/{model}.py"),
-        "symbols": sorted(symbols),
-        "columns": sorted(columns),
+        "symbols": sorted(observed),
+        "columns": sorted({name for names in observed.values() for name in names}),
         "train": _changed(train, left_out),
         **sections,
     }
