@@ -460,3 +460,61 @@ def test_strategies_that_never_trade_change_nothing_but_the_trials_that_must_be_
         draws=200,
         seed=7,
     )
+
+
+def market_of_strategies(seed: int, edge: float, days: int = 240) -> pd.DataFrame:
+    """Four models at five thresholds that differ in what they pay.
+
+    `edge`: daily mean in daily standard deviations, before costs.
+    """
+    random = np.random.default_rng(seed)
+    index = pd.date_range("2024-01-01", periods=days, tz="UTC")
+    market, returns = random.normal(size=days), {}
+    for model in ("logistic", "xgboost", "lstm", "ensemble"):
+        own = 0.7 * market + 0.7 * random.normal(size=days) + edge
+        for threshold, cost in ((-0.2, 0.3), (-0.1, 0.15), (0.0, 0.05), (0.1, 0.02), (0.2, 0.0)):
+            returns[f"{model} above {threshold:g} R"] = 0.01 * (own + 0.4 * random.normal(size=days) - cost)
+    return pd.DataFrame(returns, index=index)
+
+
+def judged_market(seed: int, edge: float):
+    "The judgement of the strategy with the best ratio, as a search would choose."
+    returns = market_of_strategies(seed, edge)
+    best = (returns.mean() / returns.std()).idxmax()
+    return judge(returns, best, 24, JudgementConfig(draws=100, blocks=4))
+
+
+def test_thresholds_that_differ_in_cost_do_not_hide_a_strong_edge():
+    "The deflated ratio by the variation among the thresholds was near zero here."
+    for seed in range(10):
+        found = judged_market(seed, edge=0.4)
+        record = found.record
+        assert record.independent_dsr > 0.99 and record.dsr > 0.95
+        assert 4 <= record.independent_trials < 20 and record.independent_maximum < record.expected_maximum
+        assert "is better than selection bias explains" in judgement_sentence(found)
+        metrics = judgement_metrics(found)
+        assert {"trials", "dsr", "independent_trials", "independent_dsr"} <= set(metrics)
+        assert f"as {record.independent_trials} independent ones" in record_sentence(found)
+
+
+def test_a_market_without_an_edge_is_seldom_credible():
+    records = [judged_market(seed, edge=0.0).record for seed in range(100)]
+    free = [  # and where nothing is paid
+        judge(table, (table.mean() / table.std()).idxmax(), 20, JudgementConfig(draws=100, blocks=2)).record
+        for table in (
+            market_of_strategies(seed, 0.0)
+            .filter(regex=r"above 0\.2")
+            .assign(
+                **{
+                    f"copy {number}": lambda t, number=number: (
+                        t.iloc[:, 0] + np.random.default_rng(number).normal(0, 0.004, len(t))
+                    )
+                    for number in range(8)
+                }
+            )
+            for seed in range(100)
+        )
+    ]
+    for found in (records, free):
+        assert sum(record.independent_dsr >= 0.95 for record in found) <= 8
+        assert sum(record.dsr >= 0.95 for record in found) <= 4
