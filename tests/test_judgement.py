@@ -18,7 +18,7 @@ from conftest import ROOT
 from test_pipeline_contract import STAGES, code_of, source_of
 
 from smc_ml.candles import write_candles
-from smc_ml.evaluation.overfitting import superior_predictive_ability
+from smc_ml.evaluation.overfitting import deflated_sharpe_ratio, superior_predictive_ability
 from smc_ml.evaluation.trials import (
     count_trials,
     read_trials,
@@ -472,7 +472,7 @@ def market_of_strategies(seed: int, edge: float, days: int = 240) -> pd.DataFram
     market, returns = random.normal(size=days), {}
     for model in ("logistic", "xgboost", "lstm", "ensemble"):
         own = 0.7 * market + 0.7 * random.normal(size=days) + edge
-        for threshold, cost in ((-0.2, 0.3), (-0.1, 0.15), (0.0, 0.05), (0.1, 0.02), (0.2, 0.0)):
+        for threshold, cost in ((-0.2, 0.8), (-0.1, 0.5), (0.0, 0.2), (0.1, 0.05), (0.2, 0.0)):
             returns[f"{model} above {threshold:g} R"] = 0.01 * (own + 0.4 * random.normal(size=days) - cost)
     return pd.DataFrame(returns, index=index)
 
@@ -487,8 +487,9 @@ def judged_market(seed: int, edge: float):
 def test_thresholds_that_differ_in_cost_do_not_hide_a_strong_edge():
     "The deflated ratio by the variation among the thresholds was near zero here."
     for seed in range(10):
-        found = judged_market(seed, edge=0.4)
-        record = found.record
+        returns, found = market_of_strategies(seed, edge=0.4), judged_market(seed, edge=0.4)
+        ratios, record = returns.mean() / returns.std(), found.record
+        assert deflated_sharpe_ratio(ratios.max(), len(returns), 0.0, 3.0, 24, ratios.var()) < 0.5
         assert record.independent_dsr > 0.99 and record.dsr > 0.95
         assert 4 <= record.independent_trials < 20 and record.independent_maximum < record.expected_maximum
         assert "is better than selection bias explains" in judgement_sentence(found)
