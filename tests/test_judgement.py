@@ -18,16 +18,20 @@ from conftest import ROOT
 from test_pipeline_contract import STAGES, code_of, source_of
 
 from smc_ml.candles import write_candles
+from smc_ml.costs import Costs
 from smc_ml.evaluation.overfitting import deflated_sharpe_ratio, superior_predictive_ability
 from smc_ml.evaluation.trials import (
+    backtest_trial,
     count_trials,
+    model_trial,
     read_trials,
     trial_id,
     tried_on,
 )
+from smc_ml.models.config import LSTMConfig, TrainingConfig
 from smc_ml.reports.pages import page
 from smc_ml.simulation.market import random_walk
-from smc_ml.trading.config import JudgementConfig
+from smc_ml.trading.config import BacktestConfig, JudgementConfig
 from smc_ml.trading.selection import (
     idle_sentence,
     judge,
@@ -173,6 +177,23 @@ def test_another_market_is_a_new_trial_and_more_days_are_not(place):
     assert search(place, SETTINGS) == before
     write_table(pd.DataFrame({"price_momentum": [0.0]}), place / "artifacts/features/C.parquet")
     assert search(place, SETTINGS) == 2 * before
+
+
+def test_a_setting_that_is_added_later_changes_no_trial():
+    class LaterBacktest(BacktestConfig):
+        later: float = 1.0
+
+    class LaterTraining(TrainingConfig):
+        later: int = 3
+        gru: LSTMConfig = LSTMConfig()
+
+    observed = {"A": ["price_momentum"]}
+    names = {trial_id(backtest_trial("a", config(), Costs())) for config in (BacktestConfig, LaterBacktest)}
+    assert len(names) == 1
+    assert trial_id(backtest_trial("a", LaterBacktest(later=2.0), Costs())) not in names
+    names = {trial_id(model_trial("lstm", observed, config())) for config in (TrainingConfig, LaterTraining)}
+    assert len(names) == 1
+    assert trial_id(model_trial("lstm", observed, LaterTraining(later=4))) not in names
 
 
 def test_fewer_features_are_a_new_trial(place):

@@ -266,9 +266,10 @@ def _with(rows: Iterable[dict], new: Iterable[dict]) -> list[dict]:
         places.setdefault(line["trial"], []).append(place)
     for row in new:
         own = places.setdefault(row["trial"], [])
-        joined = next(((place, line) for place in own if (line := _joined(lines[place], row))), None)
+        both = ((place, _joined(lines[place], row)) for place in own)
+        place, joined = next((pair for pair in both if pair[1]), (0, None))
         if joined:
-            lines[joined[0]] = joined[1]
+            lines[place] = joined
         else:
             own.append(len(lines))
             lines.append(row)
