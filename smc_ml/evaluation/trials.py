@@ -369,7 +369,7 @@ def model_trial(
     settings = {
         "model": model,
         "code": code_of_model(f"smc_ml/models/{model}.py"),
-        "symbols": sorted(observed),
+        "symbols": sorted(map(_plain_symbol, observed)),
         "columns": sorted({name for names in observed.values() for name in names}),
         "train": _changed(train, left_out),
         **sections,
