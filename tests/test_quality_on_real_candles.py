@@ -215,7 +215,7 @@ def test_another_instrument_is_found_at_every_hour(forex, hour, what):
     candles, timeframe = forex
     candles = at_rollover(candles, 120, 0.003, -1, False)
     local = candles.index.tz_convert("America/New_York")
-    rows = np.flatnonzero((local.hour == hour) & (local.weekday < 4))
+    rows = np.flatnonzero((local.hour == hour) & (local.day_of_week < 4))
     row = rows[len(rows) // 2]
     factor = {"denominated anew": 100.0, "another pair": 1.17}[what]
     prices = candles[list(PRICES)] * np.where(np.arange(len(candles)) < row, 1.0, factor)[:, None]
