@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from ..candles import TIMEFRAMES, Market, timeframe_of, validate_candles
+from ..candles import TIMEFRAMES, Market, checked_timeframe, validate_candles
 from ..config import UserError
 from .config import PatternConfig
 from .detectors import CALENDAR, DETECTORS, ZONE_DETECTORS, Detector
@@ -205,7 +205,7 @@ def detect_patterns(
     validate: bool = True,  # check the candles first; a `CandleError` names column and time
 ) -> pd.DataFrame:
     "Every pattern of one series, by `known_at`; up to a close the table is what the candles by then yield."
-    timeframe = timeframe or timeframe_of(candles)
+    timeframe = checked_timeframe(candles, timeframe)
     if validate and len(candles):
         validate_candles(candles, timeframe, allow_gaps=True)
     step, records = TIMEFRAMES[timeframe].value, candle_records(candles)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ...calendars import Calendar, calendar_of
 from ...candles import TIMEFRAMES
-from .calendars import Calendar, Slots, calendar_of, stretch_of
+from .calendars import Slots, stretch_of
 from .candle_series import CandleSeries, ready_table, series_of, slot_times
 from .clocks import find_clock_errors, find_disagreements, find_lags
 from .config import QualityConfig

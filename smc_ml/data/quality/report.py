@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...calendars import Calendar
 from ...candles import PRICES, TIMEFRAMES
-from .calendars import Calendar
 from smc_ml.data.quality.words import (
     clock_in_words,
     counted,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .calendars import HOUR
+from ...calendars import HOUR
 from .candle_series import CandleSeries, slot_times
 from .config import QualityConfig
 from .defects import runs_of
