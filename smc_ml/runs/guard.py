@@ -131,7 +131,7 @@ def guarded(ancestor: int, words: Sequence[str]) -> None:
     with stage_alone(" ".join(words), project_root()) as file:
         if file is not None:
             os.set_inheritable(file, True)
-        os.execvp(words[0], words)
+        os.execvp(words[0], list(words))
 
 # %% ../../nbs/runs/00_guard.ipynb #0ca5cf4e
 #| eval: false

@@ -34,12 +34,12 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _complete(outs: Any) -> bool:
     "Whether each output of an entry has its path, hash and size, and a folder the number of its files."
-    return isinstance(outs, list) and all(
-        isinstance(out, dict)
-        and {"path", "size"} <= set(out)
-        and bool(found := _HASH.fullmatch(str(out.get("md5"))))
-        and (not found[1] or "nfiles" in out)
-        for out in outs
+    if not isinstance(outs, list) or not all(isinstance(out, dict) for out in outs):
+        return False
+    found = [(out, _HASH.fullmatch(str(out.get("md5")))) for out in outs]
+    return all(
+        md5 is not None and {"path", "size"} <= set(out) and (not md5[1] or "nfiles" in out)
+        for out, md5 in found
     )
 
 
