@@ -6,11 +6,15 @@
 __all__ = ['ROOM', 'check_writable', 'look_over', 'reproduce']
 
 # %% ../../nbs/runs/03_repro.ipynb #3edb804f
+import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import psutil
 
 from .guard import RunningError, alone, end_with_parent, stage_alone
 from .records import keep_records, mend_records, mend_rwlock
@@ -39,29 +43,34 @@ def check_writable(root: Path) -> None:
             raise WriteError(f"{place} cannot be written: allow it to be read and written and run again")
 
 # %% ../../nbs/runs/03_repro.ipynb #2326a4ca
+@contextlib.contextmanager
+def _still(root: Path) -> Iterator[None]:
+    "While no DVC and no stage works on the project."
+    with alone(root / ".dvc/tmp/lock", "dvc", sign=False), stage_alone("looking over", root):
+        yield
+
+
 def look_over(root: Path, say: Callable[[str], None] = print) -> None:
     "Make a project ready for a run; what was mended is said, one sentence each."
     check_writable(root)
-    with alone(root / ".dvc/tmp/lock", "dvc", sign=False), stage_alone("looking over", root):
+    with _still(root):
         for sentence in (*mend_rwlock(root), *mend_records(root)):
             say(sentence)
         keep_records(root)
 
 # %% ../../nbs/runs/03_repro.ipynb #533c7fd1
-def _finished(process: subprocess.Popen) -> int:
-    "The exit code of a run; one that Ctrl-C does not end at once is ended, and its stage with it."
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-        raise
+def _prepare_dvc() -> None:
+    "In the process that becomes DVC: end with the run, and leave Ctrl-C to it."
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-_PATIENCE = 10.0  # seconds that a run has to end by itself after Ctrl-C
+def _end(process: subprocess.Popen) -> None:
+    "Kill DVC and what it started."
+    for each in (process, *psutil.Process(process.pid).children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
 
 
 def reproduce(
@@ -76,9 +85,16 @@ def reproduce(
     with alone(root / ".dvc/tmp/run.lock", "smc run"):
         look_over(root, say)
         command = [sys.executable, "-m", "dvc", "repro", *words]
-        code = _finished(subprocess.Popen(command, cwd=root, preexec_fn=end_with_parent))
-        if code:
-            check_writable(root)
-        else:
-            keep_records(root)
+        process = subprocess.Popen(command, cwd=root, preexec_fn=_prepare_dvc)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            _end(process)
+            with _still(root):
+                mend_rwlock(root)
+                for sentence in mend_records(root):
+                    say(sentence)
+            raise
+        check_writable(root)
+        keep_records(root)
         return code
