@@ -95,6 +95,7 @@ def reproduce(
                 for sentence in mend_records(root):
                     say(sentence)
             raise
-        check_writable(root)
+        if code:  # for want of room, perhaps, of which DVC does not say what to do
+            check_writable(root)
         keep_records(root)
         return code
