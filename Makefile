@@ -68,6 +68,7 @@ update: export  ## fetch what is new, then run what has changed
 	smc run
 
 pin: install  ## commit the snapshot that the last run used
+	smc mend
 	git commit -m "Pin the candles $(SNAPSHOT)" -- data.dvc dvc.lock reports
 
 lab: export  ## explore the notebooks
