@@ -83,7 +83,7 @@ coverage: install  ## which lines of smc_ml the notebooks' proofs and the tests 
 controls: export  ## the long form of the controls: more markets, every model; hours, resumes where it stopped
 	smc controls params.yaml
 
-proofs: install  ## the long proofs: the controls with the whole ensemble
+proofs: install  ## the long proofs: the controls with the whole ensemble, fifty killed runs
 	pytest -m slow
 
 mutants: install  ## change the code on purpose and see which changes no test notices; hours, resumes
