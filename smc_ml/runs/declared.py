@@ -37,10 +37,8 @@ def declared_keys(notebook: Path, root: Path, parameters: Mapping[str, Any]) -> 
     stage = stages.get(notebook.stem.partition("_")[2])
     if stage is None:
         return None
-    filled = (
-        re.sub(r"\$\{item\.(\w+)\}", lambda item: str(parameters[item[1]]), key) for key in stage["params"]
-    )
-    return list(filled)
+    keys = [key for key in stage.get("params", ()) if isinstance(key, str)]  # others are of other files
+    return [re.sub(r"\$\{item\.(\w+)\}", lambda item: str(parameters[item[1]]), key) for key in keys]
 
 
 def declared_parameters(

@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+from ast import literal_eval
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -199,11 +200,13 @@ def _as_stage(notebook: NotebookNode) -> Iterator[None]:
 
     source, passed = Path(notebook.metadata.papermill.input_path), notebook.metadata.papermill.parameters
     root = _project_of(source)
-    keys = None if root is None else declared_keys(source, root, passed)
+    known = {} if root is None else inspect_notebook(source)
+    values = {name: literal_eval(each["default"]) for name, each in known.items()} | passed
+    keys = None if root is None else declared_keys(source, root, values)
     if root is None or keys is None:
         yield
         return
-    _tell(notebook, told := declared_parameters(passed, inspect_notebook(source), keys), "python3")
+    _tell(notebook, told := declared_parameters(passed, known, keys), "python3")
     run = passed.get("started_by")
     with contextlib.ExitStack() as here:
         if isinstance(run, int):
