@@ -317,19 +317,27 @@ def test_a_killed_stage_leaves_nothing_that_passes_for_finished(project):
     assert hashes(project) == before
 
 
+def trials_of(project: Path) -> dict[Path, bytes]:
+    "The files of the ledger, and of what all workspaces of the clone share."
+    folders = (project / "reports/trials", project / ".git/smc_ml/trials")
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*.jsonl")}
+
+
 def survives(project: Path, undisturbed: dict[str, str], kill: Kill) -> str:
     """Change a setting, kill the run, change it back and run again: every file is as in a run without that.
 
     The ledger remembers what was tried before the kill, so that it is put back.
     """
     kept = (project / "params.yaml").read_text()
-    ledger = {path: path.read_bytes() for path in (project / "reports/trials").rglob("*.jsonl")}
+    ledger = trials_of(project)
     section, values = CHANGES[kill.stage]
     try:
         set_parameters(project, **{section: values})
         left = killed(project, kill, environment(project))
     finally:
         (project / "params.yaml").write_text(kept)
+    for path in trials_of(project).keys() - ledger.keys():
+        path.unlink()
     for path, content in ledger.items():
         path.write_bytes(content)
     said = run(project, sys.executable, "-m", "smc_ml.cli", "run").stdout
