@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..candles import TIMEFRAMES, CandleError, timeframe_of, validate_candles
+from ..candles import TIMEFRAMES, CandleError, validate_candles
 from ..config import UserError
 from .config import PatternConfig
-from .detection import event_table
+from .detection import check_series, event_table
 from .detectors import CALENDAR, DETECTORS
 from smc_ml.patterns.events import (
     CANDLE_RECORD,
@@ -97,7 +97,7 @@ def _checked(named: dict[Any, Any], before: pd.Timestamp | None, timeframe: str)
         raise CandleError(
             f"candles: no column {missing[0]} (found: {', '.join(map(str, named))}): rename or add it"
         )
-    numbers = {name: _number(value) for name, value in named.items()}
+    numbers = {name: _number(value) for name, value in named.items()} | {"open_time": math.nan}
     row = {name: value if math.isnan(numbers[name]) else numbers[name] for name, value in named.items()}
     earlier = [] if before is None else [dict.fromkeys(named, 1.0) | {"open_time": before}]
     table = pd.DataFrame([*earlier, row]).set_index("open_time")
@@ -321,8 +321,9 @@ class PatternStream:
 
     def feed(self, candles: pd.DataFrame) -> list[PatternUpdate]:
         "Update with every row of a table of candles. A `CandleError` changes nothing."
-        timeframe = self.timeframe or timeframe_of(candles)
-        validate_candles(candles, timeframe, allow_gaps=True)
+        timeframe = check_series(candles, self.timeframe)
+        if not len(candles):
+            return []
         m = self._memory or _Memory(self.config, timeframe)
         self._admit(next(candles_of(candles)), m)
         self._check_step(m, candles.index.asi8.tolist())
