@@ -34,7 +34,7 @@ from smc_ml.simulation.market import random_walk
 
 SIZE = 50
 FAR = 10**9  # a row that is not there: reading it ends the interpreter
-CHECKS = ("rows", "lengths", "room", "span")
+CHECKS = ("rows", "lengths", "room", "walk")
 
 
 def compiled_functions() -> dict[str, CPUDispatcher]:

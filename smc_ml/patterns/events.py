@@ -19,7 +19,7 @@ from numba import njit
 
 from ..candles import index_unit
 from .names import ENDED_HOW, KINDS, LABELS, SCALES
-from ..rows import check_rows, check_span
+from ..rows import check_rows, check_walk
 
 # %% ../../nbs/patterns/02_events.ipynb #70a1507b
 TOUCHED, MITIGATED, ENDED = range(3)
@@ -77,7 +77,7 @@ def prepare(
     weekends_closed: bool,  # a hole that holds a whole Saturday, UTC, ends no segment
 ) -> None:
     "Set `first` and `range` of the rows from `start` to `stop`; `range` is NaN in the warm-up."
-    check_span(len(candles), mask, start, stop)
+    check_walk(len(candles), mask, start, stop)
     for row in range(start, stop):
         candle = candles[row & mask]
         candle.first, candle.range = 0, np.nan

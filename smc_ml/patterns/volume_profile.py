@@ -14,7 +14,7 @@ from numba import njit
 from ..config import UserError
 from .events import candle_records
 from .names import KINDS
-from ..rows import check_room, check_span
+from ..rows import check_room, check_walk
 
 # %% ../../nbs/patterns/10_volume_profile.ipynb #750222db
 PROFILE_STATE = np.dtype([("share", "f8"), ("smoothed", "f8")])  # of the volume; mean of three neighbours
@@ -48,7 +48,7 @@ def profile(
     bins: np.ndarray,  # PROFILE_STATE, overwritten
 ) -> tuple[float, float, float]:
     "Fill the bins with shares of the volume; lowest price, height of a bin, total volume (0: there is none)."
-    check_span(len(candles), mask, start, stop)
+    check_walk(len(candles), mask, start, stop)
     check_room("the number of bins", len(bins), 1)
     lowest, highest, total = np.inf, -np.inf, 0.0
     for row in range(start, stop):
@@ -157,7 +157,7 @@ def volume_profiles(
     out: np.ndarray,
 ) -> tuple[int, int]:
     "Value area and volume nodes of the last `window` candles; at most `profile_room(len(state))` per row."
-    check_span(len(candles), mask, start, stop)
+    check_walk(len(candles), mask, start, stop)
     check_room("window", window, 1)
     count = 0
     for row in range(start, stop):
