@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from ..candles import TIMEFRAMES, Market, checked_table, timeframe_of, validate_candles
+from ..candles import TIMEFRAMES, CandleError, Market, checked_table, timeframe_of, validate_candles
 from ..config import UserError
 from .config import PatternConfig
 from .detectors import CALENDAR, DETECTORS, ZONE_DETECTORS, Detector
@@ -209,6 +209,8 @@ def check_series(
     timeframe: str | None = None,  # None: read from their index
 ) -> str:
     "The timeframe of candles that keep to the contract, holes allowed; a `CandleError` for any others."
+    if timeframe is not None and timeframe not in TIMEFRAMES:
+        raise CandleError(f"candles: no timeframe {timeframe!r} (known: {', '.join(TIMEFRAMES)})")
     if len(checked_table(candles)):
         validate_candles(candles, timeframe or timeframe_of(candles), allow_gaps=True)
     return timeframe or timeframe_of(candles)

@@ -289,7 +289,7 @@ class PatternStream:
         timeframe: str | None = None,  # None: read from the table that is fed first
     ):
         if timeframe is not None and timeframe not in TIMEFRAMES:
-            raise CandleError(f"timeframe {timeframe!r} is none of {', '.join(TIMEFRAMES)}")
+            raise CandleError(f"candles: no timeframe {timeframe!r} (known: {', '.join(TIMEFRAMES)})")
         self.config, self._memory = config, _Memory(config, timeframe) if timeframe else None
         self.rows, self.found, self.happened = 0, 0, 0  # candles seen, events and life events found
         self.last_open: int | None = None  # ns
@@ -350,11 +350,12 @@ class PatternStream:
         apart = math.gcd(self.apart, *(after - before for before, after in pairwise(times)))
         if self.rows + len(opened) <= self.config.atr_window or apart <= m.step:
             return
+        first = pd.Timestamp(int(m.ring["time"][0]) if self.rows else opened[0], tz="UTC")
         length = pd.Timedelta(apart)
         found = next((name for name, known in TIMEFRAMES.items() if known == length), length)
         raise CandleError(
-            f"candles: the candles are {found} apart until open_time {pd.Timestamp(opened[-1], tz='UTC')}, "
-            f"not {m.timeframe}: say their own timeframe, or give candles of {m.timeframe}"
+            f"candles: the candles are {found} apart from open_time {first} on, not {m.timeframe}: "
+            f"say their own timeframe or none, or give candles of {m.timeframe}"
         )
 
     def _take(self, candle: Candle, opened: int, m: _Memory) -> PatternUpdate:
