@@ -103,6 +103,8 @@ def test_arrays_of_different_lengths_are_refused():
         lambda: barrier_exits(open_, high, low, rows, side[:1], price, price, 5),
         lambda: barrier_exits(open_, high, low, rows, side, price, price, 5, 0, price[:1]),
         lambda: extremes_ahead(high, low[:9], np.full(SIZE, -1)),
+        lambda: first_touch(high, low, close, rows, side, price, price, 5, rows[:1]),
+        lambda: limit_fills(open_, high, low, rows, side, price, 5, rows[:1]),
         lambda: reactions(open_, high, low, close, np.ones(9), rows, side, 5, 1.0),
     ):
         with pytest.raises(UserError, match=fits):

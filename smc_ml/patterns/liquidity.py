@@ -25,7 +25,7 @@ from smc_ml.patterns.names import (
 )
 from .sessions import PREVIOUS_HIGH, PREVIOUS_LOW
 from .swings import SWING_HIGH, SWING_LOW
-from ..rows import check_lengths, check_room, check_span
+from ..rows import check_lengths, check_room, check_walk
 
 # %% ../../nbs/patterns/08_liquidity.ipynb #f0a3120b
 EQUAL_HIGHS, EQUAL_LOWS = (KINDS.index(kind) for kind in ("equal_highs", "equal_lows"))
@@ -90,7 +90,7 @@ def equal_levels(
     out: np.ndarray,
 ) -> tuple[int, int]:
     "Pools of equal highs and lows, formed at their first swing and known with their last."
-    check_span(len(candles), mask, start, stop)
+    check_walk(len(candles), mask, start, stop)
     check_room("the number of records of memory", len(state), 1)
     count, following, s = 0, 0, state[0]
     while following < len(swings) and swings[following].known < start:
@@ -289,7 +289,7 @@ def liquidity_events(
     life_events: np.ndarray,  # of the targets; room for all that are held
 ) -> tuple[int, int, int]:
     "Row reached, number of sweeps and runs, and number of life events."
-    check_span(len(candles), mask, start, stop)
+    check_walk(len(candles), mask, start, stop)
     check_room("the number of records of memory", len(state), 1)
     check_lengths("the room for what is decided", (DECIDED_ROOM, len(decided)))
     count, noted, following, s = 0, 0, 0, state[0]
