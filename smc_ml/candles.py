@@ -170,6 +170,7 @@ def _doubled_words(candles: pd.DataFrame, row: int) -> str:
     name = next((name for name in candles if one[name] != other[name] and not one[[name]].isna().all()), None)
     if name is None:
         return "is there twice: drop one of the two rows, or set collect.repair.drop_duplicates"
+    row += candles.attrs.get("first_row", 0)  # of a series of which these are the last candles
     return (
         f"is there twice, with {name} {one[name]} in row {row} and {other[name]} in row {row + 1}: "
         "drop one of the two rows, or set collect.repair.drop_duplicates to first or last"

@@ -90,7 +90,7 @@ def _possible(candle: Candle) -> bool:
     return 0 < low <= open_ <= high < np.inf and low <= close <= high and 0 <= volume < np.inf
 
 # %% ../../nbs/patterns/14_streaming.ipynb #d99f7c4f
-def _checked(named: dict[Any, Any], before: pd.Timestamp | None, timeframe: str) -> Candle:
+def _checked(named: dict[Any, Any], last: dict[str, Any], rows: int, timeframe: str) -> Candle:
     "The candle as the checks of a table let it pass; else their `CandleError`."
     missing = [name for name in Candle._fields if name not in named]
     if missing:
@@ -99,8 +99,9 @@ def _checked(named: dict[Any, Any], before: pd.Timestamp | None, timeframe: str)
         )
     numbers = {name: _number(value) for name, value in named.items()} | {"open_time": math.nan}
     row = {name: value if math.isnan(numbers[name]) else numbers[name] for name, value in named.items()}
-    earlier = [] if before is None else [dict.fromkeys(named, 1.0) | {"open_time": before}]
+    earlier = [dict.fromkeys(named, math.nan) | last] if last else []
     table = pd.DataFrame([*earlier, row]).set_index("open_time")
+    table.attrs["first_row"] = rows - len(earlier)
     if isinstance(table.index, pd.DatetimeIndex):
         table.index = table.index.as_unit("ns")
     validate_candles(table, timeframe, allow_gaps=True)
@@ -341,8 +342,12 @@ class PatternStream:
                 return given
         if "open_time" in named:
             named["open_time"] = time
-        before = None if self.last_open is None else pd.Timestamp(self.last_open, tz="UTC")
-        return _checked(named, before, m.timeframe)
+        last: dict[str, Any] = {}
+        if self.last_open is not None:
+            held = m.ring[(self.rows - 1) & (len(m.ring) - 1)]
+            last = {name: float(held[name]) for name in Candle._fields[1:]}
+            last["open_time"] = pd.Timestamp(self.last_open, tz="UTC")
+        return _checked(named, last, self.rows, m.timeframe)
 
     def _check_step(self, m: _Memory, opened: list[int]) -> None:
         "Raise where the ATR is about to be known and all candles are further apart than they should be."
