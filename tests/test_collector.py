@@ -592,7 +592,8 @@ def test_a_brokers_quarter_hours_are_a_base(market, euro, tmp_path):
     assert summary["rows"].tolist() == [len(euro)] and 0 < summary["missing"].item() < 100
     for timeframe in ("1h", "4h", "1d"):
         higher = read_market(tmp_path / "candles", timeframe)["EURUSD"]
-        pd.testing.assert_frame_equal(higher, resample(euro, "15m", timeframe), check_freq=False)
+        own_days = resample(euro, "15m", timeframe, calendar="forex")
+        pd.testing.assert_frame_equal(higher, own_days, check_freq=False)
     with pytest.raises(SourceError, match="no 5m candles .there are 15m of EURUSD.: .*set collect.timeframe"):
         through_the_stage(tmp_path, files=path, offset="Europe/Athens")
 
@@ -606,7 +607,7 @@ def test_hours_of_bitcoin_are_a_base(market, tmp_path):
     pd.testing.assert_frame_equal(candles["BTCUSDT"], read_candle_file(path), check_freq=False)
     days = read_market(tmp_path / "candles", "1d")["BTCUSDT"]
     by_hand = candles["BTCUSDT"].groupby(candles["BTCUSDT"].index.floor("1D"))
-    by_hand = by_hand.agg({"high": "max", "volume": "sum", "close": "count"}).query("close == 24")
+    by_hand = by_hand.agg({"high": "max", "volume": "sum", "close": "count"}).query("close >= 0.9 * 24")
     np.testing.assert_array_equal(days.index, by_hand.index)
     np.testing.assert_allclose(days[["high", "volume"]], by_hand[["high", "volume"]], rtol=1e-12)
 

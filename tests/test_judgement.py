@@ -7,6 +7,7 @@ import ast
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,21 @@ import yaml
 from conftest import ROOT
 from test_pipeline_contract import STAGES, code_of, source_of
 
-from smc_ml.evaluation.overfitting import superior_predictive_ability
-from smc_ml.evaluation.trials import count_trials, read_trials, trial_id
+from smc_ml.candles import write_candles
+from smc_ml.costs import Costs
+from smc_ml.evaluation.overfitting import deflated_sharpe_ratio, superior_predictive_ability
+from smc_ml.evaluation.trials import (
+    backtest_trial,
+    count_trials,
+    model_trial,
+    read_trials,
+    trial_id,
+    tried_on,
+)
+from smc_ml.models.config import LSTMConfig, TrainingConfig
 from smc_ml.reports.pages import page
-from smc_ml.trading.config import JudgementConfig
+from smc_ml.simulation.market import random_walk
+from smc_ml.trading.config import BacktestConfig, JudgementConfig
 from smc_ml.trading.selection import (
     idle_sentence,
     judge,
@@ -86,14 +98,23 @@ def search(folder: Path, settings: dict) -> int:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
-    "A folder to work in, with the features of two symbols."
+    "A folder to work in, with candles and features of two symbols."
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").touch()  # by which a stage notebook knows the root of its project
     for symbol in ("A", "B"):
         write_table(
             pd.DataFrame({"price_momentum": [0.0]}), tmp_path / f"artifacts/features/{symbol}.parquet"
         )
+        write_days(tmp_path, symbol)
     return tmp_path
+
+
+def write_days(folder: Path, symbol: str, start: str = "2024-01-01", days: int = 2, **facts) -> None:
+    "Candles of a symbol, where the collect stage leaves them."
+    walk = random_walk(288 * days, seed=0)
+    walk.index = pd.date_range(start, periods=len(walk), freq="5min", tz="UTC", unit="ns", name="open_time")
+    (folder / "artifacts/candles").mkdir(parents=True, exist_ok=True)
+    write_candles(walk, folder / f"artifacts/candles/{symbol}_5m.parquet", "5m", **facts)
 
 
 SETTINGS = {
@@ -156,6 +177,94 @@ def test_another_market_is_a_new_trial_and_more_days_are_not(place):
     assert search(place, SETTINGS) == before
     write_table(pd.DataFrame({"price_momentum": [0.0]}), place / "artifacts/features/C.parquet")
     assert search(place, SETTINGS) == 2 * before
+
+
+def test_a_setting_that_is_added_later_changes_no_trial():
+    class LaterBacktest(BacktestConfig):
+        later: float = 1.0
+
+    class LaterTraining(TrainingConfig):
+        later: int = 3
+        gru: LSTMConfig = LSTMConfig()
+
+    observed = {"A": ["price_momentum"]}
+    names = {trial_id(backtest_trial("a", config(), Costs())) for config in (BacktestConfig, LaterBacktest)}
+    assert len(names) == 1
+    assert trial_id(backtest_trial("a", LaterBacktest(later=2.0), Costs())) not in names
+    names = {trial_id(model_trial("lstm", observed, config())) for config in (TrainingConfig, LaterTraining)}
+    assert len(names) == 1
+    assert trial_id(model_trial("lstm", observed, LaterTraining(later=4))) not in names
+
+
+def test_fewer_features_are_a_new_trial(place):
+    "Whoever tries the half of them without a setting that says so has tried."
+    for symbol in ("A", "B"):
+        table = pd.DataFrame({"price_momentum": [0.0], "atr_normalized": [0.0]})
+        write_table(table, place / f"artifacts/features/{symbol}.parquet")
+    before = search(place, SETTINGS)
+    for symbol in ("A", "B"):
+        write_table(pd.DataFrame({"price_momentum": [0.0]}), place / f"artifacts/features/{symbol}.parquet")
+    assert search(place, SETTINGS) == 2 * before
+
+
+def present(place: Path) -> int:
+    "Trials that count for the candles that lie there."
+    return count_trials(place / "reports/trials", data=tried_on(place / "artifacts/candles"))
+
+
+def test_a_first_run_on_other_candles_begins_with_no_trial(place):
+    for symbol in ("A", "B"):
+        write_days(place, symbol, source="simulated", simulation={"seed": 7, "end": "2024-05-30"})
+    assert search(place, SETTINGS) == present(place) == 16
+    for symbol in ("A", "B"):  # the same names and days, but real candles
+        write_days(place, symbol, source="files")
+    assert present(place) == 0 and search(place, SETTINGS) == present(place) == 16
+    for symbol in ("A", "B"):  # the same settings on another simulated market
+        write_days(place, symbol, source="simulated", simulation={"seed": 8, "end": "2024-05-30"})
+    assert present(place) == 0
+
+
+def test_a_trial_counts_where_symbols_and_days_meet(place):
+    search(place, SETTINGS)
+    write_days(place, "A", "2024-01-02", days=9)  # B stays where it was
+    assert present(place) == 16
+    for symbol in ("A", "B"):
+        write_days(place, symbol, "2024-01-03", days=9)
+    assert present(place) == 0
+    search(place, SETTINGS)
+    assert present(place) == 16 and count_trials(place / "reports/trials") == 16
+    for symbol in ("A", "B"):
+        write_days(place, symbol, "2024-01-01", days=20)
+    assert present(place) == 16
+    for file in (place / "artifacts/candles").iterdir():
+        file.unlink()
+    write_days(place, "C", "2024-01-01", days=20)
+    assert present(place) == 0
+
+
+def test_more_days_lengthen_the_line_of_a_trial(place):
+    search(place, SETTINGS)
+    for days in (3, 4):
+        for symbol in ("A", "B"):
+            write_days(place, symbol, days=days)
+        search(place, SETTINGS)
+    (row,) = (place / "reports/trials/backtest.jsonl").read_text().splitlines()
+    assert json.loads(row)["data"] == {name: ["2024-01-01 00:00:00", "2024-01-04 23:55:00"] for name in "AB"}
+
+
+def test_lines_of_older_ledgers_count_for_their_symbols(place):
+    "They say all settings, and neither the data nor the code."
+    ledger = place / "reports/trials"
+    ledger.mkdir(parents=True)
+    shutil.copy(ROOT / "tests/older_trials.jsonl", ledger / "older.jsonl")
+    older = (ledger / "older.jsonl").read_bytes()
+    assert count_trials(ledger) == 3 and present(place) == 0
+    write_days(place, "BTC-USDT")
+    assert present(place) == 0
+    write_days(place, "SIM-A")
+    assert present(place) == 3
+    search(place, SETTINGS)
+    assert (ledger / "older.jsonl").read_bytes() == older
 
 
 COMPUTING = {
@@ -372,3 +481,62 @@ def test_strategies_that_never_trade_change_nothing_but_the_trials_that_must_be_
         draws=200,
         seed=7,
     )
+
+
+def market_of_strategies(seed: int, edge: float, days: int = 240) -> pd.DataFrame:
+    """Four models at five thresholds that differ in what they pay.
+
+    `edge`: daily mean in daily standard deviations, before costs.
+    """
+    random = np.random.default_rng(seed)
+    index = pd.date_range("2024-01-01", periods=days, tz="UTC")
+    market, returns = random.normal(size=days), {}
+    for model in ("logistic", "xgboost", "lstm", "ensemble"):
+        own = 0.7 * market + 0.7 * random.normal(size=days) + edge
+        for threshold, cost in ((-0.2, 0.8), (-0.1, 0.5), (0.0, 0.2), (0.1, 0.05), (0.2, 0.0)):
+            returns[f"{model} above {threshold:g} R"] = 0.01 * (own + 0.4 * random.normal(size=days) - cost)
+    return pd.DataFrame(returns, index=index)
+
+
+def judged_market(seed: int, edge: float):
+    "The judgement of the strategy with the best ratio, as a search would choose."
+    returns = market_of_strategies(seed, edge)
+    best = (returns.mean() / returns.std()).idxmax()
+    return judge(returns, best, 24, JudgementConfig(draws=100, blocks=4))
+
+
+def test_thresholds_that_differ_in_cost_do_not_hide_a_strong_edge():
+    "The deflated ratio by the variation among the thresholds was near zero here."
+    for seed in range(10):
+        returns, found = market_of_strategies(seed, edge=0.4), judged_market(seed, edge=0.4)
+        ratios, record = returns.mean() / returns.std(), found.record
+        assert deflated_sharpe_ratio(ratios.max(), len(returns), 0.0, 3.0, 24, ratios.var()) < 0.5
+        assert record.independent_dsr > 0.99 and record.dsr > 0.95
+        assert 4 <= record.independent_trials < 20 and record.independent_maximum < record.expected_maximum
+        assert "is better than selection bias explains" in judgement_sentence(found)
+        metrics = judgement_metrics(found)
+        assert {"trials", "dsr", "independent_trials", "independent_dsr"} <= set(metrics)
+        assert f"as {record.independent_trials} independent ones" in record_sentence(found)
+
+
+def test_a_market_without_an_edge_is_seldom_credible():
+    records = [judged_market(seed, edge=0.0).record for seed in range(100)]
+    free = [  # and where nothing is paid
+        judge(table, (table.mean() / table.std()).idxmax(), 20, JudgementConfig(draws=100, blocks=2)).record
+        for table in (
+            market_of_strategies(seed, 0.0)
+            .filter(regex=r"above 0\.2")
+            .assign(
+                **{
+                    f"copy {number}": lambda t, number=number: (
+                        t.iloc[:, 0] + np.random.default_rng(number).normal(0, 0.004, len(t))
+                    )
+                    for number in range(8)
+                }
+            )
+            for seed in range(100)
+        )
+    ]
+    for found in (records, free):
+        assert sum(record.independent_dsr >= 0.95 for record in found) <= 8
+        assert sum(record.dsr >= 0.95 for record in found) <= 4

@@ -148,6 +148,82 @@ def test_in_universal_time_the_export_has_five_small_gaps(euro):
     assert len(segments(euro, "15m", 0, weekends_closed=True)) == 2  # four of them prolong a weekend
 
 
+# Nothing is glued where the spread widens or the volume is counted otherwise
+
+
+@pytest.fixture(params=["15m", "1h"])
+def forex(request, euro, hourly_euro):
+    "Real candles of EURUSD and their timeframe."
+    return (euro if request.param == "15m" else hourly_euro)[[*PRICES, "volume"]], request.param
+
+
+def minute_of_new_york(candles: pd.DataFrame) -> np.ndarray:
+    "Minutes since 17:00 New York."
+    local = candles.index.tz_convert("America/New_York")
+    return ((local.hour - 17) * 60 + local.minute).to_numpy() % (24 * 60)
+
+
+def at_rollover(candles: pd.DataFrame, minutes: int, points: float, side: int, fades: bool) -> pd.DataFrame:
+    "Bids (side −1) or asks (1) whose spread widens for some minutes from 17:00 New York on, more or less so."
+    since = minute_of_new_york(candles)
+    days = pd.factorize((candles.index.tz_convert("America/New_York") - pd.Timedelta("17h")).date)[0]
+    width = points * np.random.default_rng(0).uniform(0.5, 1.5, days.max() + 1)[days] / 2
+    left = np.where(since < minutes, 1 - since / minutes if fades else 1.0, 0.0)
+    moved = (candles[list(PRICES)] + (side * width * left)[:, None]).round(5)
+    return candles.assign(**moved)
+
+
+@pytest.mark.parametrize("fades", [True, False])
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("minutes, points", [(60, 0.003), (120, 0.004), (180, 0.0015), (240, 0.003)])
+def test_a_wide_spread_at_the_rollover_is_no_splice(forex, minutes, points, side, fades):
+    candles, timeframe = forex
+    wide = at_rollover(candles, minutes, points, side, fades)
+    report = assess_quality(wide, timeframe, "forex", name="EURUSD")
+    assert len(report.splices) == 0 and not any("spliced" in one for one in report.sentences())
+
+
+@pytest.mark.parametrize("kind", ["bid", "ask"])
+def test_bids_and_asks_of_a_broker_are_not_glued(market, kind):
+    names = {f"{kind}_{short}": name for short, name in zip("ohlc", PRICES, strict=True)}
+    candles = read(market / "EUR_USD_H1_oanda_2020_2021.parquet", names)
+    assert defects(assess_quality(candles, "1h", "forex")) == {}
+
+
+@pytest.mark.parametrize("change", ["lots of ten", "a thousandth", "a hundredfold", "in quote units"])
+def test_another_lot_size_or_unit_is_told_and_no_splice(forex, hourly, change):
+    for candles, timeframe, calendar in ((*forex, "forex"), (hourly, "1h", None)):
+        half = len(candles) // 2
+        counted = {
+            "lots of ten": (candles["volume"] / 10).round() * 10,
+            "a thousandth": candles["volume"] / 1000,
+            "a hundredfold": candles["volume"] * 100,
+            "in quote units": candles["volume"] * candles["close"] * 1000,
+        }[change]
+        volume = candles["volume"].where(np.arange(len(candles)) < half, counted)
+        report = assess_quality(candles.assign(volume=volume), timeframe, calendar)
+        assert defects(report) == {} and report.metrics()["unit_changes"] == len(report.units) >= 1
+        assert ((report.units["time"] - candles.index[half]).abs() <= pd.Timedelta("6h")).all()
+        said = " ".join(report.sentences())
+        assert "of the volume from" in said and "spliced" not in said
+
+
+@pytest.mark.parametrize("hour", [3, 17, 18, 20, 22])
+@pytest.mark.parametrize("what", ["denominated anew", "another pair"])
+def test_another_instrument_is_found_at_every_hour(forex, hour, what):
+    "In the rollover hours too, while bids fall there every day."
+    candles, timeframe = forex
+    candles = at_rollover(candles, 120, 0.003, -1, False)
+    local = candles.index.tz_convert("America/New_York")
+    rows = np.flatnonzero((local.hour == hour) & (local.day_of_week < 4))
+    row = rows[len(rows) // 2]
+    factor = {"denominated anew": 100.0, "another pair": 1.17}[what]
+    prices = candles[list(PRICES)] * np.where(np.arange(len(candles)) < row, 1.0, factor)[:, None]
+    report = assess_quality(candles.assign(**prices), timeframe, "forex")
+    levels = report.splices[report.splices["kind"] == "level"]
+    assert levels["time"].tolist() == [candles.index[row]]
+
+
 def test_repairs_of_real_gaps(hourly, solana):
     report = assess_quality(hourly, "1h")
     same, counts = repair(hourly, report)

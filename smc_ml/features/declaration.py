@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..candles import TIMEFRAMES, average_true_range, closes_at
+from smc_ml.candles import (
+    COMPLETE_SHARE,
+    TIMEFRAMES,
+    average_true_range,
+    closes_at,
+    resample,
+    segments,
+    true_range,
+)
 from ..config import UserError
 from .config import FeatureConfig
 from ..patterns.config import PatternConfig
@@ -81,6 +89,8 @@ class FeatureInputs(FeatureSettings):
     patterns: pd.DataFrame | None = None  # on all timeframes
     detected: frozenset[str] | None = None  # timeframes that have patterns; None: those in `patterns`
     source: str = "candles"  # named in errors: the symbol
+    calendar: str | None = None  # of the market's days; None: always open, days of UTC
+    complete_share: float = COMPLETE_SHARE  # of its candles that a higher candle has to have
     _kept: dict[Callable[[Any], Any], Any] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, column: str) -> np.ndarray:
@@ -132,6 +142,16 @@ class FeatureInputs(FeatureSettings):
         patterns = self._detected_on([timeframe])
         return trend_at(self.closes, patterns, timeframe, self.pattern_config.structure_age)
 
+    def _lively_on(self, timeframe: str) -> bool:
+        "Whether enough candles of a timeframe moved, without a long hole, for patterns to be missed."
+        higher, config = self.candles[["high", "low", "close"]], self.pattern_config
+        if timeframe != self.timeframe:
+            higher = resample(higher, self.timeframe, timeframe, self.complete_share, self.calendar)
+        parts = segments(higher, timeframe, config.maximum_hole, config.weekends_closed)
+        longest = max(parts, key=lambda part: part.stop - part.start, default=slice(0, 0))
+        prices = (higher[name].to_numpy()[longest] for name in ("high", "low", "close"))
+        return bool(np.count_nonzero(true_range(*prices) > 0) >= config.structure_lookback)
+
     def _detected_on(self, timeframes: Sequence[str]) -> pd.DataFrame:
         "The patterns, checked: some of each timeframe, unless the candles are too few or too flat for any."
         if self.patterns is None:
@@ -139,14 +159,17 @@ class FeatureInputs(FeatureSettings):
         present = self.detected
         if present is None:
             present = frozenset(self.patterns["timeframe"].unique())
-        for name in timeframes:
-            enough = len(self.candles) >= self.span(name, self.pattern_config.structure_lookback)
-            if name not in present and enough and self["high"].max() > self["low"].min():
-                raise FeatureError(
-                    f"{self.source}: there is not one pattern of {name} on candles from "
-                    f"{self.candles.index[0]} to {self.candles.index[-1]}: detect the patterns on {name} too "
-                    "(patterns.timeframes)"
-                )
+        if present.issuperset(timeframes):
+            return self.patterns
+        asked = dict.fromkeys((*timeframes, *self.pattern_timeframes))
+        missing = [name for name in asked if name not in present and self._lively_on(name)]
+        if set(missing) & set(timeframes):
+            names = ", ".join(sorted(missing, key=list(TIMEFRAMES).index))
+            raise FeatureError(
+                f"{self.source}: there is not one pattern of {names} on candles from "
+                f"{self.candles.index[0]} to {self.candles.index[-1]}: detect the patterns on {names} too "
+                "(patterns.timeframes)"
+            )
         return self.patterns
 
 # %% ../../nbs/features/01_declaration.ipynb #a67682a7

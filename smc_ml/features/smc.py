@@ -26,16 +26,17 @@ SMC = Family("smc")
     signed=True,
 )
 def price_momentum(inputs: FeatureInputs) -> np.ndarray:
-    "Price change over `momentum_bars` in ATR, by the square root of time."
+    "Price change over `momentum_bars` in ATR, by the square root of time; 0 where the ATR is 0."
     bars, change = inputs.config.momentum_bars, np.full(len(inputs.candles), np.nan)
     change[bars:] = inputs["close"][bars:] - inputs["close"][:-bars]
-    return change / (inputs.atr * np.sqrt(bars))
+    return np.divide(change, inputs.atr * np.sqrt(bars), out=np.zeros(len(change)), where=inputs.atr != 0)
 
 
 @SMC.feature(lookback=lambda s: s.config.long_range + 1, inputs=("high", "low", "close"), unit="ratio")
 def volatility_ratio(inputs: FeatureInputs) -> np.ndarray:
-    "Short over long ATR: above one when the market is livelier than usual."
-    return inputs.atr / average_true_range(inputs.candles, inputs.config.long_range)
+    "Short over long ATR: above one when the market is livelier than usual; 1 where neither moved."
+    usual = average_true_range(inputs.candles, inputs.config.long_range)
+    return np.divide(inputs.atr, usual, out=np.ones(len(usual)), where=usual != 0)
 
 # %% ../../nbs/features/02_smc.ipynb #9b2bcae9
 @njit(cache=True)
@@ -78,8 +79,10 @@ def _nearest_zone(
     out = np.zeros(len(close))
     for zone in range(len(start)):
         for row in range(start[zone], end[zone]):
-            distance = max(close[row] - top[zone], bottom[zone] - close[row], 0.0) / atr[row]
-            near = 1.0 / (1.0 + distance)
+            distance = max(close[row] - top[zone], bottom[zone] - close[row], 0.0)
+            if atr[row] == 0.0 and distance > 0.0:
+                continue
+            near = 1.0 / (1.0 + (distance / atr[row] if distance > 0.0 else 0.0))
             if near >= abs(out[row]):
                 out[row] = direction[zone] * near
     return out
@@ -93,7 +96,7 @@ def _latest_zone(
     out = np.zeros(len(atr))
     for zone in range(len(start)):
         for row in range(start[zone], end[zone]):
-            out[row] = direction[zone] * size[zone] / atr[row]
+            out[row] = direction[zone] * size[zone] / atr[row] if atr[row] != 0.0 else 0.0
     return out
 
 
@@ -140,7 +143,10 @@ def _faded(inputs: FeatureInputs, kind: str, add: bool = False) -> np.ndarray:
     signed=True,
 )
 def order_block_proximity(inputs: FeatureInputs) -> np.ndarray:
-    "Nearness of the nearest living order block: +1 inside a bullish, -1 inside a bearish one, 0 for none."
+    """Nearness of the nearest living order block: +1 inside a bullish, -1 inside a bearish one, 0 for none.
+
+    Where the ATR is 0, blocks beside the price are infinitely far away: 0.
+    """
     zones = inputs.known("order_block", zone_timeframes(inputs))
     columns = (zones[name].to_numpy() for name in ("start", "end", "direction", "top", "bottom"))
     return _nearest_zone(inputs["close"], inputs.atr, *columns)
@@ -150,7 +156,10 @@ def order_block_proximity(inputs: FeatureInputs) -> np.ndarray:
     lookback=_zone_lookback, inputs=("high", "low", "close", "fair_value_gap"), unit="ATR", signed=True
 )
 def fvg_size(inputs: FeatureInputs) -> np.ndarray:
-    "Size in ATR of the open fair value gap that became known last, with its direction; 0 where none is open."
+    """Size in ATR of the open fair value gap that became known last, with its direction.
+
+    0 where none is open, and where the ATR is 0.
+    """
     zones = inputs.known("fair_value_gap", zone_timeframes(inputs))
     zones = zones.assign(size=zones["top"] - zones["bottom"])
     columns = (zones[name].to_numpy() for name in ("start", "end", "direction", "size"))
@@ -231,22 +240,36 @@ def _trend_timeframe(settings: FeatureSettings) -> str:
     return name
 
 
+_OF_DAYS = ["high", "low", "close"]
+
+
+def _trend_rows(settings: FeatureSettings) -> int:
+    return settings.span(_trend_timeframe(settings), settings.config.daily_bars)
+
+
 @SMC.feature(
-    lookback=lambda s: s.span(_trend_timeframe(s), s.config.daily_bars),
+    lookback=_trend_rows,
     inputs=("high", "low", "close"),
     unit="mean daily range",
     signed=True,
 )
 def daily_trend_strength(inputs: FeatureInputs) -> np.ndarray:
-    "Last daily close less the mean of `daily_bars` closes, over their mean range; of days that have closed."
-    higher, window = _trend_timeframe(inputs), inputs.config.daily_bars
-    days = resample(inputs.candles[["high", "low", "close"]], inputs.timeframe, higher)
-    if len(days) < window:
-        return np.full(len(inputs.candles), np.nan)
+    """Last daily close less the mean of `daily_bars` closes, over their mean range; of days that have closed.
+
+    0 where no day has a range, NaN where not one of the days could be made.
+    """
+    higher, window, prices = _trend_timeframe(inputs), inputs.config.daily_bars, inputs.candles[_OF_DAYS]
+    days = resample(prices, inputs.timeframe, higher, inputs.complete_share, inputs.calendar)
     close, spread = days["close"].to_numpy(), (days["high"] - days["low"]).to_numpy()
-    strength = (close - window_mean(close, window)) / window_mean(spread, window)
-    last = known_rows(inputs.candles, inputs.timeframe, days, higher)
-    return np.where(last >= 0, strength[last], np.nan)
+    last, rows = known_rows(inputs.candles, inputs.timeframe, days, higher), np.arange(len(inputs.candles))
+    oldest = inputs.candles.index[np.maximum(rows - _trend_rows(inputs) + 1, 0)]
+    count = np.minimum(last + 1 - days.index.searchsorted(oldest), window)
+    strength = np.full(len(rows), np.nan)
+    for held in np.unique(count[count > 0]):  # fewer than `window` only where days were left out
+        way, usual = close - window_mean(close, held), window_mean(spread, held)
+        of_days = np.divide(way, usual, out=np.zeros(len(days)), where=usual != 0)
+        strength[count == held] = of_days[last[count == held]]
+    return strength
 
 # %% ../../nbs/features/02_smc.ipynb #d9061065
 def _dealing_range(inputs: FeatureInputs) -> np.ndarray:
@@ -263,23 +286,36 @@ def _risk_lookback(s: FeatureSettings) -> int:
 
 @SMC.feature(lookback=_risk_lookback, inputs=("high", "low", "close"), unit="log ratio", signed=True)
 def risk_reward_ratio(inputs: FeatureInputs) -> np.ndarray:
-    "Logarithm of the way up over the way down within the dealing range: a long's reward to its risk."
+    """Logarithm of the way up over the way down within the dealing range: a long's reward to its risk.
+
+    A tenth of the ATR is added to both; where it is 0, a thousandth of the range. 0 where there is no range.
+    """
     up, down = inputs.once(_dealing_range)
-    return np.log((up + 0.1 * inputs.atr) / (down + 0.1 * inputs.atr))
+    added = 0.1 * np.where(inputs.atr == 0, (up + down) / 100, inputs.atr)
+    added = np.where(added == 0, 1.0, added)
+    return np.log((up + added) / (down + added))
 
 
 @SMC.feature(lookback=_risk_lookback, inputs=("high", "low", "close"), unit="% of the price")
 def stop_loss_distance(inputs: FeatureInputs) -> np.ndarray:
-    "Distance of the nearer edge of the dealing range, at least one ATR, in percent of the price."
+    """Distance of the nearer edge of the dealing range, at least one ATR, in percent of the price.
+
+    0 where there is neither.
+    """
     nearer = np.minimum(*inputs.once(_dealing_range))
     return 100 * np.maximum(nearer, inputs.atr) / inputs["close"]
 
 
 @SMC.feature(lookback=_risk_lookback, inputs=("high", "low", "close"), unit="multiples of the equity")
 def position_size_optimal(inputs: FeatureInputs) -> np.ndarray:
-    "Position that loses `risk_per_trade` of the equity at that distance; at most `maximum_leverage`."
-    distance = inputs.once(stop_loss_distance)
-    return np.minimum(inputs.config.maximum_leverage, 100 * inputs.config.risk_per_trade / distance)
+    """Position that loses `risk_per_trade` of the equity at that distance; at most `maximum_leverage`.
+
+    `maximum_leverage` where the distance is 0.
+    """
+    distance, most = inputs.once(stop_loss_distance), inputs.config.maximum_leverage
+    size = np.full(len(distance), most)
+    np.divide(100 * inputs.config.risk_per_trade, distance, out=size, where=distance != 0)
+    return np.minimum(most, size)
 
 # %% ../../nbs/features/02_smc.ipynb #eda00a1c
 def book_source(candles: pd.DataFrame) -> dict[str, str]:
@@ -304,7 +340,7 @@ def _estimated_spread(inputs: FeatureInputs) -> np.ndarray:
 
 @SMC.feature(lookback=lambda s: s.config.book_bars + 1, inputs=("high", "low", "close"), unit="basis points")
 def bid_ask_spread(inputs: FeatureInputs) -> np.ndarray:
-    "Mean spread over `book_bars`; of bid and ask where the candles carry them."
+    "Mean spread over `book_bars`; of bid and ask where the candles carry them, else 0 where nothing moved."
     if book_source(inputs.candles)["bid_ask_spread"] != "quotes":
         return 1e4 * _estimated_spread(inputs)
     bid, ask = inputs["bid"], inputs["ask"]

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 import numpy as np
 import pandas as pd
 
-from ..candles import TIMEFRAMES, Market, segments, timeframe_of
+from ..candles import COMPLETE_SHARE, TIMEFRAMES, Market, checked_timeframe, segments
 from .config import FeatureConfig
 from .declaration import Family, Feature, FeatureError, FeatureInputs, FeatureSettings
 from .smc import SMC
@@ -129,6 +129,8 @@ def _fill(
     "Write the features of one segment, copied, from the row on which each of them is exact."
     for declared in features:
         first = declared.lookback(inputs) - 1
+        if first >= len(inputs.candles):
+            continue
         out[place[declared.name], first:] = inputs.once(declared.compute)[declared.name][first:]
 
 # %% ../../nbs/features/03_table.ipynb #01d66bc1
@@ -141,13 +143,15 @@ def feature_table(
     families: Sequence[Family] = FEATURE_FAMILIES,
     timeframe: str | None = None,  # of `candles`; None: read from their index
     source: str = "candles",  # named in errors: the symbol
+    calendar: str | None = None,  # of the market's days; None: always open, days of UTC
+    complete_share: float = COMPLETE_SHARE,  # of its candles that a higher candle has to have
 ) -> pd.DataFrame:
     """One float64 column per feature, one row per candle.
 
     NaN until the feature's `lookback` is full, at the beginning and after every long hole. A `FeatureError`
     names what is missing: an input, the patterns of a timeframe, a feature or family of that name.
     """
-    base = timeframe or timeframe_of(candles, source)
+    base = checked_timeframe(candles, timeframe, source)
     features = declared_features(config, wanted, families)
     computable = _computable(features, candles, patterns, pattern_config, source)
     place = {declared.name: row for row, declared in enumerate(features)}
@@ -158,7 +162,9 @@ def feature_table(
         own, known = candles[part], patterns
         if patterns is not None and len(parts) > 1:
             known = patterns[(patterns["known_at"] > own.index[0]).to_numpy()]
-        inputs = FeatureInputs(config, pattern_config, base, own, known, detected, source)
+        inputs = FeatureInputs(
+            config, pattern_config, base, own, known, detected, source, calendar, complete_share
+        )
         _fill(out[:, part], place, computable, inputs)
     return pd.DataFrame(out.T, index=candles.index, columns=list(place), copy=False)
 
@@ -187,6 +193,8 @@ def feature_tables(
             families,
             market.timeframe,
             symbol,
+            market.calendar,
+            market.complete_share,
         )
         for symbol, candles in market.items()
     }
@@ -198,8 +206,12 @@ def smc_features(
     config: FeatureConfig = FeatureConfig(),
     pattern_config: PatternConfig = PatternConfig(),
     timeframe: str | None = None,  # of `candles`; None: read from their index
+    calendar: str | None = None,  # of the market's days; None: always open, days of UTC
 ) -> pd.DataFrame:
-    "The sixteen Smart Money features alone, whatever families are switched on."
-    return feature_table(
-        candles, patterns, config, pattern_config, list(SMC.features), FEATURE_FAMILIES, timeframe
-    )
+    """The sixteen Smart Money features alone, whatever families are switched on.
+
+    The patterns have to be of every timeframe that the features need, as `detect_timeframes` gives them; a
+    `FeatureError` names those that are missing.
+    """
+    wanted, settings = list(SMC.features), (config, pattern_config)
+    return feature_table(candles, patterns, *settings, wanted, FEATURE_FAMILIES, timeframe, calendar=calendar)

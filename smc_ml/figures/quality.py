@@ -313,8 +313,8 @@ def spike_plot(report: QualityReport, most: int = 6) -> Figure:
 
 # %% ../../nbs/figures/01_quality.ipynb #fb7aeed2
 def _pieces(report: QualityReport, most: int = 4) -> list[tuple[str, pd.DataFrame]]:
-    "The candles between splices, named by their first day."
-    times = pd.DatetimeIndex(report.splices["time"]).unique().sort_values()
+    "The candles between splices and changes of the volume, named by their first day."
+    times = report.pieces_begin
     cuts = report.candles.index.searchsorted(times).tolist() if len(times) else []
     bounds = [0, *cuts[: most - 1], len(report.candles)]
     parts = [report.candles.iloc[first:last] for first, last in pairwise(bounds) if last > first]
@@ -366,7 +366,7 @@ def _last_digits(axes: Axes, parts: list[tuple[str, pd.DataFrame]]) -> None:
 # %% ../../nbs/figures/01_quality.ipynb #933ad8f7
 def _shape_title(report: QualityReport) -> str:
     "How many pieces there are and, of a single one, its median range."
-    count, usual = report.splices["time"].nunique(), report.facts["median_range_basis_points"]
+    count, usual = len(report.pieces_begin), report.facts["median_range_basis_points"]
     if count:
         return f"{report.name}: {count + 1} pieces that do not look alike"
     return f"{report.name}: one piece" + (f", median range {usual:.3g} basis points" if usual else "")
@@ -436,7 +436,7 @@ def quality_figures(report: QualityReport) -> list[Figure]:
     "The series with all that was found; spikes, pieces and clocks only where something is wrong with them."
     further = {
         spike_plot: len(report.spikes),
-        shape_plot: len(report.splices),
+        shape_plot: len(report.pieces_begin),
         clock_plot: len(report.clock) if report.other is not None else 0,
     }
     return [quality_figure(report), *(draw(report) for draw, found in further.items() if found)]

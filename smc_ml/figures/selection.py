@@ -98,7 +98,8 @@ def _around(values: np.ndarray) -> tuple[float, float]:
 
 def _rank_histogram(axes: Axes, found: Overfitting, report: SharpeReport) -> None:
     "Logits of the out-of-sample ranks of in-sample winners."
-    deflated = "not known" if report.dsr is None else f"{report.dsr:.2f}"
+    known = report.independent_dsr
+    deflated = "not known" if known is None else f"{known:.2f}"
     axes.hist(found.logits, np.linspace(*_around(found.logits), 41).tolist(), color=UP)
     axes.axvline(0, color=INK, linewidth=1, linestyle=":")
     axes.set_title(f"{report.trials:,} trials, deflated Sharpe ratio {deflated}, PBO {found.pbo:.2f}")

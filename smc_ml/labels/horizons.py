@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from ..candles import TIMEFRAMES, Market, closes_at, segments, timeframe_of
+from ..candles import TIMEFRAMES, Market, checked_timeframe, closes_at, segments
 from ..config import UserError
 from .config import HorizonConfig, length_of
 from ..rows import check_lengths, check_rows
@@ -105,7 +105,7 @@ def horizon_targets(
     if len(backward):
         late, before = candles.index[backward[0] + 1], candles.index[backward[0]]
         raise HorizonError(f"open_time {late} does not come after {before}: sort the candles by time")
-    base = timeframe or timeframe_of(candles)
+    base = checked_timeframe(candles, timeframe)
     parts = segments(candles, base, config.maximum_hole, config.weekends_closed)
     return pd.concat([_segment_targets(candles[part], config, base) for part in parts or [slice(0, 0)]])
 
@@ -117,4 +117,4 @@ def horizon_tables(market: Market, config: HorizonConfig = HorizonConfig()) -> d
 
 def known_at(table: pd.DataFrame, horizon: str, timeframe: str | None = None) -> pd.DatetimeIndex:
     "When the target of each row of candles or targets is known: its close plus the horizon."
-    return closes_at(table, timeframe or timeframe_of(table)) + length_of(horizon)
+    return closes_at(table, checked_timeframe(table, timeframe)) + length_of(horizon)

@@ -339,6 +339,7 @@ class SMCPatternLabeler:
     config: LabelingConfig = LabelingConfig()
     costs: Costs = Costs()
     pattern_config: PatternConfig = PatternConfig()
+    calendar: str | None = None  # of the market's days; None: always open, days of UTC
 
     def detect(self, candles: pd.DataFrame, timeframe: str) -> pd.DataFrame:
         "The patterns of the traded timeframes and of those above `timeframe` that tell of confluence."
@@ -346,7 +347,8 @@ class SMCPatternLabeler:
         base = TIMEFRAMES[timeframe]
         wanted = [name for name, step in TIMEFRAMES.items() if name in asked and not step % base]
         series = {
-            name: candles if name == timeframe else resample(candles, timeframe, name) for name in wanted
+            name: candles if name == timeframe else resample(candles, timeframe, name, calendar=self.calendar)
+            for name in wanted
         }
         return detect_timeframes(series, self.pattern_config.model_copy(update={"timeframes": tuple(wanted)}))
 

@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
-from ..candles import closes_at, timeframe_of
+from ..candles import checked_timeframe, closes_at
 from ..config import UserError
 from ..labels.config import length_of
 
@@ -291,7 +291,7 @@ def bar_windows(
         )
     bars = pd.concat(
         [
-            _bars_of(symbol, table, targets[symbol], ahead, timeframe or timeframe_of(table, symbol))
+            _bars_of(symbol, table, targets[symbol], ahead, checked_timeframe(table, timeframe, symbol))
             for symbol, table in features.items()
         ],
         ignore_index=True,

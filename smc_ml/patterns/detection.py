@@ -14,7 +14,14 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from ..candles import TIMEFRAMES, CandleError, Market, checked_table, timeframe_of, validate_candles
+from smc_ml.candles import (
+    TIMEFRAMES,
+    CandleError,
+    Market,
+    checked_table,
+    checked_timeframe,
+    validate_candles,
+)
 from ..config import UserError
 from .config import PatternConfig
 from .detectors import CALENDAR, DETECTORS, ZONE_DETECTORS, Detector
@@ -212,8 +219,8 @@ def check_series(
     if timeframe is not None and timeframe not in TIMEFRAMES:
         raise CandleError(f"candles: no timeframe {timeframe!r} (known: {', '.join(TIMEFRAMES)})")
     if len(checked_table(candles)):
-        validate_candles(candles, timeframe or timeframe_of(candles), allow_gaps=True)
-    return timeframe or timeframe_of(candles)
+        validate_candles(candles, timeframe, allow_gaps=True)
+    return checked_timeframe(candles, timeframe)
 
 # %% ../../nbs/patterns/13_detection.ipynb #fca9d0b0
 def detect_patterns(
@@ -223,7 +230,7 @@ def detect_patterns(
     validate: bool = True,  # check the candles first; a `CandleError` names column and time
 ) -> pd.DataFrame:
     "Every pattern of one series, by `known_at`; up to a close the table is what the candles by then yield."
-    timeframe = check_series(candles, timeframe) if validate else timeframe or timeframe_of(candles)
+    timeframe = check_series(candles, timeframe) if validate else checked_timeframe(candles, timeframe)
     step, records = TIMEFRAMES[timeframe].value, candle_records(candles)
     longest_step = (config.maximum_hole + 1) * step
     prepare(records, -1, 0, len(records), config.atr_window, longest_step, config.weekends_closed)

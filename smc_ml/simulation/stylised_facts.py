@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..candles import TIMEFRAMES, CandleError, index_unit, resample, timeframe_of
+from ..candles import TIMEFRAMES, CandleError, checked_timeframe, index_unit, resample
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #8b2b3807
 def log_returns(
@@ -24,7 +24,7 @@ def log_returns(
     timeframe: str | None = None,  # of `candles`; None: read from the index
 ) -> pd.Series:
     "Logarithmic returns at the close of each candle of the horizon; NaN for the first one and after gaps."
-    timeframe = timeframe or timeframe_of(candles)
+    timeframe = checked_timeframe(candles, timeframe)
     horizon = horizon or timeframe
     series = candles if horizon == timeframe else resample(candles, timeframe, horizon)
     close, step = series["close"].to_numpy(), TIMEFRAMES[horizon].value // index_unit(series.index)
@@ -69,7 +69,7 @@ def kurtosis_by_horizon(
     timeframe: str | None = None,  # of `candles`; None: read from the index
 ) -> pd.Series:
     "Kurtosis of the returns of each horizon."
-    timeframe = timeframe or timeframe_of(candles)
+    timeframe = checked_timeframe(candles, timeframe)
     horizons = horizons or _horizons(timeframe, ("1h", "4h", "1d"))
     found = {horizon: kurtosis(log_returns(candles, horizon, timeframe), trim) for horizon in horizons}
     return pd.Series(found, name="kurtosis").rename_axis("horizon")
@@ -182,7 +182,7 @@ def stylised_facts(
     timeframe: str | None = None,  # of `candles`; None: read from the index
 ) -> dict[str, float]:
     "The stylised facts of a series as one flat record; a `CandleError` for less than four weeks of candles."
-    timeframe = timeframe or timeframe_of(candles, symbol)
+    timeframe = checked_timeframe(candles, timeframe, symbol)
     fewest = _WEEKS * _lags(timeframe)["7d"]
     if len(candles) < fewest:
         raise CandleError(

@@ -61,7 +61,8 @@ def _surroundings() -> tuple[dict[str, str], dict[str, str]]:
 def mark_of(market: Market, settings: str) -> str:
     "Short digest of all that decides what is learnt of a market with some settings, given as a text."
     contents = {symbol: content_hash(candles) for symbol, candles in sorted(market.items())}
-    parts = [market.timeframe, contents, settings, *_surroundings()]
+    rules = [market.timeframe, market.calendar, market.complete_share]
+    parts = [*rules, contents, settings, *_surroundings()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../../nbs/stages/13_kept.ipynb #80598844

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from ..candles import TIMEFRAMES, Market, average_true_range, timeframe_of
+from ..candles import TIMEFRAMES, Market, average_true_range, checked_timeframe
 from ..config import UserError
 from ..costs import Costs
 from .config import SCENARIOS, BacktestConfig
@@ -165,10 +165,10 @@ def daily_volatility(
     trades: pd.DataFrame,
     candles: pd.DataFrame,  # of one symbol
     window: int,  # candles
-    timeframe: str | None = None,  # of the candles; None: `timeframe_of`
+    timeframe: str | None = None,  # of the candles; None: read from their index
 ) -> np.ndarray:
     "Standard deviation of a day's log return, known at each decision; NaN where there are too few candles."
-    step = TIMEFRAMES[timeframe or timeframe_of(candles)]
+    step = TIMEFRAMES[checked_timeframe(candles, timeframe)]
     deviation = np.log(candles["close"]).diff().rolling(window).std().to_numpy()
     a_day = deviation * np.sqrt(pd.Timedelta("1D") / step)
     row = (candles.index + step).searchsorted(trades["time"], side="right") - 1

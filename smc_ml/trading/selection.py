@@ -286,16 +286,13 @@ def _others(judgement: Judgement) -> str:
 def judgement_sentence(judgement: Judgement) -> str:
     "All of it in one sentence."
     report = judgement.record
-    opening = f"After {report.trials:,} trials the chosen strategy ({judgement.chosen})"
-    if report.sharpe is None:
-        return f"{opening} cannot be judged: {report.notes[0]}."
-    credible = report.dsr is not None and report.dsr >= CREDIBLE
+    opening, chosen = f"After {report.trials:,} trials", f"the chosen strategy ({judgement.chosen})"
+    if report.independent_trials is None:
+        return f"{opening} {chosen} cannot be judged: {report.notes[0]}."
+    credible = report.independent_dsr is not None and report.independent_dsr >= CREDIBLE
     said = "is better than selection bias explains" if credible else "cannot be told from selection bias"
-    known = ["not known" if value is None else f"{value:.2f}" for value in (report.dsr, report.pbo)]
-    return (
-        f"{opening} {said}: deflated Sharpe ratio {known[0]}, "
-        f"probability of backtest overfitting {known[1]}; {_others(judgement)}."
-    )
+    alike = f", as {report.independent_trials:,} independent ones,"
+    return f"{opening}{alike} {chosen} {said}: {report.deflated()}; {_others(judgement)}."
 
 # %% ../../nbs/trading/04_selection.ipynb #7f083437
 def judgement_metrics(judgement: Judgement) -> dict[str, Any]:

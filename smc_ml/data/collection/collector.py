@@ -23,7 +23,6 @@ from smc_ml.candles import (
     candle_facts,
     read_candles,
     resample,
-    timeframe_of,
 )
 from .config import DataCollectionConfig
 from .download import collect_exchange, side_by_side
@@ -41,9 +40,13 @@ def cross_check(
     timeframe: str,  # the higher one
     base_timeframe: str | None = None,  # None: read from the candles
     tolerance: float = 1e-6,  # relative
+    calendar: str | None = None,  # of the market's days; None: days of UTC
 ) -> tuple[int, pd.DataFrame]:
-    "How many candles were compared, and one row for each value that differs."
-    made, columns = resample(base, base_timeframe or timeframe_of(base), timeframe), [*PRICES, "volume"]
+    """How many candles were compared, and one row for each value that differs.
+
+    Compared are those made of all their candles.
+    """
+    made, columns = resample(base, base_timeframe, timeframe, 1.0, calendar), [*PRICES, "volume"]
     both = made.index.intersection(served.index)
     one, other = made.loc[both, columns], served.loc[both, columns]
     differs = ((one - other).abs() > tolerance * other.abs()).to_numpy()
@@ -178,7 +181,7 @@ def cross_check_series(
             continue
         candles, served = read_candles(base[want.symbol]), read_candles(want.path)
         found[want.path] = cross_check(
-            candles, served, want.timeframe, timeframe, config.cross_check_tolerance
+            candles, served, want.timeframe, timeframe, config.cross_check_tolerance, config.calendar
         )
         require_agreement(*found[want.path], want, timeframe, config.cross_check_share)
     return found

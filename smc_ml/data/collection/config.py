@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import Field, model_validator
 
-from ...candles import TIMEFRAMES
+from ...candles import COMPLETE_SHARE, TIMEFRAMES
 from ...config import Section
 from .names import series_name
 from ..quality.config import RepairConfig
@@ -243,7 +243,16 @@ class DataCollectionConfig(SourceConfig):
     )
     ask_again: bool = Field(False, description="ask once more for spans that were empty at the source")
     calendar: Literal["forex"] | None = Field(
-        None, description="times at which no candle is expected; null: the market never closes"
+        None,
+        description="times at which no candle is expected, and when a day begins; "
+        "null: the market never closes, and its days are those of UTC",
+    )
+    complete_share: float = Field(
+        COMPLETE_SHARE,
+        gt=0,
+        le=1,
+        description="share of the candles that the calendar expects in a higher candle "
+        "that have to be there; with fewer it is left out",
     )
     repair: RepairConfig = Field(
         RepairConfig(),

@@ -19,6 +19,7 @@ from smc_ml.candles import (
     Market,
     candle_facts,
     candles_path,
+    higher_counts,
     read_candles,
     resample,
     write_candles,
@@ -51,7 +52,8 @@ def _kept_facts(path: Path, repairs: Mapping[str, int], config: DataCollectionCo
     "What a file of candles for the stages says of its origin: the snapshot's facts, the base, the repairs."
     facts = candle_facts(path)
     kept = {name: facts[name] for name in ("source", "market", "file", "simulation") if name in facts}
-    return kept | {"base": config.timeframe} | ({"repairs": dict(repairs)} if repairs else {})
+    rules = {"base": config.timeframe, "calendar": config.calendar, "complete_share": config.complete_share}
+    return kept | rules | ({"repairs": dict(repairs)} if repairs else {})
 
 
 def make_candles(
@@ -60,21 +62,22 @@ def make_candles(
     folder: str | os.PathLike = "artifacts/candles",
 ) -> Market:
     "Check the snapshot's candles, resample them and write every timeframe; returns the base candles."
-    market = {}
+    market, rules = {}, (config.complete_share, config.calendar)
     for symbol, path in tqdm(raw.items(), desc="candles", unit="symbol"):
         base, repairs = base_candles(path, config)
-        base = with_recordings(base, config, symbol)
-        facts = _kept_facts(path, repairs, config)
-        for timeframe in (config.timeframe, *config.higher):
-            candles = base if timeframe == config.timeframe else resample(base, config.timeframe, timeframe)
+        market[symbol] = base = with_recordings(base, config, symbol)
+        facts = _kept_facts(path, repairs, config) | {"symbol": symbol}
+        write_candles(base, candles_path(folder, symbol, config.timeframe), config.timeframe, **facts)
+        for timeframe in config.higher:
+            candles = resample(base, config.timeframe, timeframe, *rules)
             if not len(candles):
                 raise CandleError(
                     f"{path}: not one whole {timeframe} candle: "
                     f"collect a longer span or leave {timeframe} out of collect.timeframes"
                 )
-            write_candles(candles, candles_path(folder, symbol, timeframe), timeframe, symbol=symbol, **facts)
-        market[symbol] = base
-    return Market(market, config.timeframe)
+            counts = higher_counts(base, config.timeframe, timeframe, *rules)
+            write_candles(candles, candles_path(folder, symbol, timeframe), timeframe, **facts, **counts)
+    return Market(market, config.timeframe, config.calendar, config.complete_share)
 
 # %% ../../../nbs/data/collection/09_preparation.ipynb #73993feb
 def repairs_table(

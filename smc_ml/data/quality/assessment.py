@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .calendars import Calendar, Slots, calendar_of, stretch_of
+from ...calendars import Calendar, calendar_of
+from ...candles import TIMEFRAMES
+from .calendars import Slots, stretch_of
 from .candle_series import CandleSeries, ready_table, series_of, slot_times
 from .clocks import find_clock_errors, find_disagreements, find_lags
 from .config import QualityConfig
@@ -26,7 +28,7 @@ from smc_ml.data.quality.defects import (
 from .price_shapes import PriceShape, price_shape
 from .report import QualityReport
 from .spikes import find_spikes
-from .splices import find_splices, step_of
+from .splices import find_splices, part_units, step_of
 
 # %% ../../../nbs/data/quality/10_assessment.ipynb #a1f93d70
 class _Comparison(NamedTuple):
@@ -160,6 +162,8 @@ def assess_quality(
     clock = find_clock_errors(series, slots, against.lags, gaps, duplicates, candles.index.tz is None)
     spikes = find_spikes(shape, series, config, second, against.lag or 0)
     spiky = pd.DatetimeIndex(spikes["time"])
+    changes = find_splices(shape, series, config, second, against.lag or 0, spiky)
+    splices, units = part_units(changes, TIMEFRAMES[timeframe])
     facts = _facts(series, shape, second, against, clock)
     return QualityReport(
         name=name,
@@ -175,7 +179,8 @@ def assess_quality(
         zero_volume=find_zero_volume(series),
         frozen=find_frozen(series, config.frozen_candles),
         spikes=spikes,
-        splices=find_splices(shape, series, config, second, against.lag or 0, spiky),
+        splices=splices,
+        units=units,
         clock=clock,
         outside=_outside(series, slots),
         disagreements=against.disagreements,

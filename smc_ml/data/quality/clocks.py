@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from .calendars import HOUR, NEW_YORK, Slots
+from ...calendars import HOUR, NEW_YORK
+from .calendars import Slots
 from .candle_series import CandleSeries, slot_times
 from .config import QualityConfig
 from .price_shapes import PriceShape, centred_median

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...calendars import Calendar
 from ...candles import PRICES, TIMEFRAMES
-from .calendars import Calendar
 from smc_ml.data.quality.words import (
     clock_in_words,
     counted,
@@ -25,6 +25,7 @@ from smc_ml.data.quality.words import (
     runs_in_words,
     spikes_in_words,
     splices_in_words,
+    units_in_words,
     values_in_words,
 )
 
@@ -62,6 +63,7 @@ class QualityReport:
     frozen: pd.DataFrame  # start end candles
     spikes: pd.DataFrame  # time percent score other_moved
     splices: pd.DataFrame  # time kind before after
+    units: pd.DataFrame  # the same, of the volume alone: no defect, the prices go on
     clock: pd.DataFrame  # kind start end hours
     outside: pd.DataFrame  # time of candles while the market is closed
     disagreements: pd.DataFrame  # time close other_close percent
@@ -75,6 +77,12 @@ class QualityReport:
     def clean(self) -> bool:
         "Nothing that needs a decision: halts and moves that really happened do not count."
         return not any(len(getattr(self, name)) for name in DEFECTS)
+
+    @property
+    def pieces_begin(self) -> pd.DatetimeIndex:
+        "Times from which on prices or volumes are of another kind."
+        times = [pd.DatetimeIndex(table["time"]) for table in (self.splices, self.units)]
+        return times[0].append(times[1]).unique().sort_values()
 
     def findings(self) -> pd.DataFrame:
         "Every defect of every table as kind, start, end and candles, in order of time."
@@ -153,6 +161,7 @@ def _defect_metrics(report: QualityReport) -> dict[str, Any]:
     columns = report.violations["column"]
     return {
         **{kind: len(getattr(report, kind)) for kind in kinds},
+        "unit_changes": len(report.units),
         "duplicates_that_differ": int((~report.duplicates["exact"].astype(bool)).sum()),
         "violations": int(report.violations["row"].nunique()),
         **{f"violations_{column}": int(columns.eq(column).sum()) for column in (*PRICES, "volume")},
@@ -201,6 +210,7 @@ def _value_sentences(report: QualityReport) -> list[str]:
         *runs_in_words(report.frozen, "frozen while something was traded", report.timeframe),
         *spikes_in_words(report.spikes, report.other_name),
         *splices_in_words(report.splices),
+        *units_in_words(report.units),
         *disagreements_in_words(report.disagreements, report.other_name),
     ]
 

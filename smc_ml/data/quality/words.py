@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['counted', 'moment_of', 'gaps_in_words', 'duplicates_in_words', 'rows_in_words', 'clock_in_words', 'values_in_words',
-           'runs_in_words', 'spikes_in_words', 'splices_in_words', 'disagreements_in_words']
+           'runs_in_words', 'spikes_in_words', 'splices_in_words', 'units_in_words', 'disagreements_in_words']
 
 # %% ../../../nbs/data/quality/08_words.ipynb #fd3151fb
 from collections.abc import Iterable, Iterator
@@ -188,6 +188,16 @@ def splices_in_words(splices: pd.DataFrame) -> Iterator[str]:
             f"Another {_SPLICES[each.kind]} from {moment_of(each.time)} on ({figures}): "
             "the series seems to be spliced there."
         )
+
+
+def units_in_words(units: pd.DataFrame) -> Iterator[str]:
+    "Where the volume is counted in another way while the prices go on."
+    for each in units.itertuples():
+        before, after, time = _number(each.before), _number(each.after), moment_of(each.time)
+        what = f"lot size of the volume from {time} on ({before}, then {after})"
+        if each.kind == "volume":
+            what = f"unit of the volume from {time} on ({before} for a range of one percent, then {after})"
+        yield f"Another {what}; the prices go on as they were."
 
 
 def disagreements_in_words(disagreements: pd.DataFrame, other_name: str) -> Iterator[str]:

@@ -153,7 +153,7 @@ def _longer(
     candles: pd.DataFrame, held: str, timeframe: str, facts: list[dict[str, Any]]
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     "Candles of a longer timeframe, and the facts with how many were left out as incomplete."
-    longer = resample(candles, held, timeframe)
+    longer = resample(candles, held, timeframe, complete_share=1.0)
     begun = candles.index.floor(TIMEFRAMES[timeframe]).nunique()
     return longer, [fact | {"made_from": held, "incomplete": begun - len(longer)} for fact in facts]
 
