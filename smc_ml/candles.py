@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['TIMEFRAMES', 'PRICES', 'OPTIONAL', 'SIGNED', 'COMPLETE_SHARE', 'CandleError', 'index_unit', 'timeframe_of',
-           'checked_timeframe', 'closes_at', 'candle_schema', 'validate_candles', 'HigherSlots', 'higher_slots',
-           'resample', 'higher_counts', 'known_rows', 'segments', 'true_range', 'window_mean', 'average_true_range',
-           'content_hash', 'write_candles', 'candle_facts', 'read_candles', 'base_timeframe', 'candles_path',
-           'read_all_candles', 'Market', 'read_market']
+           'checked_timeframe', 'closes_at', 'candle_schema', 'checked_table', 'validate_candles', 'HigherSlots',
+           'higher_slots', 'resample', 'higher_counts', 'known_rows', 'segments', 'true_range', 'window_mean',
+           'average_true_range', 'content_hash', 'write_candles', 'candle_facts', 'read_candles', 'base_timeframe',
+           'candles_path', 'read_all_candles', 'Market', 'read_market']
 
 # %% ../nbs/02_candles.ipynb #55d17ff0
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -151,8 +152,29 @@ def candle_schema() -> "pa.DataFrameSchema":
     return pa.DataFrameSchema(prices | volume | optional | signed, index=index, strict=True)
 
 # %% ../nbs/02_candles.ipynb #9b90649b
+def checked_table(
+    candles: Any,
+    source: str = "candles",  # named in errors
+) -> pd.DataFrame:
+    "What is given, if it is a table; else a `CandleError` that says what it is."
+    if isinstance(candles, pd.DataFrame):
+        return candles
+    raise CandleError(
+        f"{source}: found {type(candles).__name__}, not a table of candles: give a DataFrame whose index is "
+        "open_time in UTC"
+    )
+
+
+def _told(value: Any) -> str:
+    "A value and its type."
+    if isinstance(value, datetime):
+        return f"{value} with the zone {value.tzinfo}" if value.tzinfo else f"{value} without a zone"
+    bare = value.item() if isinstance(value, np.generic) else value
+    return f"{bare!r} ({type(bare).__name__})"
+
+
 def _check_columns(candles: pd.DataFrame, source: str) -> None:
-    "Raise for columns that are missing, doubled or of another type."
+    "Raise for columns that are missing, doubled, unknown or of another type."
     missing = [name for name in (*PRICES, "volume") if name not in candles]
     if missing:
         found = ", ".join(map(str, candles.columns))
@@ -162,18 +184,32 @@ def _check_columns(candles: pd.DataFrame, source: str) -> None:
     if not candles.columns.is_unique:
         double = candles.columns[candles.columns.duplicated()][0]
         raise CandleError(f"{source}: column {double} is there twice: remove one of the two")
-    wrong = [name for name in (*PRICES, "volume") if candles[name].dtype != "float64"]
+    known = (*PRICES, "volume", *OPTIONAL, *SIGNED)
+    unknown = [name for name in candles if name not in known]
+    if unknown:
+        raise CandleError(
+            f"{source}: column {unknown[0]} is none of a candle's ({', '.join(known)}): drop or rename it"
+        )
+    wrong = [name for name in known if name in candles and candles[name].dtype != "float64"]
     if wrong:
-        dtype = candles[wrong[0]].dtype
-        raise CandleError(f"{source}: column {wrong[0]} is {dtype}, not float64: convert it before reading")
+        column = candles[wrong[0]]
+        odd = [row for row, value in enumerate(column) if not isinstance(value, float)]
+        what = f"{_told(column.iloc[odd[0]])} at {candles.index[odd[0]]}" if odd else str(column.dtype)
+        raise CandleError(f"{source}: column {wrong[0]} is {what}, not float64: convert it before reading")
 
 # %% ../nbs/02_candles.ipynb #b2f885d7
 def _check_index(index: pd.Index, source: str) -> pd.DatetimeIndex:
     "The index, or an error where it is not one of UTC open times in ns."
     if not isinstance(index, pd.DatetimeIndex) or str(index.tz) != "UTC":
+        odd = (value for value in index if not isinstance(value, datetime) or str(value.tzinfo) != "UTC")
+        found = _told(next(odd, index.dtype))
         raise CandleError(
-            f"{source}: open_time must be a UTC time index, found {index.dtype}: convert it before reading"
+            f"{source}: open_time must be a UTC time index, found {found}: convert it before reading"
         )
+    if index.hasnans:
+        row = index.isna().argmax()
+        where = f"after {index[row - 1]}" if row else "of the first candle"
+        raise CandleError(f"{source}: the open_time {where} is missing: give it, or remove the row")
     if index.unit != "ns" or index.name != "open_time":
         raise CandleError(
             f"{source}: the index is {index.name} in {index.unit}, not open_time in ns: "
@@ -188,6 +224,7 @@ def _doubled_words(candles: pd.DataFrame, row: int) -> str:
     name = next((name for name in candles if one[name] != other[name] and not one[[name]].isna().all()), None)
     if name is None:
         return "is there twice: drop one of the two rows, or set collect.repair.drop_duplicates"
+    row += candles.attrs.get("first_row", 0)  # of a series of which these are the last candles
     return (
         f"is there twice, with {name} {one[name]} in row {row} and {other[name]} in row {row + 1}: "
         "drop one of the two rows, or set collect.repair.drop_duplicates to first or last"
@@ -262,6 +299,13 @@ def _check_prices(candles: pd.DataFrame, source: str) -> None:
         if bad.any():
             row = bad.argmax()
             raise CandleError(f"{source}: column {name} is {values[row]} at {candles.index[row]}: {_ANEW}")
+    for name in OPTIONAL:
+        bad = (candles[name] < 0).to_numpy() if name in candles else np.zeros(1, bool)
+        if bad.any():
+            row = bad.argmax()
+            raise CandleError(
+                f"{source}: column {name} is {candles[name].iloc[row]} at {candles.index[row]}: {_ANEW}"
+            )
     prices = candles[list(PRICES)]
     for name, best in (("high", prices.max(axis=1)), ("low", prices.min(axis=1))):
         bad = (candles[name] != best).to_numpy()
@@ -280,7 +324,7 @@ def validate_candles(
     allow_gaps: bool = False,  # holes stay holes; they are never filled
 ) -> pd.DataFrame:
     "The candles unchanged, or a `CandleError` that names source, column, time and remedy."
-    _check_columns(candles, source)
+    _check_columns(checked_table(candles, source), source)
     index = _check_index(candles.index, source)
     _check_order(candles, source)
     timeframe = timeframe or timeframe_of(candles, source)

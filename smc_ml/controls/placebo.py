@@ -18,6 +18,7 @@ from ..config import UserError
 from .config import PlaceboConfig
 from ..evaluation.intervals import mean_interval
 from ..labels.barriers import NEVER, first_touch, rows_of_ends
+from ..rows import check_lengths, check_rows
 
 # %% ../../nbs/controls/01_placebo.ipynb #a547063e
 class PlaceboError(UserError):
@@ -37,6 +38,9 @@ def reactions(
     barrier: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     "Signed move in multiples of the ATR, and hit, of the candles after each row; NaN for row -1."
+    check_lengths("the number of prices", (len(open_), len(high), len(low), len(close), len(average_range)))
+    check_lengths("the number of directions", (len(rows), len(direction)))
+    check_rows("rows", rows, -1, len(close) - candles)
     moves, hits = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     for event in range(len(rows)):
         row, side = rows[event], direction[event]

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
+from ..rows import check_lengths, check_rows
+
 # %% ../../nbs/labels/01_barriers.ipynb #78cc0155
 NEVER = np.iinfo(np.int64).max // 2  # row of what does not happen
 
@@ -34,6 +36,11 @@ def first_touch(
     ends: np.ndarray | None = None,  # row at whose close each zone has ended; None: none ends
 ) -> np.ndarray:
     "Row of the first candle from `start` on that touches a zone and does not close beyond it; -1 for none."
+    check_lengths("the number of prices", (len(close), len(high), len(low)))
+    check_lengths("the number of zones", (len(start), len(direction), len(top), len(bottom)))
+    check_rows("start", start, 0, len(close) + 1)
+    if ends is not None:
+        check_lengths("the number of ends", (len(start), len(ends)))
     rows = np.full(len(start), -1, np.int64)
     for zone in range(len(start)):
         last = min(start[zone] + maximum_wait, len(close))
@@ -64,6 +71,11 @@ def limit_fills(
     ends: np.ndarray | None = None,  # row at whose open each order has been pulled; None: none is
 ) -> tuple[np.ndarray, np.ndarray]:
     "Row and price at which each order is filled; the row of one that was taken back or still rests says so."
+    check_lengths("the number of prices", (len(open_), len(high), len(low)))
+    check_lengths("the number of orders", (len(limit), len(start), len(direction)))
+    check_rows("start", start, 0, len(open_) + 1)
+    if ends is not None:
+        check_lengths("the number of ends", (len(start), len(ends)))
     rows, prices = np.full(len(limit), NOT_FILLED, np.int64), limit.copy()
     for order in range(len(limit)):
         side, end = direction[order], start[order] + expiry
@@ -127,6 +139,11 @@ def barrier_exits(
     A trade is ambiguous where the order of events within a candle is in doubt; the stop then came first.
     """
     size = len(stop)
+    check_lengths("the number of prices", (len(open_), len(high), len(low)))
+    check_lengths("the number of trades", (size, len(entry_row), len(direction), len(target)))
+    check_rows("entry_row", entry_row, RESTING, len(open_))
+    if entry is not None:
+        check_lengths("the number of entries", (size, len(entry)))
     rows, reasons, prices = np.full(size, -1, np.int64), np.zeros(size, np.int8), np.full(size, np.nan)
     best, worst, ambiguous = np.full(size, np.nan), np.full(size, np.nan), np.zeros(size, np.bool_)
     for trade in range(size):
@@ -181,6 +198,12 @@ def replay(
 ) -> tuple[np.ndarray, ...]:
     "Exits as `barrier_exits` has them, once more through finer candles; `ambiguous` where doubt remains."
     size, start = len(first), np.zeros(1, np.int64)
+    check_lengths("the number of trades", (size, len(last), len(head), len(tail), len(direction)))
+    check_lengths("the number of barriers", (size, len(entry), len(stop), len(target)))
+    for name, rows_given in (("first", first), ("last", last)):
+        check_rows(name, rows_given, 0, base.shape[1])
+    for name, rows_given in (("head", head), ("tail", tail)):
+        check_rows(name, rows_given, -1, finer.shape[1] - parts + 1)
     rows, reasons, prices, ambiguous = (
         np.full(size, -1, np.int64),
         np.zeros(size, np.int8),

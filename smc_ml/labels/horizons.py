@@ -16,6 +16,7 @@ from numba import njit
 from ..candles import TIMEFRAMES, Market, checked_timeframe, closes_at, segments
 from ..config import UserError
 from .config import HorizonConfig, length_of
+from ..rows import check_lengths, check_rows
 
 # %% ../../nbs/labels/06_horizons.ipynb #04b9cd52
 class HorizonError(UserError):
@@ -39,6 +40,8 @@ def horizon_ends(candles: pd.DataFrame, horizon: str, timeframe: str, maximum_mi
 @njit(cache=True)
 def extremes_ahead(high: np.ndarray, low: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Highest high and lowest low after each row, up to its end; NaN where that is -1."
+    check_lengths("the number of rows", (len(high), len(low), len(ends)))
+    check_rows("ends", ends, -1, len(high))
     highest, lowest = np.full(len(ends), np.nan), np.full(len(ends), np.nan)
     for row in range(len(ends)):
         if ends[row] <= row:

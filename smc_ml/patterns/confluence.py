@@ -14,10 +14,20 @@ import pandas as pd
 from numba import njit
 
 from ..candles import TIMEFRAMES, checked_timeframe, closes_at
+from ..config import UserError
 from .config import PatternConfig
+from ..rows import check_lengths
 
 # %% ../../nbs/patterns/15_confluence.ipynb #a427277c
 TREND_KINDS = ("break_of_structure", "change_of_character")
+
+
+def _check_order(name: str, times: pd.Series | pd.DatetimeIndex) -> None:
+    "Raise for times that are not in order."
+    index = pd.DatetimeIndex(times)
+    if not index.is_monotonic_increasing:
+        row = (index[1:] < index[:-1]).argmax()
+        raise UserError(f"{name}: {index[row + 1]} stands after {index[row]}: sort them by time")
 
 
 def trend_at(
@@ -32,6 +42,7 @@ def trend_at(
     breaks = patterns[patterns["kind"].isin(TREND_KINDS) & of_scale]
     if not len(breaks):
         return np.zeros(len(times))
+    _check_order("patterns by known_at", breaks["known_at"])
     last = breaks["known_at"].searchsorted(times, side="right") - 1
     age = times - pd.DatetimeIndex(breaks["known_at"])[last]
     in_force = (last >= 0) & (age <= maximum_age * TIMEFRAMES[timeframe])
@@ -67,6 +78,8 @@ def zone_at(
     "Side of the living zones of a timeframe in which each price lies; 0.0 for none, or as many on either."
     wanted = patterns["kind"].isin(CONFLUENCE_ZONE_KINDS) & (patterns["timeframe"] == timeframe)
     zones = patterns[wanted]
+    _check_order("times of prices", times)
+    check_lengths("the number of prices", (len(times), len(prices)))
     start = times.searchsorted(zones["known_at"])
     end = np.where(zones["ended_at"].isna(), len(times), times.searchsorted(zones["ended_at"]))
     sides = (zones[name].to_numpy(float) for name in ("direction", "top", "bottom"))

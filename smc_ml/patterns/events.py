@@ -19,6 +19,7 @@ from numba import njit
 
 from ..candles import index_unit
 from .names import ENDED_HOW, KINDS, LABELS, SCALES
+from ..rows import check_rows, check_walk
 
 # %% ../../nbs/patterns/02_events.ipynb #70a1507b
 TOUCHED, MITIGATED, ENDED = range(3)
@@ -76,6 +77,7 @@ def prepare(
     weekends_closed: bool,  # a hole that holds a whole Saturday, UTC, ends no segment
 ) -> None:
     "Set `first` and `range` of the rows from `start` to `stop`; `range` is NaN in the warm-up."
+    check_walk(len(candles), mask, start, stop)
     for row in range(start, stop):
         candle = candles[row & mask]
         candle.first, candle.range = 0, np.nan
@@ -154,6 +156,7 @@ def closing_order(
     "Place of each event of several parts when all are sorted by the row at which they are known."
     ends, following = np.cumsum([0, *map(len, known)]), np.zeros(rows + 1, np.int64)
     for part in known:
+        check_rows("known", part, 0, rows)
         following[1:] += np.bincount(part, minlength=rows)
     ranks, following = np.empty(ends[-1], np.int64), following.cumsum()
     for part, (begin, end) in zip(known, pairwise(ends), strict=True):

@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from .names import KINDS
+from ..rows import check_room, check_walk
 
 # %% ../../nbs/patterns/06_fair_value_gaps.ipynb #35c0aa14
 FAIR_VALUE_GAP = KINDS.index("fair_value_gap")
@@ -68,6 +69,8 @@ def fair_value_gaps(
     out: np.ndarray,
 ) -> tuple[int, int]:
     "Gaps, formed at the middle candle and known at the third."
+    check_walk(len(candles), mask, start, stop)
+    check_room("the number of records of memory", len(state), 1)
     count, s = 0, state[0]
     for row in range(start, stop):
         if count == len(out):

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from ..candles import checked_timeframe, closes_at
 from .names import INTERNAL, KINDS, SWING
 from .swings import SWING_HIGH, SWING_LOW
+from ..rows import check_lengths, check_room, check_rows
 
 # %% ../../nbs/patterns/09_levels.ipynb #7504fbd4
 SUPPORT_RESISTANCE, DEALING_RANGE, OPTIMAL_TRADE_ENTRY = (
@@ -86,6 +87,9 @@ def support_resistance(
     out: np.ndarray,
 ) -> int:
     "Clusters of swings, one event whenever a swing joins; at most one per swing."
+    check_rows("known", swings["known"], 0, len(candles) if mask < 0 else np.iinfo(np.int64).max)
+    check_room("the room for events", len(out), len(swings))
+    check_room("the number of records of memory", len(state), 1)
     count = 0
     for number in range(len(swings)):
         swing = swings[number]
@@ -146,6 +150,9 @@ def dealing_ranges(
     out: np.ndarray,
 ) -> int:
     "The range between the last two opposite swings and its OTE zone; at most two events per swing."
+    check_rows("known", swings["known"], 0, len(candles) if mask < 0 else np.iinfo(np.int64).max)
+    check_room("the room for events", len(out), 2 * len(swings))
+    check_lengths("the number of records of memory", (DEALING_ROOM, len(state)))
     count = 0
     for number in range(len(swings)):
         swing, high, low = swings[number], state[0], state[1]

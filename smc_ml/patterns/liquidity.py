@@ -25,6 +25,7 @@ from smc_ml.patterns.names import (
 )
 from .sessions import PREVIOUS_HIGH, PREVIOUS_LOW
 from .swings import SWING_HIGH, SWING_LOW
+from ..rows import check_lengths, check_room, check_walk
 
 # %% ../../nbs/patterns/08_liquidity.ipynb #f0a3120b
 EQUAL_HIGHS, EQUAL_LOWS = (KINDS.index(kind) for kind in ("equal_highs", "equal_lows"))
@@ -89,6 +90,8 @@ def equal_levels(
     out: np.ndarray,
 ) -> tuple[int, int]:
     "Pools of equal highs and lows, formed at their first swing and known with their last."
+    check_walk(len(candles), mask, start, stop)
+    check_room("the number of records of memory", len(state), 1)
     count, following, s = 0, 0, state[0]
     while following < len(swings) and swings[following].known < start:
         following += 1
@@ -102,6 +105,8 @@ def equal_levels(
         while following < len(swings) and swings[following].known == row:
             swing, width = swings[following], tolerance * candle.range
             following += 1
+            check_room("the room for candidates", len(candidates), s.held + 1)
+            check_room("the room for events", len(out), count + 1)
             if _pool(out[count], swing, candidates, s.held, width):
                 count += 1
             side, entering = -swing.direction, candidates[s.held]
@@ -284,6 +289,9 @@ def liquidity_events(
     life_events: np.ndarray,  # of the targets; room for all that are held
 ) -> tuple[int, int, int]:
     "Row reached, number of sweeps and runs, and number of life events."
+    check_walk(len(candles), mask, start, stop)
+    check_room("the number of records of memory", len(state), 1)
+    check_lengths("the room for what is decided", (DECIDED_ROOM, len(decided)))
     count, noted, following, s = 0, 0, 0, state[0]
     while following < len(targets) and targets[following].known < start:
         following += 1
@@ -308,6 +316,8 @@ def liquidity_events(
                 continue
             if label != SWING_LIQUIDITY:
                 noted = _displace(source, label, row, held, s, life_events, noted)
+            check_room("the room for targets", len(held), s.held + 1)
+            check_room("the room for life events", len(life_events), noted + s.held + 1)
             _enter(held[s.held], source, label, row)
             s.held += 1
     return stop, count, noted

@@ -11,6 +11,7 @@ from numba import njit
 
 from .names import KINDS
 from .structure import MARKET_STRUCTURE_SHIFT
+from ..rows import check_room, check_rows
 
 # %% ../../nbs/patterns/05_order_blocks.ipynb #86ac631a
 ORDER_BLOCK = KINDS.index("order_block")
@@ -56,6 +57,10 @@ def order_blocks(
     out: np.ndarray,  # room for one event a break
 ) -> int:
     "The blocks behind breaks; their number."
+    check_rows("known", breaks["known"], 0, len(candles) if mask < 0 else np.iinfo(np.int64).max)
+    check_rows("formed", breaks["formed"], 0, len(candles) if mask < 0 else np.iinfo(np.int64).max)
+    check_room("the room for events", len(out), len(breaks))
+    check_room("the number of records of memory", len(state), 1)
     count, s = 0, state[0]
     for cause in breaks:
         known = candles[cause.known & mask]

@@ -17,6 +17,7 @@ from numba import njit
 from ..candles import index_unit
 from .events import EVENT_RECORD
 from .names import KINDS, LABELS, PERIODS, SESSIONS, SessionError, time_of_day
+from ..rows import check_room, check_walk
 
 # %% ../../nbs/patterns/07_sessions.ipynb #934d2265
 def utc_times(
@@ -207,6 +208,8 @@ def period_extremes(
     out: np.ndarray,
 ) -> tuple[int, int]:
     "Highs and lows of the periods that are over; the row reached and the number of events."
+    check_walk(len(candles), mask, start, stop)
+    check_room("the number of records of memory", len(state), 1)
     count = 0
     for label in range(len(state)):
         state[label].asked = _find(periods, label, np.iinfo(np.int64).min) >= 0

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from .names import KINDS
+from ..rows import check_room, check_walk
 
 # %% ../../nbs/patterns/04_structure.ipynb #f42c75f9
 BREAK_OF_STRUCTURE, CHANGE_OF_CHARACTER, MARKET_STRUCTURE_SHIFT = (
@@ -95,6 +96,8 @@ def structure_breaks(
     out: np.ndarray,
 ) -> tuple[int, int]:
     "Breaks of the last confirmed swings; formed at the swing, known at the candle that breaks it."
+    check_walk(len(candles), mask, start, stop)
+    check_room("the number of records of memory", len(state), 1)
     count, following, s = 0, 0, state[0]
     while following < len(swings) and swings[following].known < start:
         following += 1

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from .names import HIGHER_HIGH, INTERNAL, KINDS, LOWER_LOW, SWING
+from ..rows import check_room, check_walk
 
 # %% ../../nbs/patterns/03_swings.ipynb #a4990fa3
 SWING_HIGH, SWING_LOW = (KINDS.index(kind) for kind in ("swing_high", "swing_low"))
@@ -58,6 +59,9 @@ def fractal_swings(
 ) -> tuple[int, int]:
     "Swings of the internal scale, known `pivot_length` candles after they formed."
     count = 0
+    check_walk(len(candles), mask, start, stop)
+    check_room("pivot_length", pivot_length, 1)
+    check_room("the number of records of memory", len(state), 2)
     for row in range(start, stop):
         if count + 2 > len(out):
             return row, count
@@ -164,7 +168,9 @@ def zigzag_swings(
     out: np.ndarray,
 ) -> tuple[int, int]:
     "Swings of the swing scale, alternately high and low, known at the close that ended their leg."
+    check_room("the number of records of memory", len(state), 1)
     count, s = 0, state[0]
+    check_walk(len(candles), mask, start, stop)
     for row in range(start, stop):
         if count == len(out):
             return row, count

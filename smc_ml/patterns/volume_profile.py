@@ -14,6 +14,7 @@ from numba import njit
 from ..config import UserError
 from .events import candle_records
 from .names import KINDS
+from ..rows import check_room, check_walk
 
 # %% ../../nbs/patterns/10_volume_profile.ipynb #750222db
 PROFILE_STATE = np.dtype([("share", "f8"), ("smoothed", "f8")])  # of the volume; mean of three neighbours
@@ -47,6 +48,8 @@ def profile(
     bins: np.ndarray,  # PROFILE_STATE, overwritten
 ) -> tuple[float, float, float]:
     "Fill the bins with shares of the volume; lowest price, height of a bin, total volume (0: there is none)."
+    check_walk(len(candles), mask, start, stop)
+    check_room("the number of bins", len(bins), 1)
     lowest, highest, total = np.inf, -np.inf, 0.0
     for row in range(start, stop):
         candle = candles[row & mask]
@@ -75,6 +78,7 @@ def value_area(
     share: float,  # of the volume that the area holds at least
 ) -> tuple[int, int, int]:
     "The fullest bin, and the lowest and highest bin of the value area (Steidlmayer's market profile)."
+    check_room("the number of bins", len(bins), 1)
     control, last = 0, len(bins) - 1
     for number in range(1, len(bins)):
         if bins[number].share > bins[control].share:
@@ -153,6 +157,8 @@ def volume_profiles(
     out: np.ndarray,
 ) -> tuple[int, int]:
     "Value area and volume nodes of the last `window` candles; at most `profile_room(len(state))` per row."
+    check_walk(len(candles), mask, start, stop)
+    check_room("window", window, 1)
     count = 0
     for row in range(start, stop):
         candle, begin = candles[row & mask], row - window + 1

@@ -32,6 +32,7 @@ from smc_ml.patterns.names import (
     PATTERN_KINDS,
     REPLACED,
 )
+from ..rows import check_lengths, check_room, check_rows, check_walk
 
 # %% ../../nbs/patterns/11_zones.ipynb #c2faaa79
 TRAITS = np.dtype([(name, "i8") for name in ("ends", "touches", "latest_only", "either_side", "becomes")])
@@ -268,6 +269,10 @@ def zone_life_events(
     life_events: np.ndarray,
 ) -> tuple[int, int, int]:
     "What zones turn into, and their life events: row reached, number of events and of life events."
+    check_walk(len(candles), mask, start, stop)
+    check_rows("kind", zones["kind"], 0, len(traits))
+    check_lengths("the number of watches", (len(held), len(watches)))
+    check_room("the number of records of memory", len(state), 1)
     count, noted, following, s = 0, 0, 0, state[0]
     while following < len(zones) and zones[following].known < start:
         following += 1

@@ -69,6 +69,10 @@ def _events(predictions: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
             "run the labels and train stages again"
         )
     events = events[events["filled"].to_numpy(bool)] if "filled" in events else events
+    nameless = events["symbol"].isna()
+    if nameless.any():
+        when = events["time"][nameless].iloc[0]
+        raise BacktestError(f"the event decided at {when} has no symbol: run the labels stage again")
     endless = events["exit_at"].isna() | events["entry_at"].isna()
     if endless.any():
         event = events[endless].iloc[0]
@@ -229,7 +233,8 @@ def _need_inside(trades: pd.DataFrame, timeline: _Timeline, step: pd.Timedelta) 
             f"{unknown.iloc[0]} is traded and has no candles (found: {', '.join(timeline.symbols)}): "
             "pass the candles that the labels were made from"
         )
-    outside = trades[(trades["entry_at"] < first) | (trades["exit_at"] > last + step)]
+    open_needed = trades["exit_at"].where(trades["exit_reason"] == "timeout", trades["exit_at"] - step)
+    outside = trades[(trades["entry_at"] < first) | (open_needed > last)]
     if len(outside):
         raise BacktestError(
             f"{outside['symbol'].iloc[0]}: the trade of {outside['entry_at'].iloc[0]} lies outside "
