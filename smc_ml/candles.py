@@ -136,7 +136,7 @@ OPTIONAL = (
     "depth",
     "filled",
 )
-SIGNED = ("imbalance", "signed_volume")  # optional columns that may be negative
+SIGNED = ("imbalance", "signed_volume", "funding_rate")  # optional columns that may be negative
 
 # %% ../nbs/02_candles.ipynb #bd384313
 @cache
@@ -343,7 +343,7 @@ def validate_candles(
     return candles
 
 # %% ../nbs/02_candles.ipynb #7ce1b80e
-_SUMS = ("volume", "quote_volume", "trades", "taker_buy_volume", "signed_volume")
+_SUMS = ("volume", "quote_volume", "trades", "taker_buy_volume", "signed_volume", "funding_rate")
 _QUOTES = ("bid", "ask", "bid_volume", "ask_volume")
 _MEANS = ("spread", "depth", "imbalance")
 _AGGREGATES = (
@@ -568,7 +568,7 @@ _NOTHING = pd.DataFrame(index=pd.DatetimeIndex([], tz="UTC"))
 
 
 class Market(Mapping[str, pd.DataFrame]):
-    "Candles by symbol, all of one timeframe."
+    "Candles by symbol, all of one timeframe and one kind: spot, perpetual, forex; None where nobody said."
 
     def __init__(
         self,
@@ -576,6 +576,7 @@ class Market(Mapping[str, pd.DataFrame]):
         timeframe: str | None = None,  # None: read from the candles
         calendar: str | None = None,  # when it is open and its day begins; None: always, midnight UTC
         complete_share: float = COMPLETE_SHARE,  # of its candles that a higher candle has to have
+        kind: str | None = None,  # spot, perpetual or forex, which decides the fee
     ):
         if timeframe is None:
             timeframe = timeframe_of(max(candles.values(), key=len, default=_NOTHING), "market")
@@ -583,7 +584,7 @@ class Market(Mapping[str, pd.DataFrame]):
             raise CandleError(f"timeframe {timeframe!r} is none of {', '.join(TIMEFRAMES)}")
         for symbol, table in candles.items():
             checked_timeframe(table, timeframe, symbol)
-        self.candles, self.timeframe = dict(candles), timeframe
+        self.candles, self.timeframe, self.kind = dict(candles), timeframe, kind
         self.calendar, self.complete_share = calendar, complete_share
 
     def __getitem__(self, symbol: str) -> pd.DataFrame:
@@ -604,7 +605,7 @@ class Market(Mapping[str, pd.DataFrame]):
         return TIMEFRAMES[self.timeframe]
 
     def map(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> "Market":
-        "Each symbol's candles changed, their timeframe kept."
+        "Each symbol's candles changed, timeframe and kind kept."
         return self._with({symbol: change(candles) for symbol, candles in self.items()}, self.timeframe)
 
     def at(self, higher: str) -> "Market":
@@ -615,7 +616,7 @@ class Market(Mapping[str, pd.DataFrame]):
         return self._with({s: resample(c, self.timeframe, higher, *rules) for s, c in self.items()}, higher)
 
     def _with(self, candles: Mapping[str, pd.DataFrame], timeframe: str) -> "Market":
-        return Market(candles, timeframe, self.calendar, self.complete_share)
+        return Market(candles, timeframe, self.calendar, self.complete_share, self.kind)
 
 # %% ../nbs/02_candles.ipynb #39b71624
 def read_market(
@@ -626,4 +627,6 @@ def read_market(
     base = timeframe or base_timeframe(folder)
     candles = read_all_candles(folder, base)
     facts = candle_facts(candles_path(folder, next(iter(candles)), base))
-    return Market(candles, base, facts.get("calendar"), facts.get("complete_share", COMPLETE_SHARE))
+    kinds = {candle_facts(candles_path(folder, symbol, base)).get("market") for symbol in candles}
+    kind, share = kinds.pop() if len(kinds) == 1 else None, facts.get("complete_share", COMPLETE_SHARE)
+    return Market(candles, base, facts.get("calendar"), share, kind)

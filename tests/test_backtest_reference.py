@@ -37,9 +37,15 @@ class Position:
     units: float  # signed
     entry: float
     liquidation: float
+    bankrupt: float  # the price at which the margin is gone
     fees: float
-    paid: float  # cash spent net of what came back, funding included
+    costs: float  # of the entry
+    margin: float
     funding: float = 0.0
+
+    def worth(self, price):
+        "What would come back at a price, before the costs of the exit."
+        return self.margin + self.units * (price - self.entry)
 
 
 class Simulator:
@@ -47,10 +53,14 @@ class Simulator:
 
     def __init__(self, markets, hours, config, costs):
         self.markets, self.hours, self.config, self.costs = markets, hours, config, costs
-        self.cash, self.open, self.done = config.initial_cash, {}, []
+        self.free, self.open, self.done = config.initial_cash, {}, []
 
-    def slippage(self, resting):
-        return 0.0 if resting else self.costs.slippage_rate + self.config.half_spread_rate
+    def slippage(self, symbol, row, resting):
+        "Slippage and half the spread of the last quotes known, those at the close of a row; -1: none yet."
+        if resting:
+            return 0.0
+        half = self.markets[symbol]["half"][row] if row >= 0 else np.nan
+        return self.costs.slippage_rate + (self.config.half_spread_rate if np.isnan(half) else half)
 
     def fee(self, resting):
         return (
@@ -59,17 +69,19 @@ class Simulator:
             else self.costs.fee_rate
         )
 
-    def trade(self, units, price, resting):
-        "Buy (or sell) units; returns cash spent and fee."
-        fill = price * (1 + self.slippage(resting)) if units > 0 else price * (1 - self.slippage(resting))
-        fee = abs(units) * fill * self.fee(resting)
-        self.cash -= units * fill + fee
-        return units * fill + fee, fee
-
     def leave(self, symbol, row, price, reason):
-        position = self.open.pop(symbol)
-        spent, fee = self.trade(-position.units, price, reason == "target" and self.config.maker_targets)
-        profit = -(position.paid + spent)
+        position, resting = self.open.pop(symbol), reason == "target" and self.config.maker_targets
+        side, bankrupt = position.plan.side, position.bankrupt
+        if reason == "liquidation" and side * price <= side * bankrupt:  # the venue takes what is left
+            price, slippage, fee = bankrupt, 0.0, 0.0
+        else:
+            quoted = row - 1 if reason == "timeout" else row
+            slippage, fee = self.slippage(symbol, quoted, resting), self.fee(resting)
+        fill = price * (1 - side * slippage)
+        fee *= abs(position.units) * fill
+        back = position.worth(fill) - fee
+        self.free += max(back, 0.0)
+        profit = position.units * (fill - position.entry) - fee - position.costs - position.funding
         self.done.append(
             (
                 position.plan.event,
@@ -79,26 +91,27 @@ class Simulator:
                 position.units,
                 position.fees + fee,
                 position.funding,
-                profit,
+                profit + max(-back, 0.0),
             )
         )
 
     def at_open(self, row, plans):
         if row and self.hours[row] != self.hours[row - 1]:  # a funding time: what is held since before pays
-            for symbol, position in self.open.items():
-                due = position.units * self.markets[symbol]["open"][row] * self.config.funding_rate
-                self.cash, position.funding, position.paid = (
-                    self.cash - due,
-                    position.funding + due,
-                    position.paid + due,
-                )
-        equity = self.cash + sum(
-            position.units * self.markets[symbol]["open"][row] for symbol, position in self.open.items()
-        )
+            for symbol in sorted(self.open):
+                position = self.open[symbol]
+                known = self.markets[symbol]["rate"][row]
+                rate = self.config.funding_rate if np.isnan(known) else known
+                due = position.units * self.markets[symbol]["open"][row] * rate
+                due = min(due, self.free + position.margin)
+                position.margin -= max(due - self.free, 0.0)
+                self.free = max(self.free - due, 0.0)
+                position.funding += due
+        equity = self.worth("open", row)
         for symbol in list(self.open):
             position = self.open[symbol]
-            if row - position.plan.row == position.plan.limit:
-                self.leave(symbol, row, self.markets[symbol]["open"][row], "timeout")
+            at, side = self.markets[symbol]["open"][row], position.plan.side
+            if row - position.plan.row == position.plan.limit and side * at > side * position.liquidation:
+                self.leave(symbol, row, at, "timeout")
         self.enter(row, plans, equity)
 
     def enter(self, row, plans, equity):
@@ -133,25 +146,26 @@ class Simulator:
         )
 
     def buy(self, plan, row, equity):
-        entry = self.markets[plan.symbol]["open"][row]
-        units = plan.side * plan.share * max(equity, 0.0) / entry
-        if plan.side > 0:  # cash, and what may be borrowed
-            most = max(self.cash + (self.config.leverage_limit - 1) * equity, 0.0)
-            units = min(
-                units,
-                most
-                / (
-                    entry
-                    * (1 + self.slippage(self.config.maker_entries))
-                    * (1 + self.fee(self.config.maker_entries))
-                ),
-            )
-        if units == 0:
+        entry, leverage = self.markets[plan.symbol]["open"][row], self.config.leverage_limit
+        resting = self.config.maker_entries
+        slippage, fee = self.slippage(plan.symbol, row - 1, resting), self.fee(resting)
+        fill = entry * (1 + plan.side * slippage)
+        most = self.free / (entry / leverage + entry * slippage + max(fee, 0.0) * fill)  # margin and costs
+        units = plan.side * min(plan.share * equity / entry, most)
+        if abs(units) * entry <= 1e-9 * self.config.initial_cash:
             return
-        spent, fee = self.trade(units, entry, self.config.maker_entries)
-        margin_lost = 1 / self.config.leverage_limit - self.config.maintenance_margin
-        self.open[plan.symbol] = Position(
-            plan, units, entry, entry - plan.side * entry * margin_lost, fee, spent
+        margin, fees = abs(units) * entry / leverage, abs(units) * fill * fee
+        costs = fees + abs(units) * entry * slippage
+        self.free = max(self.free - margin - costs, 0.0)
+        liquidation = entry - plan.side * entry * (1 / leverage - self.config.maintenance_margin)
+        bankrupt = entry - plan.side * entry / leverage
+        self.open[plan.symbol] = Position(plan, units, entry, liquidation, bankrupt, fees, costs, margin)
+
+    def worth(self, price, row):
+        "Free money, and what the positions are worth at a price of the candle; none less than nothing."
+        return self.free + sum(
+            max(position.worth(self.markets[symbol][price][row]), 0.0)
+            for symbol, position in self.open.items()
         )
 
     def within(self, row):
@@ -164,16 +178,17 @@ class Simulator:
             worst, best = (
                 (candle["low"], candle["high"]) if plan.side > 0 else (candle["high"], candle["low"])
             )
+            gone = position.liquidation
             first, reason = (
-                (plan.stop, "stop")
-                if adverse * plan.stop < adverse * position.liquidation
-                else (position.liquidation, "liquidation")
-            )  # price passes the nearer one first
-            if adverse * open_ >= adverse * first:
+                (plan.stop, "stop") if adverse * plan.stop < adverse * gone else (gone, "liquidation")
+            )
+            if adverse * open_ >= adverse * gone:  # the venue is there before the trader
+                self.leave(symbol, row, open_, "liquidation")
+            elif adverse * open_ >= adverse * first:
                 self.leave(symbol, row, open_, reason)
             elif plan.side * open_ >= plan.side * plan.target:
                 self.leave(symbol, row, open_, "target")
-            elif adverse * worst >= adverse * first:
+            elif adverse * worst >= adverse * first:  # price passes the nearer one first
                 self.leave(symbol, row, first, reason)
             elif plan.side * best >= plan.side * plan.target:
                 self.leave(symbol, row, plan.target, "target")
@@ -183,13 +198,7 @@ class Simulator:
         for row in range(rows):
             self.at_open(row, plans)
             self.within(row)
-            equity.append(
-                self.cash
-                + sum(
-                    position.units * self.markets[symbol]["close"][row]
-                    for symbol, position in self.open.items()
-                )
-            )
+            equity.append(self.worth("close", row))
         return equity
 
 
@@ -206,7 +215,27 @@ def random_market(generator, rows=CANDLES):
         "high": np.maximum(open_, close) * (1 + spread[0]),
         "low": np.minimum(open_, close) * (1 - spread[1]),
         "close": close,
+        "half": np.full(rows, np.nan),  # half the spread, share of the price
+        "rate": np.full(rows, np.nan),  # of funding
     }
+
+
+def with_quotes(market, generator, funded):
+    "The market with quotes at some closes, and the rates of some funding times."
+    rows = len(market["close"])
+    half = np.where(generator.random(rows) < 0.7, generator.uniform(0, 0.002, rows), np.nan)
+    rate = np.where(generator.random(rows) < 0.7, generator.normal(0, 0.003, rows), np.nan)
+    return market | {"half": half, "rate": np.where(funded, rate, np.nan)}
+
+
+def table_of(market, times):
+    "The candles as the account reads them; quotes and funding are columns where anything is known."
+    table = pd.DataFrame({name: market[name] for name in ("open", "high", "low", "close")}, index=times)
+    if np.isfinite(market["half"]).any():
+        table["bid"], table["ask"] = (market["close"] * (1 + side * market["half"]) for side in (-1, 1))
+    if np.isfinite(market["rate"]).any():
+        table["funding_rate"] = market["rate"]
+    return table
 
 
 def random_plans(generator, markets, count):
@@ -295,9 +324,11 @@ def case(seed, timeframe="5m"):
     times += step * int(generator.integers(0, 288))
     config, costs = random_settings(generator)
     plans = random_plans(generator, markets, 12 * STRETCHES)
-    candles = Market(
-        {symbol: pd.DataFrame(market, index=times) for symbol, market in markets.items()}, timeframe
-    )
+    if seed % 2:
+        hours, known = times.floor("8h"), np.random.default_rng(seed)
+        funded = np.r_[False, hours[1:] != hours[:-1]]
+        markets = {symbol: with_quotes(market, known, funded) for symbol, market in markets.items()}
+    candles = Market({symbol: table_of(market, times) for symbol, market in markets.items()}, timeframe)
     labels = labelled(plans, markets, times)
     plans, traded = [plan for plan in plans if plan.event in set(labels["event_id"])], set(labels["symbol"])
     return (
@@ -345,6 +376,7 @@ def compare(seed, timeframe="5m"):
             err_msg=str(seed),
         )
     assert (account.equity.index == times + candles.step).all()
+    assert (account.equity["equity"] >= 0).all() and account.equity["drawdown"].min() >= -1, seed
     np.testing.assert_allclose(account.equity["equity"], equity, rtol=1e-9, atol=1e-6, err_msg=str(seed))
     return booked["exit_reason"].tolist()
 
@@ -428,14 +460,156 @@ def test_account_and_simulator_agree_on_a_thousand_random_cases():
 
 
 @pytest.mark.parametrize("leverage", [1.0, 3.0, 10.0])
-def test_a_stop_nearer_than_the_liquidation_price_makes_liquidation_impossible(leverage):
-    config = BacktestConfig(leverage_limit=leverage)
+def test_of_a_stop_nearer_than_the_liquidation_price_only_a_gap_beyond_both_makes_a_liquidation(leverage):
+    config, gaps = BacktestConfig(leverage_limit=leverage), 0
+    distance = liquidation_distance(config)
     for seed in range(60):
         *_, candles, _, _, _, labels = case(seed)
-        near = labels[
-            (labels["entry"] - labels["stop"]).abs() / labels["entry"] < liquidation_distance(config)
-        ]
-        assert not (liquidate(near, candles, config)["exit_reason"] == "liquidation").any()
+        near = labels[(labels["entry"] - labels["stop"]).abs() / labels["entry"] < distance]
+        gone = liquidate(near, candles, config).query("exit_reason == 'liquidation'")
+        for trade in gone.itertuples():
+            opened = candles[trade.symbol]["open"][trade.exit_at - candles.step]
+            assert trade.direction * (opened / trade.entry - 1) <= -distance
+            assert trade.direction * (trade.exit_price / trade.entry - 1) >= -1 / leverage - 1e-12
+        gaps += len(gone)
+    assert (gaps > 0) == (leverage == 10)
+
+
+def falling_market(change, symbols="A", rows=40, at=20):
+    "Candles that stand at 100 but for a gap; what the account trades is a long (or short) from row ten on."
+    times = pd.date_range("2024-01-01", periods=rows, freq="5min", tz="UTC", name="open_time")
+    price = np.where(np.arange(rows) < at, 100.0, 100.0 * (1 + change))
+    table = pd.DataFrame(
+        {"open": price, "high": price + 0.1, "low": price - 0.1, "close": price}, index=times
+    )
+    return times, Market(dict.fromkeys(symbols, table), "5m")
+
+
+def held_through(times, change, symbols="A", side=1, at=20, stop=0.05, reason="stop"):
+    "Trades whose stop a gap jumps, as the labels have them."
+    inside = reason != "timeout"
+    trade = {"direction": side, "time": times[10], "entry_at": times[10], "entry": 100.0}
+    trade |= {
+        "stop": 100 * (1 - side * stop),
+        "target": 100 * (1 + side * 0.5),
+        "exit_at": times[at + inside],
+    }
+    trade |= {"exit_price": 100 * (1 + change), "exit_reason": reason}
+    return pd.DataFrame([trade | {"event_id": n, "symbol": name} for n, name in enumerate(symbols)])
+
+
+LOSSES = {
+    "a long, the gap": (-0.2, "A", 1, {}),
+    "a short, the gap": (0.35, "A", -1, {}),
+    "three at once": (-0.2, "ABC", 1, {}),
+    "at the time limit": (-0.2, "A", 1, {"reason": "timeout"}),
+    "a stop beyond the margin": (-0.2, "A", 1, {"stop": 0.4}),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("fees", [Costs(), Costs(fee_rate=0.002, slippage_rate=0.001)])
+def test_losses_end_with_the_margin(name, fees):
+    change, symbols, side, form = LOSSES[name]
+    times, market = falling_market(change, symbols)
+    labels = held_through(times, change, symbols, side, **form)
+    said = pd.DataFrame({"event_id": labels["event_id"], "probability": 0.5, "expected_r": 1.0})
+    config = BacktestConfig(leverage_limit=10.0, maximum_position=10.0, risk_per_trade=0.5)
+    trades = select_trades(said, liquidate(labels, market, config), config, fees, market)
+    account = run_backtest(trades, market, times[0], times[-1], config, fees)
+    equity, booked = account.equity["equity"], account.trades
+    assert (booked["exit_reason"] == "liquidation").all() and len(booked) == len(symbols)
+    assert (equity >= 0).all() and (equity.iloc[-1] < 1e-6 or name == "a stop beyond the margin")
+    assert account.equity["drawdown"].min() >= -1
+    margin = booked["units"].abs() * 100 / 10
+    paid = booked["units"].abs() * 100 * (fees.rate + fees.fee_rate * side * fees.slippage_rate)
+    np.testing.assert_allclose(booked["profit"], -(margin + paid))  # the margin and the entry, no more
+    np.testing.assert_allclose(booked["profit"].sum(), equity.iloc[-1] - config.initial_cash)
+    np.testing.assert_allclose(booked["spared"], 0, atol=1e-6)
+
+
+def test_a_ruined_account_trades_no_more():
+    times, market = falling_market(-0.2)
+    first = held_through(times, -0.2)
+    later = {"time": times[30], "entry_at": times[30], "entry": 80.0, "stop": 76.0, "target": 81.0}
+    later |= {"exit_at": times[32], "exit_price": 81.0, "exit_reason": "target", "event_id": 1}
+    for sizing in ("fixed_risk", "kelly", "volatility"):
+        config = BacktestConfig(
+            leverage_limit=10.0,
+            maximum_position=10.0,
+            risk_per_trade=0.5,
+            sizing=sizing,
+            kelly_cap=0.6,
+            kelly_fraction=1.0,
+            volatility_target=0.9,
+            volatility_window=10,
+        )
+        trades = pd.concat([first, first.assign(**later)], ignore_index=True).assign(position=10.0)
+        account = run_backtest(trades, market, times[0], times[-1], config)
+        assert account.trades["event_id"].tolist() == [0]
+        assert account.equity["equity"].iloc[-1] < 1e-6
+        assert account.equity["exposure"].iloc[-1] == 0
+
+
+def test_costs_beyond_a_margin_that_is_nearly_gone_are_spared():
+    "Liquidated just before bankruptcy, with an exit that costs more than what is left."
+    times, market = falling_market(-0.099)
+    dear, config = Costs(fee_rate=0.003, slippage_rate=0.0), BacktestConfig(leverage_limit=10.0)
+    trades = held_through(times, -0.099).assign(position=1.0)
+    later = {"event_id": 1, "time": times[30], "entry_at": times[30], "entry": 90.1, "exit_at": times[32]}
+    later |= {"exit_price": 90.1, "exit_reason": "timeout", "stop": 89.0, "position": 10.0}
+    trades = pd.concat([trades, trades.assign(**later)], ignore_index=True)
+    account = run_backtest(trades, market, times[0], times[-1], config, dear)
+    trade, second = account.trades.iloc[0], account.trades.iloc[1]
+    left = 1e5 + trade["profit"]  # all of it is free for the next: what was spared is not owed
+    assert second["units"] == pytest.approx(left / (9.01 + 90.1 * 0.003))
+    assert (trade["exit_reason"], trade["exit_price"]) == ("liquidation", pytest.approx(90.1))
+    assert trade["spared"] == pytest.approx(trade["units"] * (9.9 + 90.1 * 0.003 - 10))
+    assert trade["profit"] == pytest.approx(-trade["units"] * (10 + 100 * 0.003))
+    assert account.equity["equity"].iloc[-1] == pytest.approx(left + second["profit"])
+
+
+def test_a_position_that_is_gone_at_an_open_counts_as_nothing_there():
+    "The second symbol is bought at the open that gaps beyond the margin of the first."
+    times, market = falling_market(-0.2, "AB")
+    trades = held_through(times, -0.2, "AB").assign(position=[5.0, 2.0])
+    trades.loc[1, ["entry_at", "entry", "exit_at", "exit_price"]] = [times[20], 80.0, times[25], 80.0]
+    trades.loc[1, ["stop", "exit_reason"]] = [76.0, "timeout"]
+    config, free = BacktestConfig(leverage_limit=10.0), Costs(fee_rate=0.0, slippage_rate=0.0)
+    account = run_backtest(trades, market, times[0], times[-1], config, free)
+    assert account.trades["profit"].tolist() == [pytest.approx(-5e4), pytest.approx(0)]
+    assert account.trades["units"].iloc[1] == pytest.approx(2.0 * 5e4 / 80)  # of the half that is left
+
+
+def test_a_gain_that_is_not_taken_is_no_margin_for_others():
+    "Two symbols: the first has gained when the second is bought, then both fall to nothing."
+    times = pd.date_range("2024-01-01", periods=40, freq="5min", tz="UTC", name="open_time")
+    paths = {"A": np.repeat([100.0, 160, 50], [12, 8, 20]), "B": np.repeat([100.0, 50], 20)}
+    tables = {
+        name: pd.DataFrame({"open": path, "high": path, "low": path, "close": path}, index=times)
+        for name, path in paths.items()
+    }
+    trades = held_through(times, -0.5, "AB")
+    trades.loc[1, ["time", "entry_at"]] = times[15]
+    config = BacktestConfig(leverage_limit=10.0, maximum_position=5.0)
+    account = run_backtest(trades.assign(position=5.0), Market(tables, "5m"), times[0], times[-1], config)
+    first, second = account.trades["units"] * 100
+    assert first == pytest.approx(5e5) and second < 5.1e5  # the margin is half of what there was
+    assert account.equity["equity"].iloc[12] > 3e5
+    assert (account.equity["equity"] >= 0).all() and account.equity["equity"].iloc[-1] < 1e-6
+
+
+def test_funding_takes_free_money_first_and_never_more_than_there_is():
+    times = pd.date_range("2024-01-01", periods=40, freq="1h", tz="UTC", name="open_time")
+    table = pd.DataFrame(dict.fromkeys(("open", "high", "low", "close"), 100.0), index=times)
+    trades = held_through(times, 0.0, at=30).assign(position=1.0, entry_at=times[1])
+    config = BacktestConfig(maximum_position=1.0)
+    free = Costs(fee_rate=0.0, slippage_rate=0.0)
+    for rate, left in ((0.01, 1 - 3 * 0.01), (0.6, 0.0)):  # at 08:00, 16:00 and 24:00
+        funded = table.assign(funding_rate=np.where(np.arange(40) % 8 == 0, rate, np.nan))
+        account = run_backtest(trades, Market({"A": funded}, "1h"), times[0], times[-1], config, free)
+        assert account.equity["equity"].iloc[-1] == pytest.approx(1e5 * left, abs=1e-6)
+        assert account.trades["funding"].iloc[0] == pytest.approx(1e5 * (1 - left))
 
 
 def test_no_trade_is_better_in_the_worst_case_or_worse_in_the_best_case_than_in_the_base_case():

@@ -26,7 +26,7 @@ class ControlError(UserError):
 # %% ../../nbs/controls/02_markets.ipynb #e06fd145
 _MIRROR = {"open": "open", "high": "low", "low": "high", "close": "close", "bid": "ask", "ask": "bid"}
 _SWAPPED = {"bid_volume": "ask_volume", "ask_volume": "bid_volume"}
-_TURNED = ("imbalance", "signed_volume")  # change their sign
+_TURNED = ("imbalance", "signed_volume", "funding_rate")  # change their sign
 
 
 def _chain(

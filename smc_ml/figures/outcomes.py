@@ -25,6 +25,7 @@ from smc_ml.figures.canvas import (
     percent_tick,
     words,
 )
+from ..tables import in_digits
 
 # %% ../../nbs/figures/06_outcomes.ipynb #d4e636bd
 def outcome_table(labels: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +121,8 @@ def _cost_title(costs: pd.DataFrame, break_even_bp: float | None, charged_bp: fl
         return "No trade was taken: there is nothing to pay for"
     if break_even_bp is None:
         return "The trades lose before any costs"
-    return f"Break-even cost {break_even_bp:.1f} bp per side ({charged_bp:.1f} bp charged)"
+    even, charged = (in_digits(cost, ".1f") for cost in (break_even_bp, charged_bp))
+    return f"Break-even cost {even} bp per side ({charged} bp charged)"
 
 
 def cost_plot(
@@ -142,9 +144,10 @@ def cost_plot(
         band = costs["cost_bp"], costs["low"], costs["high"]
         axes.fill_between(*band, color=INK, alpha=0.1, linewidth=0, label="95 % CI")
     axes.plot(costs["cost_bp"], costs["mean_r"], "o-", color=INK, markersize=4, label="mean R")
-    axes.axvline(charged_bp, color=DOWN, linewidth=2, label=f"charged: {charged_bp:.1f} bp")
+    label = f"charged: {in_digits(charged_bp, '.1f')} bp"
+    axes.axvline(charged_bp, color=DOWN, linewidth=2, label=label)
     if break_even_bp is not None:
-        label = f"break-even: {break_even_bp:.1f} bp"
+        label = f"break-even: {in_digits(break_even_bp, '.1f')} bp"
         axes.axvline(break_even_bp, color=UP, linewidth=2, linestyle="--", label=label)
     axes.set(xlabel="fee, half-spread and slippage per side, basis points", ylabel="mean R per trade")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -22,7 +22,7 @@ from smc_ml.candles import (
     segments,
     validate_candles,
 )
-from ..costs import Costs
+from ..costs import Costs, funding_due, funding_paid, half_spread_at
 from smc_ml.labels.barriers import (
     EXIT_REASONS,
     NOT_FILLED,
@@ -144,6 +144,17 @@ def _confluence(
         out[rows] = score * side[rows]
     return out
 
+# %% ../../nbs/labels/04_outcomes.ipynb #53e26bab
+def _paid(
+    candles: pd.DataFrame, events: pd.DataFrame, exits: tuple[np.ndarray, ...], costs: Costs
+) -> np.ndarray:
+    "Fees, slippage, half the spread on both sides and funding that one unit of each trade pays."
+    rows, at_open, prices = exits[0], exits[1] == TIMEOUT, exits[2]
+    first, side, entry = (events[name].to_numpy() for name in ("entry_row", "direction", "entry"))
+    sides = costs.rate * (entry + prices)
+    spread = entry * half_spread_at(candles, first, True) + prices * half_spread_at(candles, rows, at_open)
+    return sides + spread + funding_paid(funding_due(candles), first, rows, side)
+
 # %% ../../nbs/labels/04_outcomes.ipynb #da6ece9d
 def _exits(candles: pd.DataFrame, events: pd.DataFrame, config: LabelingConfig) -> tuple[np.ndarray, ...]:
     "`barrier_exits` of the events."
@@ -169,7 +180,7 @@ def _results(
     filled, at_open = first >= 0, reasons == TIMEOUT
     ends = np.where(first == NOT_FILLED, events["rested"].to_numpy(), rows)
     risk = np.abs(entry - events["stop"].to_numpy())
-    gross, cost = side * (prices - entry) / risk, costs.rate * (entry + prices) / risk
+    gross, cost = side * (prices - entry) / risk, _paid(candles, events, exits, costs) / risk
     opens, closes = candles.index, closes_at(candles, timeframe)
     return events.assign(
         time=closes[events["row"]],
@@ -319,7 +330,7 @@ def label_symbols(
     lacking = sorted(set(market) - set(patterns))
     if lacking:
         raise LabelError(f"{lacking[0]}: there are no patterns of this symbol: run the patterns stage again")
-    shorter, base = finer or {}, market.timeframe
+    shorter, base, costs = finer or {}, market.timeframe, costs.charged_in(market.kind)
     tables = [
         label_patterns(
             market[symbol], patterns[symbol], symbol, config, costs, base, pattern_config, shorter.get(symbol)

@@ -23,15 +23,10 @@ from .executed import ReportError, Stage, stage_of
 from .numbers import shown
 from .pages import page, rendered, write_page, write_plotly
 from .run import RunSummary, as_summary, banner_of
+from ..trading.sentences import charged_points
 
 # %% ../../nbs/reports/05_index.ipynb #428a39f2
 Tile = tuple[str, str, str]  # name, value and note
-
-
-def _charged(backtest: dict[str, Any]) -> float | None:
-    "Fee and slippage per side, basis points."
-    rates = [backtest[name] for name in ("fee_rate", "slippage_rate") if backtest.get(name) is not None]
-    return 1e4 * sum(rates) if len(rates) == 2 else None
 
 
 def _trades_tile(backtest: dict[str, Any]) -> Tile:
@@ -73,7 +68,10 @@ def _paid_tile(backtest: dict[str, Any]) -> Tile:
 
 def _break_even_tile(backtest: dict[str, Any]) -> Tile:
     "The costs at which the trades would earn nothing."
-    bearable, charged = backtest.get("break_even_cost_basis_points"), shown(_charged(backtest), "points")
+    bearable, charged = (
+        backtest.get("break_even_cost_basis_points"),
+        shown(charged_points(backtest), "points"),
+    )
     if bearable is not None and bearable <= 0:
         return "break-even cost", "none", f"the trades lose before costs ({charged} charged)"
     return "break-even cost", shown(bearable, "points"), f"per side ({charged} charged)"
@@ -99,12 +97,14 @@ def costs_of(backtest: dict[str, Any]) -> list[tuple[str, str]]:
     fee, slippage, cost = (backtest.get(name) for name in ("fee_rate", "slippage_rate", "mean_cost_r"))
     return [
         ("fee per side", shown(None if fee is None else 1e4 * fee, "points")),
-        ("half-spread and slippage per side", shown(None if slippage is None else 1e4 * slippage, "points")),
+        ("slippage per side", shown(None if slippage is None else 1e4 * slippage, "points")),
+        ("charged per side, half the spread included", shown(charged_points(backtest), "points")),
         ("expectancy before costs", shown(backtest.get("mean_gross_r"), "r")),
         ("costs", shown(None if cost is None else -cost, "r")),
         ("expectancy after costs", shown(backtest.get("mean_r"), "r")),
         ("fees paid", shown(backtest.get("fees_paid"), "money")),
         ("slippage paid", shown(backtest.get("slippage_paid"), "money")),
+        ("funding paid", shown(backtest.get("funding_paid"), "money")),
     ]
 
 # %% ../../nbs/reports/05_index.ipynb #00c41247
@@ -152,6 +152,7 @@ def index_html(summary: RunSummary, stages: Sequence[Stage]) -> str:
         verdict=summary.verdict,
         tiles=tiles_of(summary.backtest),
         costs=costs_of(summary.backtest),
+        cost_sentence=summary.backtest.get("cost_sentence", ""),
         figures={name: figure_html(figure, f"index-{name}") for name, figure in figures.items()},
         findings=summary.findings,
         artifacts=summary.artifacts,

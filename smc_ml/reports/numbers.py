@@ -10,29 +10,34 @@ from math import isfinite
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ..tables import in_digits
+
 # %% ../../nbs/reports/01_numbers.ipynb #2f002e3e
-_FORMS = {
-    "count": "{:,.0f}",
-    "percent": "{:.1f} %",
-    "change": "{:+.1f} %",
-    "r": "{:+.3f} R",
-    "points": "{:.1f} bp",
-    "money": "{:,.0f}",
-    "score": "{:.3f}",
-    "loss": "{:.4f}",
+_FORMS = {  # format and unit
+    "count": (",.0f", ""),
+    "percent": (".1f", " %"),
+    "change": ("+.1f", " %"),
+    "r": ("+.3f", " R"),
+    "points": (".1f", " bp"),
+    "money": (",.0f", ""),
+    "score": (".3f", ""),
+    "loss": (".4f", ""),
 }
 
 
 def _written(number: float, form: str) -> str:
     "A finite number in one of the forms, default: up to four digits, with a real minus."
     if form:
-        text = _FORMS[form].format(100 * number if form in ("percent", "change") else number)
+        digits, unit = _FORMS[form]
+        text = in_digits(100 * number if unit == " %" else number, digits) + unit
     elif number == int(number):
         text = f"{number:,.0f}"
     else:
-        text = f"{number:,.1f}" if abs(number) >= 1e4 else f"{number:.4g}"
+        short = float(f"{number:.4g}")
+        text = f"{number:,.1f}" if abs(number) >= 1e4 else np.format_float_positional(short, trim="-")
     return text.replace("-", "−")
 
 

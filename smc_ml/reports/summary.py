@@ -24,7 +24,7 @@ from ..figures.patterns import pattern_figure
 from .config import ReportConfig
 from .run import RunSummary, commit_of, lock_hash_of
 from ..tables import ArtifactError, read_table
-from ..trading.sentences import interval_sentence
+from ..trading.sentences import charged_points, interval_sentence
 
 # %% ../../nbs/reports/06_summary.ipynb #ef2bc043
 def _json(path: Path) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def _equity(root: Path, backtest: dict[str, Any]) -> Any:
 def _costs(root: Path, backtest: dict[str, Any]) -> Any | None:
     "Mean R at rising costs; None where no trade was taken."
     costs = read_table(root / "artifacts/backtest/costs.parquet")
-    charged = 1e4 * (backtest["fee_rate"] + backtest["slippage_rate"])
-    return cost_plot(costs, backtest["break_even_cost_basis_points"], charged) if len(costs) else None
+    charged, even = charged_points(backtest), backtest["break_even_cost_basis_points"]
+    return cost_plot(costs, even, charged) if len(costs) and charged is not None else None
 
 
 def _patterns(root: Path, config: ReportConfig) -> Any:

@@ -17,7 +17,7 @@ from ..trading.account import Backtest, random_selections, run_backtest, select_
 from ..trading.config import SCENARIOS, BacktestConfig
 from ..trading.costs import charge_costs, liquidate
 from ..trading.results import backtest_metrics, interval_table, random_entries
-from ..trading.sentences import account_sentence
+from ..trading.sentences import account_sentence, cost_sentence
 
 # %% ../../nbs/stages/10_backtest.ipynb #fdc8b585
 class FollowedPredictions(NamedTuple):
@@ -46,7 +46,8 @@ class FollowedPredictions(NamedTuple):
     def record(self, metrics: dict[str, Any]) -> dict[str, Any]:
         "The metrics with the other scenarios and the sentence."
         interval = self.interval().to_dict("index")
-        return metrics | {"interval": interval, "sentence": account_sentence(metrics)}
+        sentences = {"sentence": account_sentence(metrics), "cost_sentence": cost_sentence(metrics)}
+        return metrics | {"interval": interval} | sentences
 
 # %% ../../nbs/stages/10_backtest.ipynb #6917d7dd
 def follow_predictions(
@@ -58,7 +59,7 @@ def follow_predictions(
     scenarios: Iterable[str] = SCENARIOS,
 ) -> FollowedPredictions:
     "The account of each scenario, from the first prediction to the last exit."
-    ended = liquidate(labels, market, config)
+    ended, costs = liquidate(labels, market, config), costs.charged_in(market.kind)
     outcomes = charge_costs(ended, market, config, costs)
     trades = select_trades(predictions, outcomes, config, costs, market)
     span = predictions["time"].min(), outcomes["exit_at"].max()

@@ -43,7 +43,7 @@ def judge_learnt(learnt: LearntMarket, settings: PipelineSettings = PipelineSett
         combined.mixed, learnt.labels, learnt.market, settings.backtest, settings.costs, ["expected"]
     )
     account = followed.expected
-    metrics = backtest_metrics(account, settings.costs, settings.backtest)
+    metrics = backtest_metrics(account, followed.costs, settings.backtest)
     scores = score(combined.mixed, learnt.labels)
     return PipelineRun(combined.predictions, scores, account.trades, metrics)
 

@@ -61,7 +61,7 @@ def _surroundings() -> tuple[dict[str, str], dict[str, str]]:
 def mark_of(market: Market, settings: str) -> str:
     "Short digest of all that decides what is learnt of a market with some settings, given as a text."
     contents = {symbol: content_hash(candles) for symbol, candles in sorted(market.items())}
-    rules = [market.timeframe, market.calendar, market.complete_share]
+    rules = [market.timeframe, market.calendar, market.complete_share, market.kind]
     parts = [*rules, contents, settings, *_surroundings()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

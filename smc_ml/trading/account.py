@@ -13,13 +13,12 @@ import pandas as pd
 from numba import njit
 
 from ..candles import Market
-from ..costs import Costs
+from ..costs import Costs, funding_due
 from ..models.predictions import of_target
 from .config import SCENARIOS, BacktestConfig
 from smc_ml.trading.costs import (
     BacktestError,
     charge_costs,
-    funding_prices,
     liquidate,
     position_sizes,
     scenario_fills,
@@ -123,10 +122,48 @@ def random_selections(
     return np.sort(means)
 
 # %% ../../nbs/trading/02_account.ipynb #de7a7f4a
+class _Booked(NamedTuple):
+    "What the account buys, and what is booked beside the orders."
+
+    units: np.ndarray  # of each trade, signed
+    paid: np.ndarray  # funding of each trade
+    spared: np.ndarray  # what each trade lost beyond its margin, which nobody pays
+    flow: np.ndarray  # funding paid at each open
+    lowest: float  # cash by the orders alone
+
+
 @njit(cache=True)
-def _units(
+def _pay_funding(
+    due: np.ndarray, held: np.ndarray, margin: np.ndarray, free: float, factor: float
+) -> tuple[float, np.ndarray]:
+    "Free money after the funding at one open, and what each symbol paid; margins shrink where that lacks."
+    paid = np.zeros(len(held))
+    for column in range(len(held)):
+        owed = held[column] * due[column]
+        if owed > 0:
+            owed = min(owed * factor, free + margin[column])
+            taken = max(owed - free, 0.0)
+            margin[column] -= taken
+            free += taken
+        free -= owed
+        paid[column] = owed
+    return free, paid
+
+
+@njit(cache=True)
+def _bought_units(
+    position: float, equity: float, free: float, entry: float, fee: float, slippage: float, leverage: float
+) -> float:
+    "Signed units: the share of the equity, as far as free money covers margin and costs of the entry."
+    fill = entry * (1 + np.sign(position) * slippage)
+    most = free / (entry / leverage + entry * slippage + fill * max(fee, 0.0))
+    return np.sign(position) * min(abs(position) * equity / entry, most)
+
+
+@njit(cache=True)
+def _units(  # the order of events at a row is one rule: funding, exits, entries
     marks: np.ndarray,  # (two rows per candle, symbols): open, close
-    funding: np.ndarray,  # (candles, symbols): price of a unit, times the funding times at this open
+    due: np.ndarray,  # (candles, symbols): funding that one unit held long pays at this open
     entries: np.ndarray,  # trades in the order in which they are entered
     exits: np.ndarray,  # trades in the order in which they are left
     entry_row: np.ndarray,
@@ -136,45 +173,58 @@ def _units(
     rates: np.ndarray,  # (trades, `RATES`)
     cash: float,
     leverage: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    "Signed units of each trade, the funding it paid, the funding paid at each open, and the lowest cash."
-    units, paid, flow, lowest = np.zeros(len(position)), np.zeros(len(position)), np.zeros(len(funding)), cash
-    held, holder = np.zeros(marks.shape[1]), np.full(marks.shape[1], -1)
+    factor: float,  # on funding that is paid
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+    "The fields of `_Booked`."
+    units, paid, spared = np.zeros(len(position)), np.zeros(len(position)), np.zeros(len(position))
+    flow, lowest, free, least = np.zeros(len(due)), cash, cash, 1e-9 * cash
+    held, margin, basis = np.zeros(marks.shape[1]), np.zeros(marks.shape[1]), np.zeros(marks.shape[1])
+    holder = np.full(marks.shape[1], -1)
     entered, left, unpaid = 0, 0, 0
     while left < len(exits):
         row = exit_row[exits[left]]
         if entered < len(entries):
             row = min(row, entry_row[entries[entered]])
         for candle in range(unpaid, row // 2 + 1):
-            for column in range(len(held)):
-                if held[column] != 0 and funding[candle, column] != 0:
-                    due = abs(held[column]) * rates[holder[column], 6] * funding[candle, column]
-                    cash -= due
-                    flow[candle] += due
-                    paid[holder[column]] += due
-        unpaid, equity = row // 2 + 1, cash + (held * marks[row]).sum()
+            if due[candle].any():
+                free, each = _pay_funding(due[candle], held, margin, free, factor)
+                flow[candle] = each.sum()
+                for column in np.flatnonzero(held):
+                    paid[holder[column]] += each[column]
+        unpaid = row // 2 + 1
+        equity = free + np.maximum(margin + held * (marks[row] - basis), 0.0).sum()
         while left < len(exits) and exit_row[exits[left]] == row:
-            trade = exits[left]
+            trade, column = exits[left], symbol[exits[left]]
             fill = rates[trade, 3] * (1 - np.sign(units[trade]) * rates[trade, 5])
-            cash += units[trade] * fill - abs(units[trade]) * fill * rates[trade, 4]
-            held[symbol[trade]], holder[symbol[trade]], left = 0.0, -1, left + 1
+            fee = abs(units[trade]) * fill * rates[trade, 4]
+            back = margin[column] + units[trade] * (fill - basis[column]) - fee
+            spared[trade] = max(-back, 0.0)
+            free += max(back, 0.0)
+            cash += units[trade] * fill - fee
+            held[column], margin[column], left = 0.0, 0.0, left + 1
         while entered < len(entries) and entry_row[entries[entered]] == row:
-            trade = entries[entered]
-            fill = rates[trade, 0] * (1 + np.sign(position[trade]) * rates[trade, 2])
-            units[trade] = position[trade] * max(equity, 0.0) / rates[trade, 0]
-            if units[trade] > 0:
-                most = max(cash + (leverage - 1) * equity, 0.0)
-                units[trade] = min(units[trade], most / (fill * (1 + rates[trade, 1])))
-            cash -= units[trade] * fill + abs(units[trade]) * fill * rates[trade, 1]
-            held[symbol[trade]], holder[symbol[trade]], entered = units[trade], trade, entered + 1
+            trade, column = entries[entered], symbol[entries[entered]]
+            entry, fee, slippage = rates[trade, 0], rates[trade, 1], rates[trade, 2]
+            size = _bought_units(position[trade], equity, free, entry, fee, slippage, leverage)
+            if abs(size) * entry > least:
+                units[trade] = size
+            fill = entry * (1 + np.sign(units[trade]) * slippage)
+            fee *= abs(units[trade]) * fill
+            held[column], holder[column], basis[column] = units[trade], trade, entry
+            margin[column] = abs(units[trade]) * entry / leverage
+            free = max(free - margin[column] - abs(units[trade]) * entry * slippage - fee, 0.0)
+            cash -= units[trade] * fill + fee
+            entered += 1
         lowest = min(lowest, cash)
-    return units, paid, flow, lowest
+    return units, paid, spared, flow, lowest
 
 # %% ../../nbs/trading/02_account.ipynb #e77fc374
 class Backtest(NamedTuple):
     "A backtested account."
 
-    trades: pd.DataFrame  # selected events with position, units; profit, fees, slippage, funding (currency)
+    trades: (
+        pd.DataFrame
+    )  # selected events, position, units; profit, fees, slippage, funding, spared (currency)
     equity: pd.DataFrame  # at each close: equity, drawdown, buy_and_hold, exposure (positions over equity)
 
 # %% ../../nbs/trading/02_account.ipynb #4e7a1e9f
@@ -184,10 +234,12 @@ class _Timeline(NamedTuple):
     symbols: list[str]
     opens: pd.DatetimeIndex
     marks: np.ndarray  # (two rows per candle, symbols)
-    funding: np.ndarray  # (candles, symbols)
+    due: np.ndarray  # (candles, symbols): funding that one unit held long pays at each open
 
 
-def _timeline(market: Market, start: pd.Timestamp, end: pd.Timestamp) -> _Timeline:
+def _timeline(
+    market: Market, start: pd.Timestamp, end: pd.Timestamp, config: BacktestConfig = BacktestConfig()
+) -> _Timeline:
     "The candles of a span; where a symbol has none it stands at its last price, before them at its first."
     symbols = sorted(market)
     own = {symbol: market[symbol].loc[start:end] for symbol in symbols}
@@ -201,8 +253,8 @@ def _timeline(market: Market, start: pd.Timestamp, end: pd.Timestamp) -> _Timeli
         raise BacktestError(f"no candle from {start} to {end}: check the dates of the predictions")
     funding = {}
     for symbol in symbols:
-        due = pd.Series(funding_prices(market[symbol]), index=market[symbol].index)
-        funding[symbol] = due.loc[start:end]
+        due = funding_due(market[symbol], config.funding_rate)
+        funding[symbol] = pd.Series(due, index=market[symbol].index).loc[start:end]
     return _Timeline(
         symbols,
         prices.index,
@@ -211,17 +263,17 @@ def _timeline(market: Market, start: pd.Timestamp, end: pd.Timestamp) -> _Timeli
     )
 
 # %% ../../nbs/trading/02_account.ipynb #cd5bf81d
-RATES = ["entry", "entry_fee", "entry_slippage", "exit_price", "exit_fee", "exit_slippage", "funding_rate"]
+RATES = ["entry", "entry_fee", "entry_slippage", "exit_price", "exit_fee", "exit_slippage"]
 
 
 class _Bought(NamedTuple):
     "The trades that were bought, and where their orders lie."
 
-    trades: pd.DataFrame  # with units, slippage and funding
+    trades: pd.DataFrame  # with units, slippage, funding, and what was lost beyond the margin
     entry_row: np.ndarray  # two rows per candle
     exit_row: np.ndarray
     column: np.ndarray  # of the symbol
-    flow: np.ndarray  # funding paid at each open
+    beside: np.ndarray  # what is booked beside the orders in each candle: spared less funding
     lowest: float  # cash
 
 
@@ -242,30 +294,35 @@ def _need_inside(trades: pd.DataFrame, timeline: _Timeline, step: pd.Timedelta) 
         )
 
 # %% ../../nbs/trading/02_account.ipynb #e4fb0d8a
-def _buy(trades: pd.DataFrame, timeline: _Timeline, config: BacktestConfig) -> _Bought:
+def _buy(trades: pd.DataFrame, timeline: _Timeline, config: BacktestConfig, factor: float) -> _Bought:
     "How much of each trade the account can buy; those of which it is nothing are left out."
     places = {symbol: number for number, symbol in enumerate(timeline.symbols)}
     column = trades["symbol"].map(places).to_numpy(np.int64)
     entry, exit = trade_rows(trades, timeline.opens)
     entry_row, exit_row = 2 * entry, 2 * exit + (trades["exit_reason"] != "timeout").to_numpy()
     position = trades["position"].to_numpy(np.float64)
-    units, paid, flow, lowest = _units(
-        timeline.marks,
-        timeline.funding,
-        np.lexsort((column, position, entry_row)),
-        np.argsort(exit_row, kind="stable"),
-        entry_row,
-        exit_row,
-        column,
-        position,
-        trades[RATES].to_numpy(np.float64),
-        config.initial_cash,
-        config.leverage_limit,
+    booked = _Booked(
+        *_units(
+            timeline.marks,
+            timeline.due,
+            np.lexsort((column, position, entry_row)),
+            np.argsort(exit_row, kind="stable"),
+            entry_row,
+            exit_row,
+            column,
+            position,
+            trades[RATES].to_numpy(np.float64),
+            config.initial_cash,
+            config.leverage_limit,
+            factor,
+        )
     )
     entered, left = trades["entry"] * trades["entry_slippage"], trades["exit_price"] * trades["exit_slippage"]
-    booked = trades.assign(units=units, slippage=np.abs(units) * (entered + left), funding=paid)
-    bought = units != 0
-    return _Bought(booked[bought], entry_row[bought], exit_row[bought], column[bought], flow, lowest)
+    slippage, bought, beside = np.abs(booked.units) * (entered + left), booked.units != 0, -booked.flow
+    np.add.at(beside, exit_row // 2, booked.spared)
+    told = {"units": booked.units, "slippage": slippage, "funding": booked.paid, "spared": booked.spared}
+    rows = entry_row[bought], exit_row[bought], column[bought]
+    return _Bought(trades.assign(**told)[bought], *rows, beside, booked.lowest)
 
 # %% ../../nbs/trading/02_account.ipynb #736427d3
 def _orders(bought: _Bought, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -314,18 +371,26 @@ def _kept_by_vectorbt(
 
 
 def _with_profit(trades: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    "Trades with the profit and fees that the account booked; funding is taken off the profit."
+    "Trades with the profit and fees that the account booked; what it booked beside is in the profit."
     booked = records.sort_values(["col", "entry_idx"])
     ordered = trades.sort_values(["symbol", "entry_at"], kind="stable")
     if len(booked) != len(ordered):
         raise BacktestError(
             f"{len(ordered)} trades were ordered and {len(booked)} booked: a position was too small"
         )
-    profit = booked["pnl"].to_numpy() - ordered["funding"].to_numpy()
+    profit = booked["pnl"].to_numpy() - ordered["funding"].to_numpy() + ordered["spared"].to_numpy()
     fees = (booked["entry_fees"] + booked["exit_fees"]).to_numpy()
     return ordered.assign(profit=profit, fees=fees).sort_values(["time", "symbol"], ignore_index=True)
 
 # %% ../../nbs/trading/02_account.ipynb #bbb1e8be
+def _free(trades: pd.DataFrame) -> pd.DataFrame:
+    "Trades whose symbol is free when they are entered; a liquidation lasts to the end of its candle."
+    in_order = trades.sort_values("entry_at", kind="stable")
+    before = in_order.groupby("symbol", observed=True)["exit_at"].shift()
+    late = (before > in_order["entry_at"]).to_numpy()
+    return trades.drop(index=in_order.index[late]) if late.any() else trades
+
+
 def run_backtest(
     trades: pd.DataFrame,  # from `select_trades`
     market: Market,  # base candles
@@ -337,14 +402,15 @@ def run_backtest(
 ) -> Backtest:
     "The account over a span, beside buying every symbol in equal parts and holding it."
     settings, factor = scenario_settings(config, scenario)
-    filled = liquidate(scenario_fills(trades, market, scenario), market, settings)
-    charged, timeline = charge_costs(filled, market, settings, costs, factor), _timeline(market, start, end)
+    filled = _free(liquidate(scenario_fills(trades, market, scenario), market, settings))
+    charged = charge_costs(filled, market, settings, costs, factor)
+    timeline = _timeline(market, start, end, settings)
     _need_inside(charged, timeline, market.step)
-    bought, cash, marks = _buy(charged, timeline, settings), config.initial_cash, timeline.marks
+    bought, cash, marks = _buy(charged, timeline, settings, factor), config.initial_cash, timeline.marks
     credit = cash + max(-bought.lowest, 0.0)
     thrice = marks.reshape(len(timeline.opens), 2, -1)[:, [0, 0, 1]].reshape(-1, marks.shape[1])
     values, records = _kept_by_vectorbt(thrice, _orders(bought, thrice.shape), cash + credit, market.step)
-    value = values[2::3] - credit - bought.flow.cumsum()
+    value = np.maximum(values[2::3] - credit + bought.beside.cumsum(), 0.0)
     held = pd.DataFrame(marks[1::2] / marks[0], index=timeline.opens)
     equity = pd.DataFrame(
         {

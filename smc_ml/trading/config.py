@@ -58,7 +58,11 @@ class BacktestConfig(Section):
         None, ge=1, description="positions open at once in the whole account; null: one per symbol"
     )
     leverage_limit: float = Field(
-        1.0, gt=0, le=125, description="positions over equity; a position's margin is its value over this"
+        1.0,
+        gt=0,
+        le=125,
+        description="positions over equity; margins are isolated: a position's own is its value over this, "
+        "and more than that it cannot lose",
     )
     maintenance_margin: float = Field(
         0.005, ge=0, lt=1, description="share of the position's value at which it is liquidated"
@@ -80,7 +84,8 @@ class BacktestConfig(Section):
         0.0,
         ge=0,
         lt=0.1,
-        description="half spread per side beyond slippage_rate of the costs, share of the price",
+        description="half spread per side beyond slippage_rate of the costs, share of the price; "
+        "where the candles know the spread, half of that is paid instead",
     )
     slippage_range_share: float = Field(
         0.0, ge=0, lt=10, description="slippage per side beyond that, share of the ATR at the entry"
@@ -90,7 +95,7 @@ class BacktestConfig(Section):
         gt=-0.1,
         lt=0.1,
         description="perpetuals: share of the position that longs pay to shorts at 00:00, 08:00 and "
-        "16:00 UTC (negative: shorts pay)",
+        "16:00 UTC (negative: shorts pay), where the candles do not know what was paid",
     )
     pessimistic_cost_factor: float = Field(1.5, ge=1, description="worst case: every cost times this")
     draws: int = Field(1000, ge=100, description="random selections and bootstrap draws")

@@ -83,6 +83,20 @@ def _break_even(trades: pd.DataFrame) -> dict[str, float | None]:
         zip(names, (1e4 * (gross - funding) / turnover, 1e4 * (cost - funding) / turnover), strict=True)
     )
 
+# %% ../../nbs/trading/03_results.ipynb #17232283
+def _origins(trades: pd.DataFrame, costs: Costs, config: BacktestConfig) -> dict[str, Any]:
+    "The rates that were charged: assumed ones, and of how many trades spread and funding were known."
+    known = {name: float(trades[f"{name}_known"].mean()) for name in ("spread", "funding") if len(trades)}
+    return {
+        "market": costs.market,
+        "fee_rate": costs.fee_rate,
+        "slippage_rate": costs.slippage_rate,
+        "half_spread_rate": config.half_spread_rate,
+        "funding_rate": config.funding_rate,
+        "spread_known_share": known.get("spread"),
+        "funding_known_share": known.get("funding"),
+    }
+
 # %% ../../nbs/trading/03_results.ipynb #c64c345c
 def backtest_metrics(
     account: Backtest,
@@ -98,7 +112,7 @@ def backtest_metrics(
     per side.
     """
     trades, equity = account.trades, account.equity
-    change = equity[["equity", "buy_and_hold"]].iloc[-1] / equity[["equity", "buy_and_hold"]].iloc[0] - 1
+    change = equity[["equity", "buy_and_hold"]].iloc[-1] / config.initial_cash - 1
     return {
         **_per_trade(trades, config),
         **_against_chance(trades, {"random": random_means, "random_entry": random_entry_means}),
@@ -111,9 +125,8 @@ def backtest_metrics(
         "fees_paid": float(trades["fees"].sum()),
         "slippage_paid": float(trades["slippage"].sum()),
         "funding_paid": float(trades["funding"].sum()),
-        "fee_rate": costs.fee_rate,
-        "slippage_rate": costs.slippage_rate,
         **_break_even(trades),
+        **_origins(trades, costs, config),
     }
 
 # %% ../../nbs/trading/03_results.ipynb #e874ece8
@@ -137,15 +150,15 @@ def _month(times: pd.Series | pd.DatetimeIndex) -> pd.Index:
     return before.tz_localize(None).to_period("M").astype(str)
 
 
-def monthly_table(account: Backtest) -> pd.DataFrame:
+def monthly_table(account: Backtest, cash: float = BacktestConfig().initial_cash) -> pd.DataFrame:
     "One row per month: return and deepest drawdown; the trades that ended in it, their mean R and costs."
     equity, trades = account.equity, account.trades
     closes = equity["equity"].groupby(_month(equity.index)).last()
-    before = closes.shift(fill_value=equity["equity"].iloc[0])
+    before = closes.shift(fill_value=cash)
     ended, costs = trades.groupby(_month(trades["exit_at"])), ("fees", "slippage", "funding")
     table = pd.DataFrame(
         {
-            "return": closes / before - 1,
+            "return": (closes / before.where(before > 0) - 1).fillna(0.0),
             "drawdown": equity["drawdown"].groupby(_month(equity.index)).min(),
             "trades": ended.size(),
             "mean_r": ended["realised_r"].mean(),

@@ -140,7 +140,9 @@ class SourceConfig(Section):
         "without a source the first of them is it",
     )
     market: Literal["spot", "perpetual"] = Field(
-        "perpetual", description="of Binance and Bybit: the spot market, or perpetual futures settled in USDT"
+        "perpetual",
+        description="of Binance and Bybit: the spot market, or perpetual futures settled in USDT; "
+        "of files: what they are of, which decides the fee",
     )
     symbols: tuple[str, ...] = Field(
         ("SIM-A", "SIM-B"),

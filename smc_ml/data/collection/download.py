@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STILL_COMING', 'lacking', 'stretches', 'fetch_stretch', 'finish_series', 'update_series', 'funding_path',
-           'lacking_funding', 'update_funding', 'collect_exchange', 'side_by_side']
+           'lacking_funding', 'update_funding', 'with_funding', 'collect_exchange', 'side_by_side']
 
 # %% ../../../nbs/data/collection/05_download.ipynb #b4993605
 import asyncio
@@ -14,6 +14,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -166,6 +167,20 @@ def _funding_facts(
         "answered": [[str(start), str(stop)] for start, stop in join_spans(answered)],
         "content": content_hash(rates),
     }
+
+# %% ../../../nbs/data/collection/05_download.ipynb #82ff2619
+def with_funding(candles: pd.DataFrame, config: DataCollectionConfig, symbol: str) -> pd.DataFrame:
+    "The candles with the rates that are paid at their opens, 0 where none is; NaN where nobody has asked."
+    if not config.funding:
+        return candles
+    rates, answered, _ = read_series(funding_path(config, symbol))
+    paid, opens = np.zeros(len(candles)), candles.index
+    due, known = rates.index.floor("1min"), np.zeros(len(candles), bool)
+    inside = (due > opens[0] - config.step) & (due <= opens[-1])
+    np.add.at(paid, opens.searchsorted(due[inside]), rates["funding_rate"].to_numpy()[inside])
+    for start, end in answered:
+        known |= (opens >= start) & (opens < end)
+    return candles.assign(funding_rate=np.where(known, paid, np.nan))
 
 # %% ../../../nbs/data/collection/05_download.ipynb #1851586f
 def _check_clock(config: DataCollectionConfig, now: pd.Timestamp) -> None:
