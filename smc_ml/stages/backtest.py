@@ -35,13 +35,13 @@ class FollowedPredictions(NamedTuple):
 
     def interval(self) -> pd.DataFrame:
         "Counts, returns and costs, one row per scenario."
-        return interval_table(self.accounts, self.config, self.costs)
+        return interval_table(self.accounts, self.costs)
 
     def metrics(self, predictions: pd.DataFrame, market: Market) -> dict[str, Any]:
         "Counts, returns and costs of the base case, beside chance."
         drawn = random_selections(predictions, self.outcomes, self.config)
         entries = random_entries(self.expected, market, self.config)
-        return backtest_metrics(self.expected, self.costs, self.config, drawn, entries)
+        return backtest_metrics(self.expected, self.costs, drawn, entries)
 
     def record(self, metrics: dict[str, Any]) -> dict[str, Any]:
         "The metrics with the other scenarios and the sentence."
