@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hidden_state', 'oracle_predictions', 'share_of_reachable', 'planted_result', 'share_table', 'share_sentences',
-           'PowerCurve', 'power_curve', 'power_sentence']
+           'PowerCurve', 'power_curve', 'power_sentence', 'power_sentences']
 
 # %% ../../nbs/controls/03_planted.ipynb #48e34265
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from .markets import ControlError, PlantedMarket
 from ..evaluation.intervals import block_days, day_blocks, jackknife_interval
 from ..evaluation.metrics import LeftOut, auc_by_fold, score
+from ..evaluation.verdict import POWER
 from ..models.predictions import join_outcomes
 from ..stages.calls import headlines, judge_learnt
 from ..stages.config import PipelineSettings
@@ -208,7 +209,7 @@ def _edge_at(
 def power_curve(
     runs: pd.DataFrame,  # one row per run: `edge` and whether it was found
     column: str = "found",
-    power: float = 0.8,
+    power: float = POWER,
     draws: int = 200,
     seed: int = 0,
 ) -> PowerCurve:
@@ -232,11 +233,18 @@ def power_curve(
     return PowerCurve(table, power, *within)
 
 
-def power_sentence(curve: PowerCurve) -> str:
-    "The curve in words."
+def power_sentence(curve: PowerCurve, where: str = "") -> str:
+    "The curve in words; `where`: in what such an edge is seen."
     most, share = curve.table["edge"].max(), f"{curve.power:.0%} of such markets"
+    opening, of = (f"{where}, ", "no") if where else ("", "No")
     if curve.edge is None:
-        return f"No edge up to {most:g} is seen in {share}: this amount of data cannot show it."
+        return f"{opening}{of} edge up to {most:g} is seen in {share}: this amount of data cannot show it."
     low = f"below {curve.table['edge'].min():g}" if curve.low is None else f"{curve.low:.2f}"
     high = f"above {most:g}" if curve.high is None else f"{curve.high:.2f}"
-    return f"An edge of {curve.edge:.2f} is seen in {share} (95 % interval {low} to {high})."
+    article = "an" if where else "An"
+    return f"{opening}{article} edge of {curve.edge:.2f} is seen in {share} (95 % interval {low} to {high})."
+
+# %% ../../nbs/controls/03_planted.ipynb #0e3c5eb7
+def power_sentences(information: PowerCurve, profit: PowerCurve) -> list[str]:
+    "The smallest edges that would be seen: in the predictions, and as a profit after costs."
+    return [power_sentence(information, "In the predictions"), power_sentence(profit, "After costs")]

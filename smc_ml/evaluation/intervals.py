@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'FEWEST_DAYS', 'Interval', 'in_words', 'block_days', 'day_blocks', 'left_out_sums', 'jackknife_interval',
-           'mean_interval']
+           'mean_interval', 'days_sentence']
 
 # %% ../../nbs/evaluation/00_intervals.ipynb #4e431de8
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def in_words(value: float, form: str = ".3f") -> str:
     "The number with a minus sign that is not a hyphen."
     return f"{value:{form}}".replace("-", "−")
 
-# %% ../../nbs/evaluation/00_intervals.ipynb #57297e7d
+# %% ../../nbs/evaluation/00_intervals.ipynb #604c8bb9
 MOST = 0.9  # share of the trades that are over within a block
 
 
@@ -56,7 +56,7 @@ def day_blocks(
     number = (day - day.min()) // pd.Timedelta(days=days)
     return np.unique(number, return_inverse=True)[1].astype(np.int64)
 
-# %% ../../nbs/evaluation/00_intervals.ipynb #e5653779
+# %% ../../nbs/evaluation/00_intervals.ipynb #91a76ebb
 FEWEST_DAYS = 5  # fewer days, or blocks of days, do not show how much one differs from the next
 
 
@@ -68,7 +68,7 @@ def left_out_sums(
     sums = np.stack([np.bincount(block, column) for column in columns])
     return sums.sum(axis=1, keepdims=True) - sums
 
-# %% ../../nbs/evaluation/00_intervals.ipynb #ef096aad
+# %% ../../nbs/evaluation/00_intervals.ipynb #3fbf37f5
 def jackknife_interval(
     value: float,
     left_out: np.ndarray,  # (blocks,): the statistic without one block
@@ -98,3 +98,21 @@ def mean_interval(
     total, count = left_out_sums((numbers, np.ones(len(numbers))), block)
     means = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
     return jackknife_interval(numbers.mean(), means, block)
+
+# %% ../../nbs/evaluation/00_intervals.ipynb #85d2c65b
+def days_sentence(times: pd.Series, exits: pd.Series) -> str:
+    "How much wider the intervals of these events are than those of endless days, and the power that costs."
+    from scipy.stats import nct
+
+    sizes = np.bincount(day_blocks(times, days := block_days(exits - times))).astype(float)
+    effective = sizes.sum() ** 2 / np.square(sizes).sum()
+    if len(sizes) < FEWEST_DAYS:
+        return f"{len(sizes)} blocks of days are too few for an interval."
+    quantile, usual = stdtrit(max(1.0, effective - 1), 0.975), stdtrit(np.inf, 0.975)
+    power = nct.sf(quantile, max(1.0, effective - 1), usual + stdtrit(np.inf, 0.8))
+    unit = "days" if days == 1 else f"blocks of {days} days"
+    return (
+        f"{len(sizes)} {unit}, {effective:.0f} effective ones: the intervals are {quantile / usual - 1:.1%} "
+        "wider than those of endless days, and what these would show with 80 % power is shown "
+        f"with {power:.0%}."
+    )

@@ -25,7 +25,7 @@ from smc_ml.evaluation.intervals import (
 )
 from ..models.predictions import join_outcomes
 
-# %% ../../nbs/evaluation/01_metrics.ipynb #dff73438
+# %% ../../nbs/evaluation/01_metrics.ipynb #bfaacbc9
 class LeftOut(NamedTuple):
     "A statistic of all events, and what it would be without each block of days."
 
@@ -59,7 +59,7 @@ def _across_folds(whole: np.ndarray, cut: np.ndarray, cells: _Cells) -> LeftOut:
     means = np.divide(total, weights, out=np.full(len(weights), np.nan), where=weights > 0)
     return LeftOut(float(means[-1]), means[:-1])
 
-# %% ../../nbs/evaluation/01_metrics.ipynb #2a44d3b5
+# %% ../../nbs/evaluation/01_metrics.ipynb #7cd3136f
 def _below(probability: np.ndarray, won: np.ndarray, group: np.ndarray) -> np.ndarray:
     "Losers of its group below each winner, and winners of its group below each loser; ties by half."
     values = pd.Series(probability)
@@ -111,7 +111,7 @@ def weighted_spearman(
     scale = np.sqrt((weights * one**2).sum(axis=1) * (weights * two**2).sum(axis=1))
     return np.divide(common, scale, out=np.full(len(scale), np.nan), where=scale > 0)
 
-# %% ../../nbs/evaluation/01_metrics.ipynb #9af5713f
+# %% ../../nbs/evaluation/01_metrics.ipynb #089957be
 def ic_by_fold(
     expected: np.ndarray,  # (events,), R
     gross: np.ndarray,  # (events,), R before costs
@@ -221,7 +221,7 @@ def _mean_of(values: np.ndarray, block: np.ndarray, members: np.ndarray | None =
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #a9df846c
 def _class_intervals(events: _Judged) -> dict[str, Interval]:
-    "Accuracy, its advantage over the larger class (whole counts, so that 0 is exact), balanced accuracy, MCC."
+    "Accuracy, advantage over the larger class (of whole counts: 0 is exact), balanced accuracy, MCC."
     won, block = events.won, events.block
     guess = events.probability > 0.5
     parts = _confusion(guess, won)

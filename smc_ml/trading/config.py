@@ -131,5 +131,5 @@ class JudgementConfig(Section):
         lt=0.5,
         description="family-wise error rate: chance of naming even one strategy that earns nothing",
     )
-    draws: int = Field(1000, ge=100, description="draws of Hansen's test and of the Sharpe ratio's interval")
+    draws: int = Field(1000, ge=100, description="bootstrap draws, of daily returns")
     seed: int = Field(7, ge=0, description="seed of those draws")
