@@ -35,16 +35,17 @@ def in_words(value: float, form: str = ".3f") -> str:
     "The number with a minus sign that is not a hyphen."
     return f"{value:{form}}".replace("-", "−")
 
-# %% ../../nbs/evaluation/00_intervals.ipynb #604c8bb9
-MOST = 0.9  # share of the trades that are over within a block
+# %% ../../nbs/evaluation/00_intervals.ipynb #1a3bdc31
+MOST = 0.9  # share of the trades that are over in half a block
 
 
 def block_days(held: pd.Series | pd.TimedeltaIndex) -> int:
-    "Days in a block, so that most trades are held no longer than a block; 1 where there are none."
+    "Days in a block, at least twice as many as most trades are held; 1 where there are none."
     spans = pd.TimedeltaIndex(held)
     if not len(spans):
         return 1
-    return max(1, int(np.ceil(np.quantile(spans.total_seconds(), MOST, method="inverted_cdf") / 86_400)))
+    most = np.quantile(spans.total_seconds(), MOST, method="inverted_cdf")
+    return max(1, int(np.ceil(2 * most / 86_400)))
 
 
 def day_blocks(
@@ -56,7 +57,7 @@ def day_blocks(
     number = (day - day.min()) // pd.Timedelta(days=days)
     return np.unique(number, return_inverse=True)[1].astype(np.int64)
 
-# %% ../../nbs/evaluation/00_intervals.ipynb #91a76ebb
+# %% ../../nbs/evaluation/00_intervals.ipynb #c46a7af6
 FEWEST_DAYS = 5  # fewer days, or blocks of days, do not show how much one differs from the next
 
 
@@ -68,7 +69,7 @@ def left_out_sums(
     sums = np.stack([np.bincount(block, column) for column in columns])
     return sums.sum(axis=1, keepdims=True) - sums
 
-# %% ../../nbs/evaluation/00_intervals.ipynb #3fbf37f5
+# %% ../../nbs/evaluation/00_intervals.ipynb #3fb2a18f
 def jackknife_interval(
     value: float,
     left_out: np.ndarray,  # (blocks,): the statistic without one block
@@ -99,7 +100,7 @@ def mean_interval(
     means = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
     return jackknife_interval(numbers.mean(), means, block)
 
-# %% ../../nbs/evaluation/00_intervals.ipynb #85d2c65b
+# %% ../../nbs/evaluation/00_intervals.ipynb #9f75b53d
 def days_sentence(times: pd.Series, exits: pd.Series) -> str:
     "How much wider the intervals of these events are than those of endless days, and the power that costs."
     from scipy.stats import nct
