@@ -113,8 +113,8 @@ def _share(
     }
     if not best["auc_low"] > 0.5:
         return record | dict.fromkeys(("share", "share_low", "share_high"))
-    shares = [(area.value - 0.5) / (reached.value - 0.5), (area.without - 0.5) / (reached.without - 0.5)]
-    value, low, high = jackknife_interval(*shares, block)
+    whole = (area.value - 0.5) / (reached.value - 0.5)
+    value, low, high = jackknife_interval(whole, (area.without - 0.5) / (reached.without - 0.5), block)
     return record | {"share": value, "share_low": low, "share_high": high}
 
 # %% ../../nbs/controls/03_planted.ipynb #9631fbe2
@@ -244,7 +244,7 @@ def power_sentence(curve: PowerCurve, where: str = "") -> str:
     article = "an" if where else "An"
     return f"{opening}{article} edge of {curve.edge:.2f} is seen in {share} (95 % interval {low} to {high})."
 
-# %% ../../nbs/controls/03_planted.ipynb #0e3c5eb7
+# %% ../../nbs/controls/03_planted.ipynb #0d678caa
 def power_sentences(information: PowerCurve, profit: PowerCurve) -> list[str]:
     "The smallest edges that would be seen: in the predictions, and as a profit after costs."
     return [power_sentence(information, "In the predictions"), power_sentence(profit, "After costs")]

@@ -128,8 +128,8 @@ def verdict_of(
 ) -> Verdict:
     "The verdict on a run, from the metrics of its stages."
     account = {name: backtest[name] for name in ("mean_r", "mean_r_low", "mean_r_high", "trades")}
-    edges = (controls[name]["edge"] for name in ("power", "power_after_costs"))
-    detectable = Detectable(*edges, controls["largest_edge"])
+    information, profit = (controls[name]["edge"] for name in ("power", "power_after_costs"))
+    detectable = Detectable(information, profit, controls["largest_edge"])
     return verdict(evidence_of({**ensemble, **account}), detectable, judgement["credible"])
 
 
