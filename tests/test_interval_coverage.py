@@ -158,7 +158,7 @@ def misses(table: pd.DataFrame, name: str, truth: float | str | None) -> pd.Seri
     if truth is not None:
         return ((low > truth) | (high < truth))[low.notna()]
     known = table[low.notna()].assign(value=value)
-    cells = known.groupby(["kind", "days"])["value"]
+    cells = known.groupby(["kind", "span"])["value"]
     number, total = cells.transform("size"), cells.transform("sum")
     others = (total - known["value"]) / (number - 1)
     half = ((high - low) / 2)[low.notna()] * np.sqrt(1 + 1 / (number - 1))
@@ -173,10 +173,10 @@ def test_the_intervals_of_whole_pipelines_cover_what_they_claim(pytestconfig):
     folder = Path(pytestconfig.cache.mkdir(f"coverage_{code[:12]}"))
     places = list(product(KINDS, DAYS, SEEDS))
     table = pd.DataFrame(
-        {"kind": kind, "days": days, **judged(folder, kind, days, seed)} for kind, days, seed in places
+        {**judged(folder, kind, days, seed), "kind": kind, "span": days} for kind, days, seed in places
     )
     missed = {name: misses(table, name, truth) for name, truth in TRUTHS.items()}
-    covered = pd.DataFrame({name: 1 - found.groupby(table["days"]).mean() for name, found in missed.items()})
+    covered = pd.DataFrame({name: 1 - found.groupby(table["span"]).mean() for name, found in missed.items()})
     evidence = [evidence_of(row) for row in table.to_dict("records")]
     informed, shown = ([test(one) for one in evidence] for test in (carries_information, edge_shown))
     print(
