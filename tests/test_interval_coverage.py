@@ -110,7 +110,6 @@ SEEDS = range(20)
 TRUTHS = {"log_loss_gain": None, "auc": 0.5, "ic": 0.0, "accuracy": "guessed", "advantage": "guessed"}
 TRUTHS |= {
     "balanced_accuracy": 0.5,
-    "mcc": 0.0,
     "gross_r": None,
     "mean_r": None,
 }  # None: that of other markets
