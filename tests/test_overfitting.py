@@ -412,7 +412,7 @@ def test_nothing_that_cannot_be_computed_is_shown_as_a_number():
 
 def test_scores_of_one_class_and_few_days_have_no_numbers():
     predictions, labels = predicted(0)
-    row = score(predictions, labels.assign(won=False, realised_r=-1.0)).iloc[0]
+    row = score(predictions, labels.assign(won=False, gross_r=-1.0, realised_r=-1.0)).iloc[0]
     assert (
         row[["auc", "balanced_accuracy", "mcc", "ic"]].isna().all()
         and row["accuracy"] > 0
