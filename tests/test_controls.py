@@ -20,7 +20,7 @@ from smc_ml.controls.markets import NULL_MARKETS, mirrored_market, shuffled_mark
 from smc_ml.controls.nulls import NullEdgeError, assert_no_edge, null_results, planted_results, run_markets
 from smc_ml.controls.placebo import placebo_test
 from smc_ml.controls.planted import share_of_reachable, share_table
-from smc_ml.evaluation.verdict import verdict
+from smc_ml.evaluation.verdict import Detectable, decide, edge_shown, evidence_of, verdict
 from smc_ml.patterns.detection import detect_timeframes
 from smc_ml.simulation.config import SimulationConfig
 from smc_ml.simulation.market import simulate_market
@@ -63,28 +63,9 @@ def with_later_features(
     return events._replace(features=later)
 
 
-def bound(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def sentence(run: PipelineRun) -> str:
-    scores, metrics = run.scores.set_index("model").loc["ensemble"], run.metrics
-    return verdict(
-        scores["auc"],
-        scores["auc_low"],
-        scores["auc_high"],
-        metrics["mean_r"] or 0.0,
-        bound(metrics["mean_r_low"]),
-        bound(metrics["mean_r_high"]),
-        metrics["trades"],
-    )
-
-
 def found(run: PipelineRun) -> bool:
-    "What the report would call an edge: the ranking beats chance and the trades earn more than their costs."
-    return bool(
-        run.scores.set_index("model").at["ensemble", "auc_low"] > 0.5 and bound(run.metrics["mean_r_low"]) > 0
-    )
+    "What the report would call an edge."
+    return edge_shown(evidence_of(headlines(run)))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +90,8 @@ def test_markets_without_an_edge_show_none(edgeless, nulls):
     assert (nulls[0]["advantage_low"] <= 0).all()
     for seed in SEEDS:
         run = judge_events(edgeless[seed])
-        assert not found(run) and "An edge after costs" not in sentence(run)
+        assert not found(run) and decide(evidence_of(headlines(run))) == "unknown"
+        assert "is shown" not in verdict(evidence_of(headlines(run)), Detectable(0.3, 0.4)).sentence
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -118,7 +100,7 @@ def test_a_planted_edge_is_found(seed):
     events = market_events(simulated(0.45, seed, end="2025-12-31"))
     run = judge_events(events)
     assert found(run), headlines(run)
-    assert sentence(run).startswith("An edge after costs")
+    assert verdict(evidence_of(headlines(run))).answer == "An edge is shown."
     mixed = run.predictions[run.predictions["model"] == "ensemble"]
     assert (random_selections(mixed, events.labels, FAST.backtest) >= run.metrics["mean_r"]).mean() < 0.01
 
@@ -126,7 +108,7 @@ def test_a_planted_edge_is_found(seed):
 def test_features_of_the_next_candle_fail_the_control_loudly(nulls):
     with pytest.raises(
         NullEdgeError,
-        match=r"auc averages 0\.5\d+ over 3 markets without an edge.*something knows the future",
+        match=r"(auc|ic) averages 0\.\d+ over 3 markets without an edge.*something knows the future",
     ):
         assert_no_edge(nulls[1], "simulated")
 

@@ -258,6 +258,7 @@ def predicted(seed: int, events: int = 400) -> tuple[pd.DataFrame, pd.DataFrame]
             "won": random.random(events) < chance,
         }
     )
+    labels["gross_r"] = np.where(labels["won"], 1.5, -1.0)
     labels["realised_r"] = np.where(labels["won"], 1.4, -1.05)
     return labels[["symbol", "time", "event_id"]].assign(
         model="rule", fold=np.arange(events) * 3 // events, probability=chance, expected_r=chance - 0.5
@@ -269,10 +270,10 @@ def predicted(seed: int, events: int = 400) -> tuple[pd.DataFrame, pd.DataFrame]
 def test_the_order_of_events_does_not_matter_for_the_scores(seed):
     predictions, labels = predicted(seed)
     shuffled = predictions.sample(frac=1, random_state=seed)
-    pd.testing.assert_frame_equal(score(predictions, labels, 50), score(shuffled, labels, 50), rtol=1e-9)
+    pd.testing.assert_frame_equal(score(predictions, labels), score(shuffled, labels), rtol=1e-9)
     pd.testing.assert_frame_equal(
-        coverage_accuracy(predictions, labels, draws=50),
-        coverage_accuracy(shuffled, labels, draws=50),
+        coverage_accuracy(predictions, labels),
+        coverage_accuracy(shuffled, labels),
         rtol=1e-9,
     )
 
@@ -411,7 +412,7 @@ def test_nothing_that_cannot_be_computed_is_shown_as_a_number():
 
 def test_scores_of_one_class_and_few_days_have_no_numbers():
     predictions, labels = predicted(0)
-    row = score(predictions, labels.assign(won=False, realised_r=-1.0)).iloc[0]
+    row = score(predictions, labels.assign(won=False, gross_r=-1.0, realised_r=-1.0)).iloc[0]
     assert (
         row[["auc", "balanced_accuracy", "mcc", "ic"]].isna().all()
         and row["accuracy"] > 0

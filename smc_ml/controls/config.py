@@ -31,8 +31,7 @@ class PlaceboConfig(Section):
     )
     placebos: int = Field(10, ge=1, description="random zones per real one")
     volatility_groups: int = Field(10, ge=1, description="groups of equal size by ATR over price")
-    draws: int = Field(500, ge=100, description="draws of the block bootstrap, by day")
-    seed: int = Field(0, ge=0, description="of placebos and draws")
+    seed: int = Field(0, ge=0, description="of the placebos")
 
 # %% ../../nbs/controls/00_config.ipynb #d17d6a64
 class ControlsConfig(Section):

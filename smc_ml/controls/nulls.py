@@ -22,6 +22,8 @@ from ..candles import Market
 from ..config import UserError
 from .markets import NULL_MARKETS, PLANTED, ControlError, PlantedMarket, planted_market
 from .planted import planted_result
+from ..evaluation.intervals import in_words
+from ..evaluation.verdict import carries_information, edge_shown, evidence_of
 from ..simulation.config import SimulationConfig
 from ..stages.calls import CHANCE, HEADLINES, pipeline_result
 from ..tables import plain
@@ -88,8 +90,8 @@ def judge_market(
 class PlantedResults(NamedTuple):
     "Markets with a known edge."
 
-    # one row per market: edge seed, the headlines; `found`: the ranking beats chance; `profitable`: the
-    # trades earn more than their costs
+    # one row per market: edge seed, the headlines; `found`: the predictions carry information; `profitable`:
+    # an edge after costs is shown
     runs: pd.DataFrame
     shares: pd.DataFrame  # one row per market and model: edge seed, and those of `share_of_reachable`
 
@@ -117,8 +119,9 @@ def planted_results(
         [{"edge": row["edge"], "seed": row["seed"], **share} for row in rows for share in row.pop("shares")]
     )
     runs = pd.DataFrame(without.assign(edge=0.0).to_dict("records") + rows)
-    found, profitable = (runs[name].astype(float) for name in ("auc_low", "mean_r_low"))
-    return PlantedResults(runs.assign(found=found > 0.5, profitable=profitable > 0), shares)
+    evidence = [evidence_of(row) for row in runs.to_dict("records")]
+    found, profitable = ([test(one) for one in evidence] for test in (carries_information, edge_shown))
+    return PlantedResults(runs.assign(found=found, profitable=profitable), shares)
 
 
 def _with_edge(market: Market, edge: float, seed: int, config: SimulationConfig) -> PlantedMarket:
@@ -167,25 +170,29 @@ def _standing(value: float | None, nulls: np.ndarray) -> dict[str, float | bool 
 
 # %% ../../nbs/controls/04_nulls.ipynb #a45b82bd
 def null_sentences(
-    real: Mapping[str, float | None], nulls: pd.DataFrame, names: Iterable[str] = tuple(HEADLINES)
+    real: Mapping[str, float | None],
+    nulls: pd.DataFrame,
+    names: Iterable[str] = tuple(HEADLINES),
+    whose: str = "",  # models of these markets, where they are not those of the run
 ) -> list[str]:
     "One sentence per headline: where the real value stands among all null markets."
-    return [_null_sentence(HEADLINES[name], real[name], _known(nulls[name])) for name in names]
+    of = f" of {whose}" if whose else ""
+    return [_null_sentence(name, HEADLINES[name] + of, real[name], _known(nulls[name])) for name in names]
 
 
-def _null_sentence(words: str, value: float | None, nulls: np.ndarray) -> str:
+def _null_sentence(name: str, words: str, value: float | None, nulls: np.ndarray) -> str:
     "Where a headline stands among null markets."
     if value is None or not len(nulls):
-        whose = "of this run" if value is None else "of any null market"
-        return f"The {words} is not known {whose}: not enough data."
+        where = "of this run" if value is None else "of any null market"
+        return f"The {words} is not known {where}: not enough data."
     below = int((nulls < value).sum())
     place = f"above {below} of {len(nulls)}"
     if below == len(nulls):
         place = f"above all {len(nulls)}"
     elif (nulls > value).all():
         place = f"below all {len(nulls)}"
-    percentile = percentile_of(value, nulls)
-    return f"The {words}, {value:.3f}, lies {place} null markets (percentile {percentile:.1f})."
+    said = in_words(value, ".5f" if name == "log_loss_gain" else ".3f")
+    return f"The {words}, {said}, lies {place} null markets (percentile {percentile_of(value, nulls):.1f})."
 
 # %% ../../nbs/controls/04_nulls.ipynb #b04206f7
 class NullEdgeError(UserError):

@@ -228,9 +228,9 @@ def _effect(zones: pd.DataFrame, kind: str, config: PlaceboConfig) -> dict[str, 
     }
     for name in ("move", "hit"):
         effect = (paired[name] - paired[f"placebo_{name}"]).to_numpy()
-        drawn = mean_interval(effect, paired["touched_at"], config.draws, config.seed)
+        interval = mean_interval(effect, paired["touched_at"])
         row |= {name: paired[name].mean(), f"placebo_{name}": paired[f"placebo_{name}"].mean()}
-        row |= dict(zip((f"{name}_effect", f"{name}_low", f"{name}_high"), drawn, strict=True))
+        row |= dict(zip((f"{name}_effect", f"{name}_low", f"{name}_high"), interval, strict=True))
     return row
 
 

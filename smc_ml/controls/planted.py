@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hidden_state', 'oracle_predictions', 'share_of_reachable', 'planted_result', 'share_table', 'share_sentences',
-           'PowerCurve', 'power_curve', 'power_sentence']
+           'PowerCurve', 'power_curve', 'power_sentence', 'power_sentences']
 
 # %% ../../nbs/controls/03_planted.ipynb #48e34265
 from collections.abc import Mapping
@@ -17,8 +17,9 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from .markets import ControlError, PlantedMarket
-from ..evaluation.intervals import day_weights
-from ..evaluation.metrics import score, weighted_auc
+from ..evaluation.intervals import block_days, day_blocks, jackknife_interval
+from ..evaluation.metrics import LeftOut, auc_by_fold, score
+from ..evaluation.verdict import POWER
 from ..models.predictions import join_outcomes
 from ..stages.calls import headlines, judge_learnt
 from ..stages.config import PipelineSettings
@@ -68,17 +69,21 @@ def oracle_predictions(
     return pd.concat(tables).sort_index()[list(predictions.columns)]
 
 # %% ../../nbs/controls/03_planted.ipynb #aff69ac9
-def _drawn(table: pd.DataFrame, day: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    "AUC less one half, of each draw of days."
-    return weighted_auc(table["probability"].to_numpy(), table["won"].to_numpy(), weights[:, day]) - 0.5
+def _blocks(joined: pd.DataFrame) -> np.ndarray:
+    "Block of days of each event."
+    return day_blocks(joined["time"], block_days(joined["exit_at"] - joined["time"]))
+
+
+def _area(joined: pd.DataFrame) -> LeftOut:
+    "AUC within folds, and without each block of days."
+    probability, won, fold = (joined[name].to_numpy() for name in ("probability", "won", "fold"))
+    return auc_by_fold(probability, won, fold, _blocks(joined))
 
 
 def share_of_reachable(
     predictions: pd.DataFrame,  # of one or more models, same events
     labels: pd.DataFrame,
     truths: Mapping[str, pd.DataFrame],
-    draws: int = 300,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """One row per model: its accuracy and AUC, the oracle's, and its share of the oracle's AUC above chance.
 
@@ -86,30 +91,31 @@ def share_of_reachable(
     """
     models = {name: table.sort_values("event_id") for name, table in predictions.groupby("model", sort=False)}
     oracle = oracle_predictions(next(iter(models.values())), labels, truths)
-    scores = score(pd.concat([*models.values(), oracle]), labels, draws, seed).set_index("model")
-    best, top = scores.loc["oracle"], join_outcomes(oracle, labels)
-    day, weights = day_weights(top["time"], draws, seed)
-    reached, rows = _drawn(top, day, weights), []
+    scores = score(pd.concat([*models.values(), oracle]), labels).set_index("model")
+    top = join_outcomes(oracle, labels)
+    best, reached, rows = scores.loc["oracle"], _area(top), []
     for name, table in models.items():
-        part = _drawn(join_outcomes(table, labels), day, weights) / np.where(reached > 0, reached, np.nan)
-        rows.append({"model": name} | _share(scores.loc[name], best, part))
+        own = _area(join_outcomes(table, labels))
+        rows.append({"model": name} | _share(scores.loc[name], best, own, reached, _blocks(top)))
     return pd.DataFrame(rows)
 
 
-def _share(own: pd.Series, best: pd.Series, drawn: np.ndarray) -> dict[str, float | None]:
+def _share(
+    own: pd.Series, best: pd.Series, area: LeftOut, reached: LeftOut, block: np.ndarray
+) -> dict[str, float | None]:
     "A model's scores beside the oracle's, and its share; None where there is nothing to reach."
-    there = best["auc_low"] > 0.5
-    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if there else (None, None)
-    return {
+    record = {
         "accuracy": own["accuracy"],
         "reachable_accuracy": best["accuracy"],
         "majority_rate": best["majority_rate"],
         "auc": own["auc"],
         "reachable_auc": best["auc"],
-        "share": (own["auc"] - 0.5) / (best["auc"] - 0.5) if there else None,
-        "share_low": low,
-        "share_high": high,
     }
+    if not best["auc_low"] > 0.5:
+        return record | dict.fromkeys(("share", "share_low", "share_high"))
+    whole = (area.value - 0.5) / (reached.value - 0.5)
+    value, low, high = jackknife_interval(whole, (area.without - 0.5) / (reached.without - 0.5), block)
+    return record | {"share": value, "share_low": low, "share_high": high}
 
 # %% ../../nbs/controls/03_planted.ipynb #9631fbe2
 def planted_result(
@@ -124,7 +130,7 @@ def planted_result(
     learnt = learn(planted.market, settings, folder)
     run = judge_learnt(learnt, settings)
     shares = share_of_reachable(run.predictions, learnt.labels, planted.truths)
-    return headlines(run, settings) | {"shares": shares}
+    return headlines(run) | {"shares": shares}
 
 # %% ../../nbs/controls/03_planted.ipynb #89c2d627
 def share_table(shares: pd.DataFrame) -> pd.DataFrame:
@@ -203,7 +209,7 @@ def _edge_at(
 def power_curve(
     runs: pd.DataFrame,  # one row per run: `edge` and whether it was found
     column: str = "found",
-    power: float = 0.8,
+    power: float = POWER,
     draws: int = 200,
     seed: int = 0,
 ) -> PowerCurve:
@@ -227,11 +233,18 @@ def power_curve(
     return PowerCurve(table, power, *within)
 
 
-def power_sentence(curve: PowerCurve) -> str:
-    "The curve in words."
+def power_sentence(curve: PowerCurve, where: str = "") -> str:
+    "The curve in words; `where`: in what such an edge is seen."
     most, share = curve.table["edge"].max(), f"{curve.power:.0%} of such markets"
+    opening, of = (f"{where}, ", "no") if where else ("", "No")
     if curve.edge is None:
-        return f"No edge up to {most:g} is seen in {share}: this amount of data cannot show it."
+        return f"{opening}{of} edge up to {most:g} is seen in {share}: this amount of data cannot show it."
     low = f"below {curve.table['edge'].min():g}" if curve.low is None else f"{curve.low:.2f}"
     high = f"above {most:g}" if curve.high is None else f"{curve.high:.2f}"
-    return f"An edge of {curve.edge:.2f} is seen in {share} (95 % interval {low} to {high})."
+    article = "an" if where else "An"
+    return f"{opening}{article} edge of {curve.edge:.2f} is seen in {share} (95 % interval {low} to {high})."
+
+# %% ../../nbs/controls/03_planted.ipynb #0d678caa
+def power_sentences(information: PowerCurve, profit: PowerCurve) -> list[str]:
+    "The smallest edges that would be seen: in the predictions, and as a profit after costs."
+    return [power_sentence(information, "In the predictions"), power_sentence(profit, "After costs")]

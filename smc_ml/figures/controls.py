@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..controls.nulls import percentile_of
+from ..evaluation.intervals import in_words
 from smc_ml.figures.canvas import (
     DOWN,
     INK,
@@ -64,7 +65,8 @@ def _null_histogram(axes: Axes, name: str, nulls: dict[str, pd.DataFrame], real:
     if real is not None:
         axes.axvline(real, color=DOWN, linewidth=2.5, label="this run")
         if len(together):
-            place = f"{real:.3f}, percentile {percentile_of(real, together):.1f}"
+            said = in_words(real, ".5f" if name == "log_loss_gain" else ".3f")
+            place = f"{said}, percentile {percentile_of(real, together):.1f}"
     axes.set_title(f"{HEADLINES[name]}: {place}", fontsize=10)
     axes.set(ylabel="null markets")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -75,6 +77,7 @@ def _null_histogram(axes: Axes, name: str, nulls: dict[str, pd.DataFrame], real:
 def null_plot(
     nulls: dict[str, pd.DataFrame],  # headlines of null markets by kind
     real: dict[str, float | None],  # headlines of the run that is judged
+    whose: str = "",  # its models, where they are not those of the run: `models_of`
 ) -> Figure:
     "Headlines of the null markets as histograms, with those of the real run as lines."
     rows = (len(HEADLINES) + 1) // 2
@@ -83,7 +86,8 @@ def null_plot(
     for part, name in zip(axes, HEADLINES, strict=False):  # the last place may stay empty
         above += _null_histogram(part, name, nulls, real[name])
     share = f"{above or 'none'} of {len(HEADLINES)} headlines"
-    titled(figure, f"This run lies above every market without an edge in {share}")
+    run = f"This run ({whose})" if whose else "This run"
+    titled(figure, f"{run} lies above every market without an edge in {share}")
     keys = [part.get_legend_handles_labels() for part in axes]
     handles, labels = max(keys, key=lambda key: len(key[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

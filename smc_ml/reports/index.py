@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ..evaluation.verdict import Verdict, carries_information, evidence_of
 from ..figures.canvas import plotly_html, png
 from .executed import ReportError, Stage, stage_of
 from .numbers import shown
@@ -75,6 +76,15 @@ def _break_even_tile(backtest: dict[str, Any]) -> Tile:
     if bearable is not None and bearable <= 0:
         return "break-even cost", "none", f"the trades lose before costs ({charged} charged)"
     return "break-even cost", shown(bearable, "points"), f"per side ({charged} charged)"
+
+
+def _verdict_tile(verdict: Verdict) -> Tile:
+    "The answer in a few words."
+    return (
+        "verdict",
+        verdict.short,
+        "an edge is shown, none of at least so much is there, or it cannot be told",
+    )
 
 
 def tiles_of(backtest: dict[str, Any]) -> list[Tile]:
@@ -150,14 +160,17 @@ def index_html(summary: RunSummary, stages: Sequence[Stage]) -> str:
         script="pages/plotly.min.js" if plotly else None,
         banner=banner_of(summary),
         verdict=summary.verdict,
-        tiles=tiles_of(summary.backtest),
+        tiles=[_verdict_tile(summary.verdict), *tiles_of(summary.backtest)],
         costs=costs_of(summary.backtest),
         cost_sentence=summary.backtest.get("cost_sentence", ""),
         figures={name: figure_html(figure, f"index-{name}") for name, figure in figures.items()},
         findings=summary.findings,
         artifacts=summary.artifacts,
         stages=stages,
-        scores=summary.scores.to_dict("records"),
+        scores=[
+            row | {"information": carries_information(evidence_of(row))}
+            for row in summary.scores.to_dict("records")
+        ],
         spans=summary.spans.to_dict("records"),
         commit=summary.commit,
         lock_hash=summary.lock_hash,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..evaluation.verdict import Verdict
 from .executed import ReportError
 from .numbers import shown
 
@@ -23,9 +24,9 @@ from .numbers import shown
 class RunSummary:
     "What `reports/index.html` shows."
 
-    verdict: str  # the one plain sentence
+    verdict: Verdict
     simulated: bool  # candles come from the simulator
-    scores: pd.DataFrame  # model events accuracy [_low _high] majority_rate auc [_low _high] [base_]log_loss
+    scores: pd.DataFrame  # model events log_loss_gain auc accuracy, each with _low _high, and more of `score`
     backtest: dict[str, Any]  # of `backtest_metrics`; also mean_r_low, mean_r_high
     spans: pd.DataFrame  # symbol source timeframe first last rows content
     parameters: dict[str, Any]  # params.yaml: section -> settings

@@ -35,7 +35,7 @@ class FollowedPredictions(NamedTuple):
 
     def interval(self) -> pd.DataFrame:
         "Counts, returns and costs, one row per scenario."
-        return interval_table(self.accounts, self.config, self.costs)
+        return interval_table(self.accounts, self.costs, self.config)
 
     def metrics(self, predictions: pd.DataFrame, market: Market) -> dict[str, Any]:
         "Counts, returns and costs of the base case, beside chance."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADLINES', 'CHANCE', 'FEWEST_TRADES', 'PipelineRun', 'judge_learnt', 'market_events', 'judge_events',
-           'daily_t_value', 'headlines', 'pipeline_result']
+           'daily_t_interval', 'headlines', 'pipeline_result']
 
 # %% ../../nbs/stages/14_calls.ipynb #2890ed15
 from pathlib import Path
@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from ..candles import Market
-from ..evaluation.intervals import mean_interval
+from ..evaluation.intervals import Interval, block_days, mean_interval
 from ..evaluation.metrics import score
 from .backtest import follow_predictions
 from .config import PipelineSettings
 from .ensemble import combine_models
 from .kept import LearntMarket, learn
 from .learning import MarketEvents, events_of, predictions_of
-from ..trading.config import BacktestConfig
 from ..trading.results import backtest_metrics
 
 # %% ../../nbs/stages/14_calls.ipynb #deeeb98c
@@ -64,7 +63,9 @@ def judge_events(events: MarketEvents, settings: PipelineSettings = PipelineSett
 
 # %% ../../nbs/stages/14_calls.ipynb #4eb96d6b
 HEADLINES = {
+    "log_loss_gain": "gain in log-loss over the base rate",
     "auc": "AUC of the ranking",
+    "ic": "information coefficient before costs",
     "advantage": "accuracy less the majority's",
     "gross_r": "mean R before costs",
     "mean_r": "mean R after costs",
@@ -82,50 +83,55 @@ def _with_bounds(name: str, *values: float) -> dict[str, float | None]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), known, strict=True))
 
 
-def daily_t_value(
+def daily_t_interval(
     results: np.ndarray,  # R of each trade
     times: pd.Series,
+    exits: pd.Series,
     first: pd.Timestamp,
     last: pd.Timestamp,
-) -> float:
-    """Mean over its standard error of the summed results of each day, days without a trade included.
+) -> Interval:
+    """t-value, with its 95 % interval, of the summed results of each day, days without a trade included.
 
-    From `first` to `last`; NaN where the sums are all the same.
+    From `first` to `last`; days are blocks of days where trades last longer; NaN where sums are all the same.
     """
-    days = pd.date_range(first.floor("D"), last.floor("D"), freq="D")
-    each = pd.Series(np.asarray(results, float)).groupby(pd.DatetimeIndex(times).floor("D"))
-    sums = each.sum().reindex(days, fill_value=0.0)
-    error = sums.std() / np.sqrt(len(days))
-    return float(sums.mean() / error) if error > 0 else np.nan
+    length, start = pd.Timedelta(days=block_days(exits - times)), first.floor("D")
+    blocks = int((last.floor("D") - start) // length) + 1
+    block = ((pd.DatetimeIndex(times).floor("D") - start) // length).to_numpy(np.int64)
+    sums, counts = np.bincount(block, results, blocks), np.bincount(block, minlength=blocks)
+    error = sums.std(ddof=1) / np.sqrt(blocks) if blocks > 1 else 0.0
+    if not error > 0:
+        return Interval(np.nan, np.nan, np.nan)
+    half = stdtrit(max(1.0, counts.sum() ** 2 / np.square(counts).sum() - 1), 0.975)
+    return Interval(sums.mean() / error, sums.mean() / error - half, sums.mean() / error + half)
 
 # %% ../../nbs/stages/14_calls.ipynb #f7b45725
 def _of_ranking(run: PipelineRun) -> dict[str, float | None]:
     "The headlines of the ensemble's ranking."
     ensemble = run.scores.set_index("model").loc["ensemble"]
     bounds = ("", "_low", "_high")
-    rows = (_with_bounds(name, *(ensemble[name + end] for end in bounds)) for name in ("auc", "advantage"))
+    names = ("log_loss_gain", "auc", "ic", "advantage")
+    rows = (_with_bounds(name, *(ensemble[name + end] for end in bounds)) for name in names)
     return {name: value for row in rows for name, value in row.items()}
 
 
-def _of_trades(run: PipelineRun, config: BacktestConfig) -> dict[str, float | None]:
+def _of_trades(run: PipelineRun) -> dict[str, float | None]:
     "The headlines of the account's trades, before and after costs; None where there are too few."
-    span, times = (run.predictions["time"].min(), run.predictions["time"].max()), run.trades["time"]
-    enough, half = len(run.trades) >= FEWEST_TRADES, stats.norm.ppf(0.975)
+    times, exits = run.trades["time"], run.trades["exit_at"]
+    span, unknown = (run.predictions["time"].min(), run.predictions["time"].max()), Interval(*[np.nan] * 3)
     record: dict[str, float | None] = {}
     for mean, t_value, column in (("gross_r", "gross_t", "gross_r"), ("mean_r", "net_t", "realised_r")):
-        results = run.trades[column].to_numpy()
-        drawn = mean_interval(results, times, config.draws, config.seed) if enough else (np.nan,) * 3
-        t = daily_t_value(results, times, *span) if enough else np.nan
-        record |= _with_bounds(mean, *drawn) | _with_bounds(t_value, t, t - half, t + half)
+        found = unknown, unknown
+        if len(run.trades) >= FEWEST_TRADES:
+            results = run.trades[column].to_numpy()
+            found = mean_interval(results, times, exits), daily_t_interval(results, times, exits, *span)
+        record |= _with_bounds(mean, *found[0]) | _with_bounds(t_value, *found[1])
     return record
 
 
-def headlines(
-    run: PipelineRun, settings: PipelineSettings = PipelineSettings()
-) -> dict[str, float | int | None]:
+def headlines(run: PipelineRun) -> dict[str, float | int | None]:
     "One flat record: the headlines, each with its 95 % interval, and counts; None for what is not known."
     counts = {"events": int(run.scores["events"].iloc[-1]), "trades": len(run.trades)}
-    return counts | _of_ranking(run) | _of_trades(run, settings.backtest)
+    return counts | _of_ranking(run) | _of_trades(run)
 
 
 def pipeline_result(
@@ -134,4 +140,4 @@ def pipeline_result(
     folder: Path | None = None,  # of this market, where what is learnt is kept; None: nowhere
 ) -> dict[str, float | int | None]:
     "The headlines of the whole pipeline on a market."
-    return headlines(judge_learnt(learn(market, settings, folder), settings), settings)
+    return headlines(judge_learnt(learn(market, settings, folder), settings))

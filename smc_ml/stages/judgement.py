@@ -65,4 +65,4 @@ def judge_strategies(
     accounts = run_strategies(strategies, predictions, labels, market, backtest, costs)
     returns = daily_returns(accounts, backtest.initial_cash)
     judged = judge(returns, chosen_strategy(backtest), trials, config)
-    return JudgedStrategies(judged, returns, strategy_table(strategies, accounts, returns, config))
+    return JudgedStrategies(judged, returns, strategy_table(strategies, accounts, returns))

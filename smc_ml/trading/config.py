@@ -98,7 +98,7 @@ class BacktestConfig(Section):
         "16:00 UTC (negative: shorts pay), where the candles do not know what was paid",
     )
     pessimistic_cost_factor: float = Field(1.5, ge=1, description="worst case: every cost times this")
-    draws: int = Field(1000, ge=100, description="random selections and bootstrap draws")
+    draws: int = Field(1000, ge=100, description="random selections and random entries")
     seed: int = Field(7, ge=0, description="seed of those draws")
 
     @model_validator(mode="after")
@@ -136,5 +136,5 @@ class JudgementConfig(Section):
         lt=0.5,
         description="family-wise error rate: chance of naming even one strategy that earns nothing",
     )
-    draws: int = Field(1000, ge=100, description="bootstrap draws")
+    draws: int = Field(1000, ge=100, description="bootstrap draws, of daily returns")
     seed: int = Field(7, ge=0, description="seed of those draws")

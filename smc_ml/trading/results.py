@@ -52,12 +52,12 @@ def _known(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _per_trade(trades: pd.DataFrame, config: BacktestConfig) -> dict[str, Any]:
+def _per_trade(trades: pd.DataFrame) -> dict[str, Any]:
     "Means over the trades, in R; None without trades, no bounds where results do not vary."
     sources = {"win_rate": "won", "mean_gross_r": "gross_r", "mean_cost_r": "cost_r", "mean_r": "realised_r"}
     means = {name: float(trades[column].mean()) if len(trades) else None for name, column in sources.items()}
     results, varied = trades["realised_r"].to_numpy(), trades["realised_r"].nunique() > 1
-    interval = mean_interval(results, trades["time"], config.draws, config.seed)
+    interval = mean_interval(results, trades["time"], trades["exit_at"])
     low, high = (_known(bound) if varied else None for bound in (interval.low, interval.high))
     return {"trades": len(trades), **means, "mean_r_low": low, "mean_r_high": high}
 
@@ -114,7 +114,7 @@ def backtest_metrics(
     trades, equity = account.trades, account.equity
     change = equity[["equity", "buy_and_hold"]].iloc[-1] / config.initial_cash - 1
     return {
-        **_per_trade(trades, config),
+        **_per_trade(trades),
         **_against_chance(trades, {"random": random_means, "random_entry": random_entry_means}),
         "total_return": float(change["equity"]),
         "maximum_drawdown": float(equity["drawdown"].min()),
@@ -133,14 +133,13 @@ def backtest_metrics(
 def cost_curve(
     trades: pd.DataFrame,
     basis_points: np.ndarray = np.arange(0, 16.0),
-    config: BacktestConfig = BacktestConfig(),
 ) -> pd.DataFrame:
     "Mean R of the same trades, with its 95 % interval, at other costs per side (basis points)."
     rest, turnover = trades["gross_r"] - trades["funding_r"], _turnover(trades)  # funding stays
     rows = []
     for cost in basis_points:
         results = (rest - turnover * cost / 1e4).to_numpy()
-        rows.append((cost, *mean_interval(results, trades["time"], config.draws, config.seed)))
+        rows.append((cost, *mean_interval(results, trades["time"], trades["exit_at"])))
     return pd.DataFrame(rows, columns=["cost_bp", "mean_r", "low", "high"])
 
 # %% ../../nbs/trading/03_results.ipynb #060d7ce4
@@ -189,8 +188,8 @@ INTERVAL_COLUMNS = (
 
 def interval_table(
     accounts: Mapping[str, Backtest],  # by scenario
-    config: BacktestConfig = BacktestConfig(),
     costs: Costs = Costs(),
+    config: BacktestConfig = BacktestConfig(),
 ) -> pd.DataFrame:
     "Counts, returns and costs of each scenario (rows, named `reading`); None where nothing can be said."
     found = {}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CREDIBLE', 'Strategy', 'strategies_of', 'strategy_trials', 'run_strategies', 'daily_returns', 'strategy_table',
            'Judgement', 'judge', 'record_sentence', 'overfitting_sentence', 'superiority_sentence', 'idle_sentence',
-           'judgement_sentence', 'judgement_metrics']
+           'is_credible', 'judgement_sentence', 'judgement_metrics']
 
 # %% ../../nbs/trading/04_selection.ipynb #47fe3d23
 from collections.abc import Callable, Iterable, Mapping
@@ -105,13 +105,11 @@ def daily_returns(
     return (values / before.where(before > 0) - 1).fillna(0.0).rename_axis("day")
 
 # %% ../../nbs/trading/04_selection.ipynb #2e7180fa
-def _strategy_row(
-    strategy: Strategy, account: Backtest, returns: pd.Series, config: JudgementConfig
-) -> dict[str, Any]:
+def _strategy_row(strategy: Strategy, account: Backtest, returns: pd.Series) -> dict[str, Any]:
     "What one strategy earned."
     trades, daily = account.trades, Interval(0.0, np.nan, np.nan)
     if len(trades):
-        daily = mean_interval(1e4 * returns.to_numpy(), returns.index, config.draws, config.seed)
+        daily = mean_interval(1e4 * returns.to_numpy(), returns.index)
     return {
         "strategy": strategy.name,
         "model": strategy.model,
@@ -130,14 +128,13 @@ def strategy_table(
     strategies: Iterable[Strategy],
     accounts: Mapping[str, Backtest],
     returns: pd.DataFrame,  # of `daily_returns`
-    config: JudgementConfig = JudgementConfig(),
 ) -> pd.DataFrame:
     """One row per strategy; NaN where there is nothing to say.
 
     Trades, mean R, mean daily return with its 95 % interval (basis points), total return and deepest
     drawdown (shares).
     """
-    rows = [_strategy_row(one, accounts[one.name], returns[one.name], config) for one in strategies]
+    rows = [_strategy_row(one, accounts[one.name], returns[one.name]) for one in strategies]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/trading/04_selection.ipynb #3694ef1c
@@ -283,14 +280,19 @@ def _others(judgement: Judgement) -> str:
     )
 
 
+def is_credible(report: SharpeReport) -> bool:
+    "Whether luck in choosing is ruled out."
+    return report.independent_dsr is not None and report.independent_dsr >= CREDIBLE
+
+
 def judgement_sentence(judgement: Judgement) -> str:
     "All of it in one sentence."
     report = judgement.record
     opening, chosen = f"After {report.trials:,} trials", f"the chosen strategy ({judgement.chosen})"
     if report.independent_trials is None:
         return f"{opening} {chosen} cannot be judged: {report.notes[0]}."
-    credible = report.independent_dsr is not None and report.independent_dsr >= CREDIBLE
-    said = "is better than selection bias explains" if credible else "cannot be told from selection bias"
+    fine = is_credible(report)
+    said = "is better than selection bias explains" if fine else "cannot be told from selection bias"
     alike = f", as {report.independent_trials:,} independent ones,"
     return f"{opening}{alike} {chosen} {said}: {report.deflated()}; {_others(judgement)}."
 
@@ -304,6 +306,7 @@ def judgement_metrics(judgement: Judgement) -> dict[str, Any]:
     return {
         "chosen": judgement.chosen,
         **judgement.record._asdict(),
+        "credible": is_credible(judgement.record),
         "strategies": judgement.strategies,
         "idle": list(judgement.idle),
         "loss_share": found.get("loss_share"),
