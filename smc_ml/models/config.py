@@ -6,7 +6,7 @@
 __all__ = ['ModelConfig', 'LoopConfig', 'LSTMConfig', 'LogisticConfig', 'XGBoostConfig', 'TrainingConfig', 'model_settings']
 
 # %% ../../nbs/models/00_config.ipynb #7ffde628
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -88,6 +88,9 @@ class TrainingConfig(Section):
     )
     seed: int = Field(0, ge=0, description="of weights, dropout, order of the events and subsamples")
     threads: int = Field(1, ge=1, description="processor threads; more than one pays on idle cores only")
+    bytes: Literal["exact", "fast"] = Field(
+        "exact", description="of networks: the same on every processor, or as fast as this one can"
+    )
     weights: WeightConfig = WeightConfig(by="none")
     logistic: LogisticConfig = LogisticConfig()
     xgboost: XGBoostConfig = XGBoostConfig()
