@@ -98,6 +98,12 @@ FEATURES = (
     "import llvmlite.binding as llvm\nprint(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())"
 )
 
+SORTS = (
+    "from smc_ml.processor import hold_processor\nhold_processor()\n"
+    "import numpy\nvalues = numpy.random.default_rng(0).random(500)\n"
+    "print((numpy.diff(values[values.argsort()]) >= 0).all())"
+)
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(EMULATOR is None, reason="qemu-x86_64 is not installed (Debian: qemu-user)")
@@ -109,7 +115,9 @@ def test_the_bytes_are_the_same_on_an_emulated_processor(here, tmp_path, process
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
     target = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
     assert different(here[1], hashes(tmp_path / "native", **cache, **target)) == []
-    assert different(here[1], hashes(tmp_path / "emulated", before=before, **cache)) == []
+    right = python("-c", SORTS, before=before) == "True\n"
+    emulated = different(here[1], hashes(tmp_path / "emulated", before=before, **cache))
+    assert emulated == [] or not right and emulated == ["scores.json"]  # qemu 7.2: argsort does not sort
 
 
 METRIC = 0.01  # what `train.bytes: fast` may cost in a metric, as README.md says
