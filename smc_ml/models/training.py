@@ -54,7 +54,7 @@ def exact_arithmetic() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
         for name, product in _PRODUCTS.items():
             library.impl(name, product, "CPU")
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # a property of the module
     try:
         yield
     finally:
