@@ -139,8 +139,8 @@ def one_sentence(kind: type[BaseException], error: BaseException, trace: Traceba
 
 # %% ../../nbs/stages/02_engine.ipynb #3a7c6d15
 def start_anew() -> None:
-    "Let the command `papermill` begin again, held to the level; any other process goes on."
-    if "papermill" in Path(sys.argv[0]).parts[-2:]:
+    "Let the command `papermill` begin again, held to the level, if it is not; any other process goes on."
+    if too_late() and "papermill" in Path(sys.argv[0]).parts[-2:]:
         environment = dict(os.environ)
         hold_environment(environment)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
@@ -186,11 +186,10 @@ class TerminalEngine:
         cls, notebook: NotebookNode, kernel_name: str, progress_bar: bool = True, **options: Any
     ) -> NotebookNode:
         "The executed notebook; a cell that fails is the last one, and its error is among its outputs."
+        start_anew()
         from papermill.engines import NBClientEngine, NotebookExecutionManager
 
-        if late := too_late():
-            start_anew()
-        if late or get_ipython() is not None or "matplotlib_inline.backend_inline" in sys.modules:
+        if too_late() or get_ipython() is not None or "matplotlib_inline.backend_inline" in sys.modules:
             quiet = {"extra_arguments": ["--IPKernelApp.log_level=ERROR"], "coalesce_streams": True}
             options = options | quiet | {"progress_bar": progress_bar, "stderr_file": sys.stderr}
             return timeless(NBClientEngine.execute_notebook(notebook, kernel_name, **options))
