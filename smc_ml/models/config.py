@@ -77,7 +77,7 @@ class XGBoostConfig(ModelConfig):
     penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
 
 # %% ../../nbs/models/00_config.ipynb #6a87afdd
-FAST_PROBABILITY = 0.001  # how far a network's probabilities may differ on another processor
+FAST_PROBABILITY = 0.0001  # how far a network's probabilities may differ on another processor
 BYTES = {
     "exact": "Every number of this page is the same, byte for byte, on every x86-64-v3 processor.",
     "fast": "`train.bytes` is `fast`: on another processor a network's probabilities may differ by up to "
