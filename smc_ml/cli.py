@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from .config import UserError
+from .processor import hold_processor, too_late
 
 # %% ../nbs/08_cli.ipynb #b55256f2
 @contextmanager
@@ -111,6 +112,8 @@ def files(settings: SettingsFile, pairs: Pairs) -> None:
 def controls(settings: SettingsFile = Path("params.yaml")) -> None:
     "Run the long form of the controls, or resume it (hours)."
     with _plainly():
+        if not too_late():
+            hold_processor()
         print(f"The page is at {run_controls(settings)}")
 
 # %% ../nbs/08_cli.ipynb #27c60361
