@@ -17,12 +17,13 @@ TOO_OLD := smc_ml needs Python 3.11 or newer; run make PYTHON=python3.11
 NEEDED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "$(TOO_OLD)")
 EXAMPLE := make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
 REPORT := The report is at $(CURDIR)/reports/index.html
+UNWRITABLE := $(CURDIR) cannot be written: it is read-only, or its disk is full; mend that and run again
 SNAPSHOT = $$(grep -oE 'md5: .{12}' data.dvc | cut -c6-)
 BENCHMARKS := --benchmark-enable --benchmark-only --benchmark-sort=name --benchmark-group-by=group
 
 SHELL := /bin/bash
-.PHONY: help install hooks export clean repro files update pin lab test coverage controls proofs mutants bench \
-        check readme lock
+.PHONY: help install hooks writable export clean repro files update pin lab test coverage controls proofs \
+        mutants bench check readme lock
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
@@ -41,28 +42,33 @@ hooks: install  ## git: clean and export before a commit, merge notebooks cell b
 	git config merge.nbdev-merge.driver "nbdev_merge %O %A %B %P"
 	pre-commit install
 
-export: install  ## write smc_ml/ from the notebooks
+writable:
+	@mkdir -p .dvc/tmp 2>/dev/null && head -c 1000000 /dev/zero 2>/dev/null > .dvc/tmp/room \
+	  || { rm -f .dvc/tmp/room; echo '$(UNWRITABLE)' >&2; exit 1; }
+	@rm -f .dvc/tmp/room
+
+export: writable install  ## write smc_ml/ from the notebooks
 	nbdev_export
 
 clean: install  ## strip outputs and stray metadata from the notebooks
 	nbdev_clean
 
 repro: export  ## run the whole pipeline; read reports/index.html
-	smc check params.yaml
-	dvc repro
+	smc run
 	@echo "$(REPORT)"
 
 files: export  ## run it on your own candles: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
 	@test -n "$(FILES)" || { echo 'say which: $(EXAMPLE)'; exit 1; }
 	smc files params.yaml $(FILES)
-	dvc repro
+	smc run
 	@echo "$(REPORT)"
 
 update: export  ## fetch what is new, then run what has changed
-	dvc repro -f -s collect
-	dvc repro
+	smc run -f -s collect
+	smc run
 
 pin: install  ## commit the snapshot that the last run used
+	smc mend
 	git commit -m "Pin the candles $(SNAPSHOT)" -- data.dvc dvc.lock reports
 
 lab: export  ## explore the notebooks
@@ -77,7 +83,7 @@ coverage: install  ## which lines of smc_ml the notebooks' proofs and the tests 
 controls: export  ## the long form of the controls: more markets, every model; hours, resumes where it stopped
 	smc controls params.yaml
 
-proofs: install  ## the long proofs: the controls with the whole ensemble
+proofs: install  ## the long proofs: the controls with the whole ensemble, fifty killed runs
 	pytest -m slow
 
 mutants: install  ## change the code on purpose and see which changes no test notices; hours, resumes

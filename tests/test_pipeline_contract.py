@@ -117,6 +117,25 @@ def test_a_model_is_trained_anew_for_its_own_settings_and_those_of_all_only():
     assert set(MODELS) <= set(SETTINGS["train"]), "DVC asks for the settings of each model, if only {}"
 
 
+def test_every_command_ends_with_its_run_and_runs_alone():
+    "A notebook is told who runs it, and any other program is guarded."
+    dvc = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    told = {name: text for each in dvc["vars"] for name, text in each.items()}
+    assert '-p started_by "$PPID"' in told["options"] and told["guard"].endswith("smc_ml.runs.guard $PPID")
+    for stage in ALL_STAGES.values():
+        for line in [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]:
+            word = {"papermill": "${options}", "cp": "data.dvc"}.get(line.split()[0], "${guard}")
+            assert word in line
+
+
+def test_every_target_of_make_runs_the_pipeline_through_smc():
+    "What a killed run left is neither run on nor committed."
+    lines = [line.strip("\t@") for line in (ROOT / "Makefile").read_text().splitlines()]
+    assert not [line for line in lines if line.startswith("dvc repro")]
+    commits = [number for number, line in enumerate(lines) if line.startswith("git commit")]
+    assert commits and all(lines[number - 1] == "smc mend" for number in commits)
+
+
 def test_no_stage_names_a_model():
     assert ALL_STAGES["train"]["matrix"] == {"model": "${train.models}"}
     for path in [ROOT / "dvc.yaml", *(notebook_of(name) for name in STAGES)]:

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import BTC, ROOT, real_candles
+from kills import CHANGES, Kill, contents, killed, kills
 
 from smc_ml.reports.pages import external_references
 
@@ -314,3 +315,63 @@ def test_a_killed_stage_leaves_nothing_that_passes_for_finished(project):
     assert "train@lstm" in run(project, "dvc", "status").stdout
     run(project, "dvc", "repro")
     assert hashes(project) == before
+
+
+def trials_of(project: Path) -> dict[Path, bytes]:
+    "The files of the ledger, and of what all workspaces of the clone share."
+    folders = (project / "reports/trials", project / ".git/smc_ml/trials")
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*.jsonl")}
+
+
+def survives(project: Path, undisturbed: dict[str, str], kill: Kill) -> str:
+    """Change a setting, kill the run, change it back and run again: every file is as in a run without that.
+
+    The ledger remembers what was tried before the kill, so that it is put back.
+    """
+    kept = (project / "params.yaml").read_text()
+    ledger = trials_of(project)
+    section, values = CHANGES[kill.stage]
+    try:
+        set_parameters(project, **{section: values})
+        left = killed(project, kill, environment(project))
+    finally:
+        (project / "params.yaml").write_text(kept)
+    for path in trials_of(project).keys() - ledger.keys():
+        path.unlink()
+    for path, content in ledger.items():
+        path.write_bytes(content)
+    said = run(project, sys.executable, "-m", "smc_ml.cli", "run").stdout
+    assert ("dvc.lock was" in said) >= (left == "empty"), (kill, left, said)
+    now = contents(project)
+    assert {path for path in now | undisturbed if now.get(path) != undisturbed.get(path)} == set(), (
+        kill,
+        left,
+    )
+    return left
+
+
+def test_runs_killed_at_any_moment_end_in_the_same_bytes(project):
+    "The short form: two of each kind, one of them while DVC writes its lock."
+    undisturbed = contents(project)
+    for number, victim in enumerate(("group", "dvc", "smc")):
+        survives(project, undisturbed, Kill(("splits", "horizons", "ensemble")[number], victim, "lock", 0.0))
+        survives(project, undisturbed, Kill(("collect", "backtest", "report")[number], victim, "any", 2.5))
+
+
+@pytest.mark.slow
+def test_fifty_kills_that_hit_every_stage_end_in_the_same_bytes(project):
+    undisturbed = contents(project)
+    for number, kill in enumerate(kills(int(os.environ.get("SMC_ML_KILLS", "50")), seed=1)):
+        left = survives(project, undisturbed, kill)
+        print(f"{number + 1}: {kill.stage}, {kill.victim}, {kill.moment} {kill.after:.1f} s: dvc.lock {left}")
+
+
+@pytest.mark.parametrize("left", ["", "schema: '2.0'\nstages:\n", "half"], ids=["empty", "cut", "half"])
+def test_a_lock_that_a_killed_run_left_is_restored_and_said(project, left):
+    lock = project / "dvc.lock"
+    whole = lock.read_text()
+    lock.write_text(whole[: len(whole) // 2] if left == "half" else left)
+    (project / ".dvc/tmp/rwlock").write_text('{"write": {"data": {"pi')
+    done = run(project, sys.executable, "-m", "smc_ml.cli", "run")
+    assert done.stdout.count("dvc.lock was ") == done.stdout.count(".dvc/tmp/rwlock could not be read") == 1
+    assert lock.read_text() == whole and "Running stage" not in done.stdout
