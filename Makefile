@@ -72,7 +72,7 @@ pin: install  ## commit the snapshot that the last run used
 	git commit -m "Pin the candles $(SNAPSHOT)" -- data.dvc dvc.lock reports
 
 lab: export  ## explore the notebooks
-	jupyter lab nbs
+	python -m smc_ml.processor jupyter lab nbs
 
 test: install  ## every test but the long proofs, on two cores
 	pytest -n 2 --dist loadfile --no-loadscope-reorder

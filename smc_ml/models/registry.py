@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator
 from ..config import UserError
 from .config import ModelConfig, TrainingConfig, model_settings
 from .tasks import Binary, Task
+from ..processor import release_networks
 
 # %% ../../nbs/models/07_registry.ipynb #a5a70200
 class UnknownModel(UserError):
@@ -39,6 +40,8 @@ class Model:
     def make(self, config: TrainingConfig, task: Task = Binary(), progress: bool = False) -> BaseEstimator:
         "An untrained estimator whose `fit` takes `Windows`; `progress` shows a bar, where there are steps."
         own, seed, threads = getattr(config, self.name), config.seed, config.threads
+        if config.bytes == "fast":
+            release_networks()
         return self.module.make(own, task=task, seed=seed, threads=threads, progress=progress)
 
     def save(self, model: BaseEstimator, folder: Path) -> dict[str, Any]:
