@@ -462,7 +462,7 @@ def test_files_are_named_only_when_they_fit(tmp_path, walk):
     assert run.exit_code == 0, run.stderr
     assert check_settings(settings)["collect"].symbols == ("BTC",)
     after = settings.read_text()
-    assert sum(one != two for one, two in zip(before.splitlines(), after.splitlines(), strict=True)) == 6
+    assert sum(one != two for one, two in zip(before.splitlines(), after.splitlines(), strict=True)) == 7
     walk.iloc[20:].drop(walk.index[30]).to_csv(tmp_path / "b.csv")
     run = CliRunner().invoke(app, ["files", str(settings), f"BTC={tmp_path / 'b.csv'}"])
     assert run.exit_code == 1 and "is missing" in run.stderr.splitlines()[-1]
