@@ -104,10 +104,11 @@ def _with_line(text: str, section: str, name: str, value: object) -> str:
 def with_files(text: str, files: Sequence[str], digest: str | None = None) -> str:
     """Settings that take their candles from `SYMBOL=path` pairs, over the whole span of the files.
 
-    A path is a file, a folder or a pattern such as `archive/*.zip`; pairs of one symbol are joined.
+    A path is a file, a folder or a pattern such as `archive/*.zip`; pairs of one symbol are joined. The fee
+    becomes that of the market, for the fee of the sample is its own.
     """
     pairs = _pairs(files)
     values = {"source": "files", "symbols": list(pairs), "start": None, "end": None}
     for name, value in (values | {"files": pairs, "files_digest": digest}).items():
         text = _with_line(text, "collect", name, value)
-    return text
+    return _with_line(text, "costs", "fee_rate", None)
