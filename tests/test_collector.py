@@ -374,7 +374,7 @@ def test_a_market_too_young_for_a_higher_candle_is_compared_as_far_as_there_are_
     }
 
 
-def test_resampled_candles_equal_a_recomputation_and_are_never_partial(bitcoin, tmp_path):
+def test_resampled_candles_equal_a_recomputation_and_are_never_partial_at_the_ends(bitcoin, tmp_path):
     candles = bitcoin.iloc[7:6000].drop(bitcoin.index[[1000, 3000, 3001]])
     with BinanceServer({("BTCUSDT", "5m"): candles}) as server:
         config = wish(
@@ -393,7 +393,8 @@ def test_resampled_candles_equal_a_recomputation_and_are_never_partial(bitcoin, 
         step = TIMEFRAMES[timeframe]
         expected = {}
         for opened, part in stored.groupby(stored.index.floor(step)):
-            if len(part) < step // TIMEFRAMES["5m"]:
+            beyond = opened < stored.index[0] or opened + step > stored.index[-1] + TIMEFRAMES["5m"]
+            if beyond or len(part) < config.complete_share * (step // TIMEFRAMES["5m"]):
                 continue
             expected[opened] = [
                 part["open"].iloc[0],
