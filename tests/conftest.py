@@ -1,5 +1,6 @@
 """Where the real market data lie, and what every test shares."""
 
+import json
 import os
 from pathlib import Path
 
@@ -62,6 +63,20 @@ def hourly(market) -> pd.DataFrame:
     "Real 1h candles of Bitcoin, with the outages of an exchange."
     path = market / "BTCUSDT_1h_binance_spot_2020-01_2021-10.parquet"
     return validate_candles(read_candle_file(path), "1h", "BTCUSDT", allow_gaps=True)
+
+
+def stage_cells(path: Path) -> list[dict]:
+    """The code of a stage notebook that can run within a test.
+
+    All but the first cell, which holds its process to a level of processors before numpy is there.
+    """
+    held, *cells = (
+        cell
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code" and cell["source"]
+    )
+    assert "hold_processor()" in "".join(held["source"])
+    return cells
 
 
 def by_timeframe(candles: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, by_timeframe
+from conftest import ROOT, by_timeframe, stage_cells
 
 from smc_ml.candles import Market, candles_path, validate_candles, write_candles
 from smc_ml.controls.markets import NULL_MARKETS, mirrored_market, shuffled_market, simulated_market
@@ -307,9 +307,8 @@ def backtest_notebook(
         write_candles(candles, path, market.timeframe, source="test")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    cells = json.loads((ROOT / "nbs/pipeline/70_backtest.ipynb").read_text())["cells"]
     space = {}
-    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+    for cell in stage_cells(ROOT / "nbs/pipeline/70_backtest.ipynb"):
         exec("".join(cell["source"]), space)
         if "parameters" in cell["metadata"].get("tags", []):
             space |= {"backtest": settings.backtest.model_dump(), "costs": settings.costs.model_dump()}

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, stage_cells
 from test_pipeline_contract import STAGES, code_of, source_of
 
 from smc_ml.candles import write_candles
@@ -55,13 +55,7 @@ MODELS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["tra
 
 
 def cells(stage: str) -> list[dict]:
-    return [
-        cell
-        for cell in json.loads((ROOT / f"nbs/pipeline/{WRITERS[stage]}.ipynb").read_text(encoding="utf-8"))[
-            "cells"
-        ]
-        if cell["cell_type"] == "code"
-    ]
+    return stage_cells(ROOT / f"nbs/pipeline/{WRITERS[stage]}.ipynb")
 
 
 def recorded(stage: str, settings: dict, **passed: str) -> dict:
