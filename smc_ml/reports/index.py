@@ -48,7 +48,8 @@ def _chance_tile(backtest: dict[str, Any]) -> Tile:
     "The p-value against random selections."
     usual = shown(backtest.get("random_mean_r"), "r")
     note = f"against random selections of as many events, which earned {usual} on average"
-    return "p-value", shown(backtest["random_as_good_share"], "score"), note
+    share = backtest["random_as_good_share"]
+    return "p-value", "< 0.001" if share < 0.0005 else shown(share, "score"), note
 
 
 def _return_tile(backtest: dict[str, Any]) -> Tile:
