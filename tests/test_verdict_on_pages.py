@@ -52,7 +52,7 @@ def page(scores: pd.DataFrame, expectancy: float, dsr_is_credible: bool, seen: t
         backtest=backtest,
         spans=pd.DataFrame(),
         parameters={},
-        commit="1",
+        results="1",
         lock_hash="2",
         findings=findings_of(judgement, controls),
     )

@@ -173,7 +173,7 @@ def index_html(summary: RunSummary, stages: Sequence[Stage]) -> str:
             for row in summary.scores.to_dict("records")
         ],
         spans=summary.spans.to_dict("records"),
-        commit=summary.commit,
+        results=summary.results,
         lock_hash=summary.lock_hash,
         parameters=_sections(summary.parameters),
     )

@@ -22,7 +22,7 @@ from ..figures.models import accuracy_plot
 from ..figures.outcomes import cost_plot
 from ..figures.patterns import pattern_figure
 from .config import ReportConfig
-from .run import RunSummary, commit_of, lock_hash_of
+from .run import RunSummary, hash_of
 from ..tables import ArtifactError, read_table
 from ..trading.sentences import charged_points, interval_sentence
 
@@ -150,8 +150,8 @@ def summarise(config: ReportConfig, root: str | os.PathLike = ".") -> RunSummary
         backtest=backtest,
         spans=spans_of(facts),
         parameters=yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")),
-        commit=commit_of(root),
-        lock_hash=lock_hash_of(root / "requirements.lock"),
+        results=hash_of(*(metrics / f"{name}.json" for name in ("backtest", "judgement", "controls"))),
+        lock_hash=hash_of(root / "requirements.lock"),
         figures=_figures(root, scores, backtest, config),
         findings=findings_of(judgement, controls),
         artifacts=SOURCES,
