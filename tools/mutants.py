@@ -31,6 +31,12 @@ GROUPS = {
     "ensemble": "smc_ml/ensemble/*.py",
 }
 LEFT_OUT = ("config.py", "names.py", "__init__.py")  # settings and words
+SLOW = (
+    "test_pipeline_end_to_end.py",
+    "test_kill_and_resume.py",
+    "test_trials_in_experiments.py",
+    "test_same_bytes.py",
+)
 SECONDS = 600  # a test that takes longer has noticed
 ALIKE = ("core/RemoveDecorator", "core/ExceptionReplacer")  # numba's decorators change nothing but speed
 
@@ -80,8 +86,8 @@ def imports(path: Path, name: str) -> bool:
 def command(module: Path) -> list[str]:
     "The tests that look at a module: its notebook, and every file of tests that imports it."
     (notebook,) = (ROOT / "nbs" / module.parent.relative_to("smc_ml")).glob(f"[0-9][0-9]_{module.stem}.ipynb")
-    name, slow = dotted(module), ("test_pipeline_end_to_end.py", "test_kill_and_resume.py")
-    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if path.name not in slow]
+    name = dotted(module)
+    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if path.name not in SLOW]
     chosen = [str(path.relative_to(ROOT)) for path in files if imports(path, name)]
     first = f"tests/test_notebooks.py::test_notebook_runs[{notebook.parent.name}/{notebook.stem}]"
     return ["pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", first, *chosen]
