@@ -75,8 +75,13 @@ def _indexed(table: pd.DataFrame) -> pd.DataFrame:
 def _named(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     "The table with names of the project."
     table = _indexed(table)
-    names = [_spelled_name(name) for name in table.columns]
-    names = [_ALIASES[name] if _ALIASES.get(name) not in (None, *names) else name for name in names]
+    spelled = [_spelled_name(name) for name in table.columns]
+    names = [_ALIASES[name] if _ALIASES.get(name) not in (None, *spelled) else name for name in spelled]
+    if "amount" in spelled and names.count("volume") == 1 and "volume" not in spelled:
+        raise SourceError(
+            f"{path}: column amount may count the base currency or the quote: "
+            "rename it to volume or to quote_volume"
+        )
     unnamed = [at for at, name in enumerate(names) if name in ("", "index", "unnamed_0")]
     if unnamed and not set(_TIMES) & set(names):
         names[unnamed[0]] = "open_time"  # what pandas writes of an index without a name
