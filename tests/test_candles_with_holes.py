@@ -18,7 +18,7 @@ from smc_ml.candles import (
 from smc_ml.causality import assert_causal, assert_parity
 from smc_ml.data.sources.files import read_candle_file
 from smc_ml.features.config import FeatureConfig
-from smc_ml.features.declaration import FeatureSettings
+from smc_ml.features.inputs import FeatureSettings
 from smc_ml.features.table import declared_features, feature_table
 from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.confluence import confluence

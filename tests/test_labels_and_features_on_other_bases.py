@@ -14,7 +14,7 @@ from smc_ml.causality import assert_causal, assert_parity
 from smc_ml.costs import Costs
 from smc_ml.data.sources.files import read_candle_file
 from smc_ml.features.config import FeatureConfig
-from smc_ml.features.declaration import FeatureError
+from smc_ml.features.inputs import FeatureError
 from smc_ml.features.table import declared_features, feature_table, feature_tables, longest_lookback
 from smc_ml.labels.checks import LabelError
 from smc_ml.labels.config import HorizonConfig, LabelingConfig, WeightConfig

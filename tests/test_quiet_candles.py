@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from smc_ml.candles import Market
 from smc_ml.features.config import FeatureConfig
-from smc_ml.features.declaration import FeatureError
+from smc_ml.features.inputs import FeatureError
 from smc_ml.features.table import declared_features, longest_lookback, smc_features
 from smc_ml.labels.config import HorizonConfig, LabelingConfig
 from smc_ml.labels.horizons import horizon_targets
