@@ -9,7 +9,7 @@ __all__ = ['ArtifactError', 'write_tables', 'read_table', 'read_tables', 'plain'
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 
@@ -36,10 +36,13 @@ def write_tables(tables: Mapping[str, pd.DataFrame], folder: str | os.PathLike) 
     partial.rename(folder)
 
 
-def read_table(path: str | os.PathLike) -> pd.DataFrame:
+def read_table(
+    path: str | os.PathLike,
+    columns: Sequence[str] | None = None,  # None: all of them
+) -> pd.DataFrame:
     "One table of an earlier stage."
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(path, columns=None if columns is None else list(columns))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: not there: run the stage that makes it, or dvc repro") from None
     except (OSError, ValueError) as error:
@@ -47,12 +50,15 @@ def read_table(path: str | os.PathLike) -> pd.DataFrame:
         raise ArtifactError(f"{path}: {what}: delete it and run dvc repro") from None
 
 
-def read_tables(folder: str | os.PathLike) -> dict[str, pd.DataFrame]:
+def read_tables(
+    folder: str | os.PathLike,
+    columns: Sequence[str] | None = None,  # None: all of them
+) -> dict[str, pd.DataFrame]:
     "All tables of a folder by name, in alphabetical order."
     paths = sorted(Path(folder).glob("*.parquet"))
     if not paths:
         raise ArtifactError(f"{folder}: no tables in it: run the stage that makes it, or dvc repro")
-    return {path.stem: read_table(path) for path in paths}
+    return {path.stem: read_table(path, columns) for path in paths}
 
 # %% ../nbs/08_tables.ipynb #a88fcb6f
 def plain(value: object) -> object:

@@ -48,7 +48,8 @@ def predictions(events) -> list:
     "Of each model, trained on two folds; models and learning curves are written."
     tables = []
     for model in TRAINING.models:
-        run = train_model(model, events.features, events.labels, TRAINING, SplitsConfig(n_folds=2)).run
+        learnt = events.features, events.catalogue, events.labels
+        run = train_model(model, *learnt, TRAINING, SplitsConfig(n_folds=2)).run
         save_model(run.model, FOLDER / f"models/{model}", run.description)
         write_tables({"predictions": run.predictions, "history": run.history}, FOLDER / f"training/{model}")
         tables.append(run.predictions)

@@ -281,9 +281,10 @@ def test_the_controls_judge_the_account_of_the_backtest(backtest, tmp_path, monk
     labelled = label_trades(market, patterns, settings.labels, settings.costs, settings.patterns)
     write_tables({"labels": labelled.outcomes}, tmp_path / "artifacts/labels")
     outcomes = read_table(tmp_path / "artifacts/labels/labels.parquet")
-    features = compute_features(market, patterns, settings.features, settings.patterns).tables
+    computed = compute_features(market, patterns, settings.features, settings.patterns)
+    learnt = computed.tables, computed.catalogue
     trained = [
-        train_model(model, features, outcomes, settings.train, settings.splits, progress=False)
+        train_model(model, *learnt, outcomes, settings.train, settings.splits, progress=False)
         for model in settings.train.models
     ]
     combined = combine_models([one.run.predictions for one in trained], outcomes, settings.ensemble)

@@ -28,6 +28,7 @@ from smc_ml.evaluation.trials import (
     trial_id,
     tried_on,
 )
+from smc_ml.features.catalogue import FeatureCatalogue, FeatureFacts, write_catalogue
 from smc_ml.models.config import LSTMConfig, TrainingConfig
 from smc_ml.reports.pages import page
 from smc_ml.simulation.market import random_walk
@@ -96,11 +97,20 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").touch()  # by which a stage notebook knows the root of its project
     for symbol in ("A", "B"):
-        write_table(
-            pd.DataFrame({"price_momentum": [0.0]}), tmp_path / f"artifacts/features/{symbol}.parquet"
-        )
+        write_features(tmp_path, symbol)
         write_days(tmp_path, symbol)
     return tmp_path
+
+
+def write_features(folder: Path, symbol: str, *names: str, rows: int = 1) -> None:
+    "Features of a symbol and what is said of them, where the features stage leaves them."
+    names = names or ("price_momentum",)
+    table = pd.DataFrame(0.0, range(rows), names)
+    write_table(table, folder / f"artifacts/features/{symbol}.parquet")
+    facts = (
+        FeatureFacts(name, "smc", True, None, False, "ATR", "One of them.", 15, ("close",)) for name in names
+    )
+    write_catalogue(FeatureCatalogue(facts), folder / "artifacts/catalogue.json")
 
 
 def write_days(folder: Path, symbol: str, start: str = "2024-01-01", days: int = 2, **facts) -> None:
@@ -167,9 +177,9 @@ def test_a_changed_setting_is_a_new_trial_of_all_that_depend_on_it(place, sectio
 
 def test_another_market_is_a_new_trial_and_more_days_are_not(place):
     before = search(place, SETTINGS)
-    write_table(pd.DataFrame({"price_momentum": [0.0, 1.0]}), place / "artifacts/features/A.parquet")
+    write_features(place, "A", rows=2)
     assert search(place, SETTINGS) == before
-    write_table(pd.DataFrame({"price_momentum": [0.0]}), place / "artifacts/features/C.parquet")
+    write_features(place, "C")
     assert search(place, SETTINGS) == 2 * before
 
 
@@ -193,11 +203,10 @@ def test_a_setting_that_is_added_later_changes_no_trial():
 def test_fewer_features_are_a_new_trial(place):
     "Whoever tries the half of them without a setting that says so has tried."
     for symbol in ("A", "B"):
-        table = pd.DataFrame({"price_momentum": [0.0], "atr_normalized": [0.0]})
-        write_table(table, place / f"artifacts/features/{symbol}.parquet")
+        write_features(place, symbol, "price_momentum", "atr_normalized")
     before = search(place, SETTINGS)
     for symbol in ("A", "B"):
-        write_table(pd.DataFrame({"price_momentum": [0.0]}), place / f"artifacts/features/{symbol}.parquet")
+        write_features(place, symbol)
     assert search(place, SETTINGS) == 2 * before
 
 

@@ -91,6 +91,13 @@ class TrainingConfig(Section):
     models: tuple[str, ...] = Field(
         ("logistic", "xgboost", "lstm"), strict=False, min_length=1, description="models that are trained"
     )
+    features: tuple[str, ...] = Field(
+        ("smc",),
+        strict=False,
+        min_length=1,
+        description="features and families of features that models of events learn from",
+        exclude_if=lambda names: names == ("smc",),  # so that older trials keep their names
+    )
     steps: int = Field(60, ge=1, description="rows of a window, base candles")
     validation_share: float = Field(
         0.15, gt=0, lt=1, description="last share of the training time, used for early stopping"

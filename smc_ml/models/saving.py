@@ -35,10 +35,21 @@ def data_hash(windows: Windows, y: np.ndarray | pd.DataFrame) -> str:
     whole = targets.dtype.kind in "biu"
     parts = [windows.values, windows.positions.astype(np.int64)]
     parts += [] if turned is None else [turned.directions.astype(np.int8), turned.signed]
+    parts += [] if turned is None or turned.partners is None else [turned.partners]
     digest = hashlib.sha256(json.dumps([windows.feature_names, windows.length]).encode())
     for part in (*parts, targets.astype(np.int8 if whole else float)):
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
+
+
+def _partners(windows: Windows) -> dict[str, str]:
+    "What each feature that changes places for a short becomes."
+    names, turned = windows.feature_names, windows.orientation
+    if turned is None or turned.partners is None:
+        return {}
+    return {
+        name: names[other] for name, other in zip(names, turned.partners, strict=True) if names[other] != name
+    }
 
 
 def describe_training(
@@ -50,6 +61,7 @@ def describe_training(
         "name": name,
         "config": config.model_dump(mode="json", exclude={"models"}),
         "signed": [n for n, follows in zip(windows.feature_names, turned, strict=True) if follows],
+        "partners": _partners(windows),
         "steps": windows.length,
         "train_first": str(labels["time"].min()),
         "train_last": str(labels["exit_at"].max()),

@@ -9,6 +9,7 @@ __all__ = ['WindowError', 'Orientation', 'Windows', 'check_features', 'check_kno
 # %% ../../nbs/models/01_windows.ipynb #97c19c49
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
@@ -29,6 +30,7 @@ class Orientation:
 
     directions: np.ndarray  # (events,) +1 long, -1 short
     signed: np.ndarray  # (features,) True where the sign follows the direction
+    partners: np.ndarray | None = None  # (features,) what each becomes for a short; None: itself
 
     def signs(self, indices: np.ndarray | slice = slice(None)) -> np.ndarray:
         "(events, features) float32: the direction for signed features, 1 for the others."
@@ -83,9 +85,12 @@ class Windows:
         return replace(self, positions=self.positions[indices], orientation=turned)
 
     def _turned(self, rows: np.ndarray, indices: np.ndarray | slice = slice(None)) -> np.ndarray:
-        "Rows or windows of the chosen samples, oriented."
+        "Rows or windows of the chosen samples, their own copy, oriented."
         if self.orientation is None:
             return rows
+        if self.orientation.partners is not None:
+            short = self.orientation.directions[indices] < 0
+            rows[short] = rows[short][..., self.orientation.partners]
         signs = self.orientation.signs(indices)
         return rows * (signs if rows.ndim == 2 else signs[:, None, :])
 
@@ -241,12 +246,24 @@ def _too_short(what: str, length: int, stack: _Stack) -> WindowError:
     )
 
 
+def _places(partners: Mapping[str, str], names: tuple[str, ...]) -> np.ndarray | None:
+    "The column that each becomes for a short; None where all stay; an error where one of two is not there."
+    place = {name: number for number, name in enumerate(names)}
+    for name, other in partners.items():
+        if name in place and other not in place:
+            raise WindowError(f"feature {name} becomes {other} for a short: give both, or neither")
+    if not place.keys() & partners.keys():
+        return None
+    return np.array([place[partners.get(name, name)] for name in names])
+
+
 def event_windows(
     features: Mapping[str, pd.DataFrame],  # one table per symbol, indexed by open_time
     labels: pd.DataFrame,  # with symbol, time, row and direction
     length: int,  # rows in a window, the decision candle included
     signed: frozenset[str],  # features whose sign follows the direction
     optional: frozenset[str] = frozenset(),  # features whose absence drops no event
+    partners: Mapping[str, str] = MappingProxyType({}),  # features that change places with the direction
 ) -> tuple[Windows, np.ndarray]:
     "Windows of the events whose rows are complete, and their positions in `labels`."
     stack = _stacked(features, optional)
@@ -258,7 +275,9 @@ def event_windows(
     if len(labels) and not len(kept):
         raise _too_short(f"{len(labels)} events", length, stack)
     directions = labels["direction"].to_numpy(np.int8)[kept]
-    orientation = Orientation(directions, np.isin(stack.names, sorted(signed)))
+    orientation = Orientation(
+        directions, np.isin(stack.names, sorted(signed)), _places(partners, stack.names)
+    )
     return Windows(stack.values, positions[kept], stack.names, length, orientation, stack.optional), kept
 
 # %% ../../nbs/models/01_windows.ipynb #fcd79cad

@@ -49,14 +49,14 @@ def judge_learnt(learnt: LearntMarket, settings: PipelineSettings = PipelineSett
 # %% ../../nbs/stages/14_calls.ipynb #ed04b8be
 def market_events(market: Market, settings: PipelineSettings = PipelineSettings()) -> MarketEvents:
     "Patterns, labels and features of a market's candles."
-    return events_of(market, settings.patterns, settings.labels, settings.costs, settings.features)
+    sections = settings.patterns, settings.labels, settings.costs, settings.features
+    return events_of(market, *sections, settings.train.features)
 
 
 def judge_events(events: MarketEvents, settings: PipelineSettings = PipelineSettings()) -> PipelineRun:
     "Out-of-fold predictions, the ensemble, and the account that follows it."
     tables = [
-        predictions_of(model, events, settings.train, settings.splits, settings.features)
-        for model in settings.train.models
+        predictions_of(model, events, settings.train, settings.splits) for model in settings.train.models
     ]
     learnt = LearntMarket(events.market, events.labels, pd.concat(tables, ignore_index=True))
     return judge_learnt(learnt, settings)

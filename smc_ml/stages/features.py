@@ -6,24 +6,31 @@
 __all__ = ['ComputedFeatures', 'compute_features']
 
 # %% ../../nbs/stages/07_features.ipynb #b5f8a343
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ..candles import Market
+from ..features.catalogue import FeatureCatalogue
 from ..features.config import FeatureConfig
 from ..features.smc import book_source
-from ..features.table import feature_tables, longest_lookback
+from ..features.table import feature_catalogue, feature_tables
 from ..patterns.config import PatternConfig
 
 # %% ../../nbs/stages/07_features.ipynb #0edb9f1f
 class ComputedFeatures(NamedTuple):
     "The features of a market."
 
-    tables: dict[str, pd.DataFrame]  # by symbol, one row per base candle
+    tables: dict[str, pd.DataFrame]  # by symbol, one float32 row per base candle
     sources: pd.DataFrame  # where spread and imbalance come from, by symbol
-    first_exact_row: int  # the rows before it are incomplete
+    catalogue: FeatureCatalogue  # of the columns
+
+    @property
+    def first_exact_row(self) -> int:
+        "The rows before it are incomplete."
+        return max(facts.lookback for facts in self.catalogue) - 1
 
     def together(self) -> pd.DataFrame:
         "All rows of all symbols."
@@ -45,9 +52,10 @@ def compute_features(
     patterns: Mapping[str, pd.DataFrame],  # by symbol
     config: FeatureConfig = FeatureConfig(),
     pattern_config: PatternConfig = PatternConfig(),  # by which the patterns were found
+    wanted: Sequence[str] | None = None,  # features and families; None: all that are switched on
 ) -> ComputedFeatures:
     "The features of every symbol."
-    tables = feature_tables(market, patterns, config, pattern_config)
+    tables = feature_tables(market, patterns, config, pattern_config, wanted, dtype=np.float32)
     sources = pd.DataFrame({symbol: book_source(candles) for symbol, candles in market.items()})
-    first = longest_lookback(config, pattern_config, market.timeframe) - 1
-    return ComputedFeatures(tables, sources, first)
+    catalogue = feature_catalogue(config, pattern_config, market.timeframe, wanted)
+    return ComputedFeatures(tables, sources, catalogue)

@@ -81,7 +81,7 @@ def learn(
 ) -> LearntMarket:
     "The trades of a market and the predictions of its models; only what is not kept is computed."
     origins = settings.patterns, settings.labels, settings.costs, settings.features
-    events = cache(partial(events_of, market, *origins))
+    events = cache(partial(events_of, market, *origins, settings.train.features))
     described = json.dumps([section.model_dump(mode="json") for section in origins])
     labels = kept(_place(folder, "labels"), mark_of(market, described), lambda: events().labels)
     tables = [
@@ -100,7 +100,7 @@ def _place(folder: Path | None, name: str) -> Path | None:
 
 
 def _predictions(model: str, events: Callable[[], MarketEvents], settings: PipelineSettings) -> pd.DataFrame:
-    return predictions_of(model, events(), settings.train, settings.splits, settings.features)
+    return predictions_of(model, events(), settings.train, settings.splits)
 
 
 def _model_mark(model: str, market: Market, settings: PipelineSettings) -> str:

@@ -6,12 +6,14 @@
 __all__ = ['MarketEvents', 'events_of', 'predictions_of']
 
 # %% ../../nbs/stages/12_learning.ipynb #de8c5568
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
 from ..candles import Market
 from ..costs import Costs
+from ..features.catalogue import FeatureCatalogue
 from ..features.config import FeatureConfig
 from ..labels.config import LabelingConfig, SplitsConfig
 from ..models.config import TrainingConfig
@@ -28,6 +30,7 @@ class MarketEvents(NamedTuple):
     market: Market
     labels: pd.DataFrame  # its trades
     features: dict[str, pd.DataFrame]  # one row per base candle, by symbol
+    catalogue: FeatureCatalogue  # of their columns
 
 
 def events_of(
@@ -36,11 +39,13 @@ def events_of(
     labels: LabelingConfig = LabelingConfig(),
     costs: Costs = Costs(),
     features: FeatureConfig = FeatureConfig(),
+    wanted: Sequence[str] = TrainingConfig().features,  # features and families that are computed
 ) -> MarketEvents:
     "Patterns, labels and features of a market's candles."
     found = find_patterns(in_timeframes(market, patterns.timeframes), patterns).tables
     trades = label_trades(market, found, labels, costs, patterns).outcomes
-    return MarketEvents(market, trades, compute_features(market, found, features, patterns).tables)
+    computed = compute_features(market, found, features, patterns, wanted)
+    return MarketEvents(market, trades, computed.tables, computed.catalogue)
 
 
 def predictions_of(
@@ -48,8 +53,7 @@ def predictions_of(
     events: MarketEvents,
     train: TrainingConfig = TrainingConfig(),
     splits: SplitsConfig = SplitsConfig(),
-    features: FeatureConfig = FeatureConfig(),
 ) -> pd.DataFrame:
     "Out-of-fold predictions of a model."
-    trained = train_model(model, events.features, events.labels, train, splits, features, progress=False)
-    return trained.run.predictions
+    learnt = events.features, events.catalogue, events.labels
+    return train_model(model, *learnt, train, splits, progress=False).run.predictions

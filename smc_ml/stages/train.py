@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..features.config import FeatureConfig
-from ..features.table import optional_features, signed_features
+from ..features.catalogue import FeatureCatalogue
 from ..labels.config import SplitsConfig
 from ..models.config import TrainingConfig
 from ..models.out_of_fold import OutOfFold, out_of_fold
@@ -39,15 +38,17 @@ class TrainedModel(NamedTuple):
 def train_model(
     model: str,  # its name
     features: Mapping[str, pd.DataFrame],  # by symbol
+    catalogue: FeatureCatalogue,  # of their columns
     outcomes: pd.DataFrame,  # trades
     config: TrainingConfig = TrainingConfig(),
     splits: SplitsConfig = SplitsConfig(),
-    feature_config: FeatureConfig = FeatureConfig(),  # by which the features were computed
     progress: bool = True,
 ) -> TrainedModel:
     "Train a model on the events whose features are complete, and predict each of them out of fold."
-    signed, optional = signed_features(feature_config), optional_features(feature_config)
-    windows, kept = event_windows(features, outcomes, config.steps, signed, optional)
+    learnt = catalogue.chosen(config.features)
+    tables = {symbol: table[list(learnt.names)] for symbol, table in features.items()}
+    roles = learnt.signed, learnt.optional, learnt.partners
+    windows, kept = event_windows(tables, outcomes, config.steps, *roles)
     usable = outcomes.iloc[kept].reset_index(drop=True)
     run = out_of_fold(model, windows, usable, config, splits, progress)
     return TrainedModel(model, run, len(outcomes), len(kept), config.steps)
