@@ -56,6 +56,13 @@ def _absolute_return(inputs: FeatureInputs) -> np.ndarray:
 
 
 @series
+def _log_true_range(inputs: FeatureInputs) -> np.ndarray:
+    "True range of the logarithms of the prices: about the true range as a share of the price."
+    before = inputs.past("close", 1)
+    return np.log(np.maximum(inputs["high"], before) / np.minimum(inputs["low"], before))
+
+
+@series
 def _price_change(inputs: FeatureInputs) -> np.ndarray:
     "Close less the close before, in price units."
     return inputs["close"] - inputs.past("close", 1)

@@ -16,12 +16,14 @@ import pandas as pd
 from ..candles import COMPLETE_SHARE, TIMEFRAMES, Market, checked_timeframe, segments
 from .catalogue import FeatureCatalogue, FeatureFacts, chosen_names, unknown_name
 from .config import FeatureConfig
+from .cross_section import CROSS_SECTIONAL, beside
 from .declaration import Family, Feature, FeatureColumns
 from .inputs import FeatureError, FeatureInputs, FeatureSettings
+from .multi_timeframe import MULTI_TIMEFRAME
 from .smc import SMC
 from ..patterns.config import PatternConfig
 
-FEATURE_FAMILIES: tuple[Family, ...] = (SMC,)
+FEATURE_FAMILIES: tuple[Family, ...] = (SMC, CROSS_SECTIONAL, MULTI_TIMEFRAME)
 
 # %% ../../nbs/features/06_table.ipynb #e311260a
 def _by_name(families: Sequence[Family]) -> dict[str, Feature]:
@@ -195,6 +197,12 @@ def feature_table(
     return pd.DataFrame(out.T, index=candles.index, columns=list(place), copy=False)
 
 
+def _needs_others(config: FeatureConfig, wanted: Sequence[str] | None, families: Sequence[Family]) -> bool:
+    "Whether one of the features looks at other symbols."
+    names = {name for declared in declared_features(config, wanted, families) for name in declared.inputs}
+    return any(name.startswith(("others_", "rank_")) for name in names)
+
+
 def feature_tables(
     market: Market,
     patterns: Mapping[str, pd.DataFrame] | None = None,  # by symbol
@@ -210,6 +218,7 @@ def feature_tables(
         raise FeatureError(
             f"{lacking[0]}: there are no patterns of this symbol: run the patterns stage again"
         )
+    others = beside(market) if _needs_others(config, wanted, families) else {}
     return {
         symbol: feature_table(
             candles,
@@ -222,7 +231,8 @@ def feature_tables(
             symbol,
             market.calendar,
             market.complete_share,
-            dtype=dtype,
+            others.get(symbol),
+            dtype,
         )
         for symbol, candles in market.items()
     }
