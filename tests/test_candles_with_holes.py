@@ -136,7 +136,7 @@ def case(request, holed) -> tuple[Market, PatternConfig]:
     return holed.map(lambda _: thin), config
 
 
-SMALL = FeatureConfig(daily_bars=4, profile_bars=60)
+SMALL = FeatureConfig(families=["smc"], daily_bars=4, profile_bars=60)
 
 
 def features_on(case, name):

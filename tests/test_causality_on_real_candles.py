@@ -17,20 +17,25 @@ def features_of(candles):
 
 
 def test_no_feature_looks_ahead(bitcoin):
-    assert_causal(features_of, bitcoin.iloc[30_000:42_000], cuts=50, first=longest_lookback())
+    assert_causal(features_of, bitcoin.iloc[30_000:42_000], cuts=50, first=longest_lookback(wanted=["smc"]))
 
 
 def test_the_row_computed_live_is_the_row_seen_in_training(ether):
-    assert_parity(features_of, ether.iloc[50_000:66_000], longest_lookback(), cuts=50)
+    assert_parity(features_of, ether.iloc[50_000:66_000], longest_lookback(wanted=["smc"]), cuts=50)
 
 
-@pytest.mark.parametrize("name", [declared.name for declared in declared_features()])
+@pytest.mark.parametrize("name", [declared.name for declared in declared_features(wanted=["smc"])])
 def test_a_feature_shifted_by_one_candle_is_caught(bitcoin, name):
     def peek(candles):
         return features_of(candles)[[name]].shift(-1)
 
     with pytest.raises(LookAheadError):
-        assert_causal(peek, bitcoin.iloc[: longest_lookback() + 600], cuts=2, first=longest_lookback() + 100)
+        assert_causal(
+            peek,
+            bitcoin.iloc[: longest_lookback(wanted=["smc"]) + 600],
+            cuts=2,
+            first=longest_lookback(wanted=["smc"]) + 100,
+        )
 
 
 def test_labels_enter_at_the_next_open_and_end_later(bitcoin):

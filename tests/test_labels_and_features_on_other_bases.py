@@ -33,7 +33,7 @@ BASES = {
     "15m": (("15m", "1h", "4h", "1d"), ("15m", "4h", "1d"), ("15m", "1h"), ("1h", "4h")),
     "1h": (("1h", "4h", "1d"), ("1h", "12h", "1d"), ("1h", "4h"), ("4h", "1d")),
 }
-SMALL = FeatureConfig(daily_bars=2, profile_bars=60)
+SMALL = FeatureConfig(families=["smc"], daily_bars=2, profile_bars=60)
 
 
 def minutes() -> pd.DataFrame:
@@ -201,7 +201,7 @@ def test_features_are_whole_and_forget_on_any_base(based, found):
     base, candles = based.timeframe, only(based)
     lookback = longest_lookback(SMALL, short(base), base)
     features = only(feature_tables(based, found, SMALL, short(base)))
-    assert len(candles) > lookback + 1000 and features.shape[1] == len(declared_features())
+    assert len(candles) > lookback + 1000 and features.shape[1] == len(declared_features(SMALL))
     whole = features.iloc[lookback - 1 :]
     assert np.isfinite(whole).all(axis=None) and (whole.nunique() > 2).all()
     pd.testing.assert_frame_equal(features, features_on(base)(candles), check_exact=True, check_freq=False)
@@ -231,8 +231,8 @@ def test_the_settings_of_the_pipeline_serve_every_base(based):
     settings = PatternConfig(timeframes=BASES[base][0], weekends_closed=base == "15m")
     one = based.at(base)
     patterns = detect_timeframes({name: only(one.at(name)) for name in BASES[base][0]}, settings)
-    features = feature_table(candles, patterns, FeatureConfig(), settings)
-    for declared in declared_features():
+    features = feature_table(candles, patterns, FeatureConfig(families=["smc"]), settings)
+    for declared in declared_features(SMALL):
         if declared.name not in ("h1_h4_alignment",) or base != "1m":  # there 24 days of candles are too few
             assert np.isfinite(features[declared.name].iloc[-1]), declared.name
 
@@ -246,7 +246,7 @@ def test_patterns_that_were_not_detected_are_named(based, found):
     ):
         feature_tables(based, {symbol: without}, SMALL, short(base))
     few = short(base).model_copy(update={"timeframes": (base,)})
-    named = FeatureConfig(timeframes=[base, second])
+    named = FeatureConfig(families=["smc"], timeframes=[base, second])
     with pytest.raises(
         FeatureError, match=f"features.timeframes names {second}, on which no patterns are detected"
     ):
@@ -256,7 +256,7 @@ def test_patterns_that_were_not_detected_are_named(based, found):
 # ---- every feature needs what it says, and nothing else
 
 
-@pytest.mark.parametrize("declared", declared_features(), ids=lambda declared: declared.name)
+@pytest.mark.parametrize("declared", declared_features(SMALL), ids=lambda declared: declared.name)
 def test_a_feature_needs_its_declared_inputs_alone(declared):
     candles = minutes()
     patterns = patterns_of(candles, "1m")

@@ -19,7 +19,7 @@ from smc_ml.patterns.streaming import PatternStream, update_table
 from smc_ml.simulation.market import random_walk
 
 SHORT = PatternConfig(structure_age=20, swing_age=60, zone_age=40, timeframes=("5m", "15m", "1h", "4h"))
-SMALL = FeatureConfig(daily_bars=2, profile_bars=60, range_bars=40)
+SMALL = FeatureConfig(families=["smc"], daily_bars=2, profile_bars=60, range_bars=40)
 LABELS = LabelingConfig(timeframes=["5m", "15m"], minimum_risk=1e-6, stop_buffer=0.0, maximum_bars=40)
 TICK, LENGTH = 0.01, 4000
 WALK = random_walk(LENGTH, seed=11).round(2)

@@ -6,7 +6,7 @@ import pytest
 
 from smc_ml.candles import TIMEFRAMES, closes_at, resample, segments, validate_candles
 from smc_ml.features.config import FeatureConfig
-from smc_ml.features.table import longest_lookback, signed_features, smc_features
+from smc_ml.features.table import feature_catalogue, longest_lookback, smc_features
 from smc_ml.labels.config import HorizonConfig, LabelingConfig
 from smc_ml.labels.horizons import horizon_targets
 from smc_ml.labels.outcomes import label_patterns
@@ -17,7 +17,7 @@ from smc_ml.patterns.events import candle_records, prepare
 
 SHORT, SMALL = (
     PatternConfig(structure_age=20, swing_age=60, zone_age=40, timeframes=("5m", "15m", "1h", "4h", "1d")),
-    FeatureConfig(daily_bars=2, profile_bars=60),
+    FeatureConfig(families=["smc"], daily_bars=2, profile_bars=60),
 )
 
 
@@ -93,7 +93,10 @@ def test_no_trade_reaches_across_a_hole_and_none_is_lost(holed, entry):
 
 
 def test_features_and_windows_begin_anew_after_a_hole(holed):
-    features, lookback = smc_features(holed, patterns_of(holed), SMALL, SHORT), longest_lookback(SMALL, SHORT)
+    features, lookback = (
+        smc_features(holed, patterns_of(holed), SMALL, SHORT),
+        longest_lookback(SMALL, SHORT),
+    )
     for part in segments(holed, "5m"):
         whole = features.iloc[part].notna().all(axis=1).to_numpy()
         assert not whole[: lookback - 1].any() and whole[lookback:].all()
@@ -106,7 +109,7 @@ def test_features_and_windows_begin_anew_after_a_hole(holed):
         )
     rows = np.arange(len(holed))
     events = pd.DataFrame({"symbol": "BTCUSDT", "row": rows, "time": closes_at(holed, "5m"), "direction": 1})
-    _, kept = event_windows({"BTCUSDT": features}, events, 60, signed_features())
+    _, kept = event_windows({"BTCUSDT": features}, events, 60, feature_catalogue(wanted=["smc"]).signed)
     part_of = np.repeat(np.arange(4), [part.stop - part.start for part in segments(holed, "5m")])
     assert len(kept) and (part_of[kept] == part_of[kept - 59]).all()
 
