@@ -151,5 +151,5 @@ def time_of_day(clock: str) -> pd.Timedelta:
     hour, _, minute = str(clock).replace("h", ":", 1).partition(":")
     digits = hour.isdecimal() and minute.isdecimal() and len(minute) == 2
     if not (digits and int(hour) < 24 and int(minute) < 60):
-        raise SessionError(f'{clock!r} is no time of day: write hours and minutes, as in 17h00')
+        raise SessionError(f"{clock!r} is no time of day: write hours and minutes, as in 17h00")
     return pd.Timedelta(hours=int(hour), minutes=int(minute))
