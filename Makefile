@@ -18,11 +18,12 @@ NEEDED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "$(TOO_OLD)
 EXAMPLE := make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
 REPORT := The report is at $(CURDIR)/reports/index.html
 UNWRITABLE := $(CURDIR) cannot be written: it is read-only, or its disk is full; mend that and run again
+NO_COLUMNS := Created|.*_(low|high)$$$$|artifacts|reports|nbs|smc_ml|.*\.(lock|yaml)$$$$
 SNAPSHOT = $$(grep -oE 'md5: .{12}' data.dvc | cut -c6-)
 BENCHMARKS := --benchmark-enable --benchmark-only --benchmark-sort=name --benchmark-group-by=group
 
 SHELL := /bin/bash
-.PHONY: help install hooks writable export clean repro files update pin lab test coverage controls proofs \
+.PHONY: help install hooks writable export clean repro files update experiments pin lab test coverage controls proofs \
         mutants bench check readme lock
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -67,9 +68,12 @@ update: export  ## fetch what is new, then run what has changed
 	smc run -f -s collect
 	smc run
 
+experiments: install  ## compare DVC's experiments: the headline's numbers and the settings that differ
+	COLUMNS=120 dvc exp show --no-pager --only-changed --drop '$(NO_COLUMNS)'
+
 pin: install  ## commit the snapshot that the last run used
 	smc mend
-	git commit -m "Pin the candles $(SNAPSHOT)" -- data.dvc dvc.lock reports
+	git commit -m "Pin the candles $(SNAPSHOT)" -- data.dvc dvc.lock headline.json reports
 
 lab: export  ## explore the notebooks
 	python -m smc_ml.processor jupyter lab nbs
