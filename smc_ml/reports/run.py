@@ -74,7 +74,7 @@ def banner_of(summary: RunSummary) -> str:
 
 
 def result_of(summary: RunSummary) -> str:
-    "The result of a run as a terminal shows it: what to know before, the verdict and its reasons, a line each."
+    "The result as a terminal shows it: what to know before, the verdict and its reasons, a line each."
     lines = (banner_of(summary), summary.verdict.answer, summary.verdict.reasons)
     return "".join(f"{line}\n" for line in lines if line)
 
