@@ -67,8 +67,8 @@ _RUNS = re.compile(r"Running stage '([^']+)'")
 _RESTORED = re.compile(r"Stage '([^']+)' is cached")
 _UNCHANGED = re.compile(r"Stage '([^']+)' didn't change")
 _UNSAID = re.compile(
-    r"> |\s*$|Updating lock file|Data and pipelines are up to date|To track the changes with git|\tgit add|"
-    r"To enable auto staging|\tdvc config core\.autostage|Use `dvc push`"
+    r"> |\s*$|(Updating|Generating) lock file|Data and pipelines are up to date|To track the changes|"
+    r"\tgit add|To enable auto staging|\tdvc config core\.autostage|Use `dvc push`"
 )
 
 
