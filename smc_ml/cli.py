@@ -152,6 +152,7 @@ def controls(settings: SettingsFile = Path("params.yaml")) -> None:
     with _plainly():
         if not too_late():
             hold_processor()
+        check_everything(settings)
         print(f"The page is at {run_controls(settings)}")
 
 # %% ../nbs/11_cli.ipynb #27c60361
