@@ -16,7 +16,6 @@ COMPILED := $(INSTALL) --compile-bytecode
 TOO_OLD := smc_ml needs Python 3.11 or newer; run make PYTHON=python3.11
 NEEDED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "$(TOO_OLD)")
 EXAMPLE := make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
-REPORT := The report is at $(CURDIR)/reports/index.html
 UNWRITABLE := $(CURDIR) cannot be written: it is read-only, or its disk is full; mend that and run again
 NO_COLUMNS := Created|.*_(low|high)$$$$|artifacts|reports|nbs|smc_ml|.*\.(lock|yaml)$$$$
 SNAPSHOT = $$(grep -oE 'md5: .{12}' data.dvc | cut -c6-)
@@ -56,13 +55,11 @@ clean: install  ## strip outputs and stray metadata from the notebooks
 
 repro: export  ## run the whole pipeline; read reports/index.html
 	smc run
-	@echo "$(REPORT)"
 
 files: export  ## run it on your own candles: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
 	@test -n "$(FILES)" || { echo 'say which: $(EXAMPLE)'; exit 1; }
 	smc files params.yaml $(FILES)
 	smc run
-	@echo "$(REPORT)"
 
 update: export  ## fetch what is new, then run what has changed
 	smc run -f -s collect

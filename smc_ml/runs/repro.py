@@ -117,8 +117,10 @@ def reproduce(
     with alone(root / ".dvc/tmp/run.lock", "smc run"):
         look_over(root, say)
         command, narrator = [sys.executable, "-m", "dvc", "repro", *words], narrator_of(root, words)
-        heard = {"stdout": subprocess.PIPE, "text": True, "errors": "replace"} if narrator else {}
-        process = subprocess.Popen(command, cwd=root, preexec_fn=_prepare_dvc, **heard)
+        heard = subprocess.PIPE if narrator else None
+        process = subprocess.Popen(
+            command, cwd=root, preexec_fn=_prepare_dvc, stdout=heard, text=True, errors="replace"
+        )
         try:
             code = _follow(process, narrator, say)
         except KeyboardInterrupt:
