@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .progress import in_words
+from .progress import time_in_words
 
 # %% ../../nbs/runs/05_compiling.ipynb #599c3584
 SECONDS = 0.25  # that a function takes, measured on the patterns: 15 s of one core for 70 functions
@@ -72,6 +72,6 @@ class CompilationNotice:
     def say(self) -> None:
         "The sentence, at the first call."
         if self.functions >= 0:
-            about = f", about {in_words(SECONDS * self.functions)}" if self.functions else ""
+            about = f", about {time_in_words(SECONDS * self.functions)}" if self.functions else ""
             print(f"compiling functions once{about}: later runs find them compiled", file=sys.stderr)
         self.functions = -1

@@ -12,7 +12,7 @@ from typing import Any
 from ..candles import check_made
 from ..config import UserError
 from ..data.sources.forms import known_form
-from ..features.table import check_features
+from ..features.table import check_declared
 from ..labels.checks import check_kinds, check_traded
 from ..labels.horizons import horizon_length
 from ..labels.weights import weighing_market
@@ -53,7 +53,7 @@ def _horizons(sections: Sections) -> None:
 
 def _features(sections: Sections) -> None:
     "Features whose patterns are not detected, and families that there are not."
-    check_features(sections["features"], sections["patterns"], sections["collect"].timeframe)
+    check_declared(sections["features"], sections["patterns"], sections["collect"].timeframe)
 
 
 def _train(sections: Sections) -> None:
