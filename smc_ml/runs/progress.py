@@ -125,7 +125,7 @@ class Narrator:
     def summary(self) -> str:
         "What ran, and how long it took."
         if not self.seconds:
-            return "Nothing to do: all stages are up to date."
+            return "Nothing had to be run: all stages are up to date."
         minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
         ran = f"{len(self.seconds)} {'stage' if len(self.seconds) == 1 else 'stages'} ran in"
         rest = f"; {len(self.unchanged)} had nothing to do" if self.unchanged else ""
