@@ -16,13 +16,13 @@ COMPILED := $(INSTALL) --compile-bytecode
 TOO_OLD := smc_ml needs Python 3.11 or newer; run make PYTHON=python3.11
 NEEDED := import sys; sys.exit(0 if sys.version_info >= (3, 11) else "$(TOO_OLD)")
 EXAMPLE := make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
-REPORT := The report is at $(CURDIR)/reports/index.html
 UNWRITABLE := $(CURDIR) cannot be written: it is read-only, or its disk is full; mend that and run again
+NO_COLUMNS := Created|.*_(low|high)$$$$|artifacts|reports|nbs|smc_ml|.*\.(lock|yaml)$$$$
 SNAPSHOT = $$(grep -oE 'md5: .{12}' data.dvc | cut -c6-)
 BENCHMARKS := --benchmark-enable --benchmark-only --benchmark-sort=name --benchmark-group-by=group
 
 SHELL := /bin/bash
-.PHONY: help install hooks writable export clean repro files update pin lab test coverage controls proofs \
+.PHONY: help install hooks writable export clean repro files update experiments pin lab test coverage controls proofs \
         mutants bench check readme lock
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -55,21 +55,22 @@ clean: install  ## strip outputs and stray metadata from the notebooks
 
 repro: export  ## run the whole pipeline; read reports/index.html
 	smc run
-	@echo "$(REPORT)"
 
 files: export  ## run it on your own candles: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
 	@test -n "$(FILES)" || { echo 'say which: $(EXAMPLE)'; exit 1; }
 	smc files params.yaml $(FILES)
 	smc run
-	@echo "$(REPORT)"
 
 update: export  ## fetch what is new, then run what has changed
 	smc run -f -s collect
 	smc run
 
+experiments: install  ## compare DVC's experiments: the headline's numbers and the settings that differ
+	COLUMNS=120 dvc exp show --no-pager --only-changed --drop '$(NO_COLUMNS)'
+
 pin: install  ## commit the snapshot that the last run used
 	smc mend
-	git commit -m "Pin the candles $(SNAPSHOT)" -- data.dvc dvc.lock reports
+	git commit -m "Pin the candles $(SNAPSHOT)" -- data.dvc dvc.lock headline.json reports
 
 lab: export  ## explore the notebooks
 	python -m smc_ml.processor jupyter lab nbs

@@ -7,13 +7,13 @@ __all__ = ['TIMEFRAMES', 'PRICES', 'OPTIONAL', 'SIGNED', 'COMPLETE_SHARE', 'Cand
            'checked_timeframe', 'closes_at', 'candle_schema', 'checked_table', 'validate_candles', 'HigherSlots',
            'higher_slots', 'resample', 'higher_counts', 'known_rows', 'segments', 'true_range', 'window_mean',
            'average_true_range', 'content_hash', 'write_candles', 'candle_facts', 'read_candles', 'base_timeframe',
-           'candles_path', 'read_all_candles', 'Market', 'read_market']
+           'candles_path', 'check_made', 'read_all_candles', 'Market', 'read_market']
 
 # %% ../nbs/06_candles.ipynb #55d17ff0
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from datetime import datetime
 from functools import cache
 from itertools import pairwise
@@ -549,6 +549,15 @@ def candles_path(
     return Path(folder) / f"{symbol}_{timeframe or base_timeframe(folder)}.parquet"
 
 
+def check_made(timeframe: str, made: Container[str], folder: str | os.PathLike = "artifacts/candles") -> None:
+    "Raise a `CandleError` for a timeframe of which the collect stage makes no candles."
+    if timeframe not in made:
+        raise CandleError(
+            f"{folder}: no {timeframe} candles: "
+            f"name {timeframe} in collect.timeframes and run the collect stage"
+        )
+
+
 def read_all_candles(
     folder: str | os.PathLike = "artifacts/candles",
     timeframe: str | None = None,  # None: the base
@@ -556,11 +565,7 @@ def read_all_candles(
     "Candles of one timeframe by symbol, in alphabetical order."
     timeframe = timeframe or base_timeframe(folder)
     paths = sorted(Path(folder).glob(f"*_{timeframe}.parquet"))
-    if not paths:
-        raise CandleError(
-            f"{folder}: no {timeframe} candles: "
-            f"name {timeframe} in collect.timeframes and run the collect stage"
-        )
+    check_made(timeframe, {timeframe} if paths else (), folder)
     return {path.stem.removesuffix(f"_{timeframe}"): read_candles(path) for path in paths}
 
 # %% ../nbs/06_candles.ipynb #1f504010

@@ -7,6 +7,8 @@ __all__ = ['UserError', 'ConfigError', 'Section', 'project_root']
 
 # %% ../nbs/00_config.ipynb #eb14f093
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,26 @@ def _sentence(section: str, error: ErrorDetails, known: list[str]) -> str:
     return f"{place}: {message[0].lower()}{message[1:]}, found {error['input']!r}"
 
 # %% ../nbs/00_config.ipynb #2274ce4c
+_WITHOUT_POINT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+
+
+def _numbers(section: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    "The values, where a number is wanted and `1e-05` is there, which YAML reads as text, with that number."
+
+    def number(value: Any) -> Any:
+        return float(value) if isinstance(value, str) and _WITHOUT_POINT.fullmatch(value) else value
+
+    wanted = {name: section.model_fields[name].annotation for name in values if name in section.model_fields}
+    return {
+        name: number(value)
+        if wanted.get(name) in (float, float | None)
+        else [number(each) for each in value]
+        if wanted.get(name) == tuple[float, ...] and isinstance(value, list)
+        else value
+        for name, value in values.items()
+    }
+
+
 class Section(BaseModel):
     "Base of all settings: frozen, no unknown keys, errors as one sentence."
 
@@ -50,7 +72,7 @@ class Section(BaseModel):
 
     def __init__(self, **values: Any):
         try:
-            super().__init__(**values)
+            super().__init__(**_numbers(type(self), values))
         except ValidationError as error:
             name = type(self).model_config.get("title") or type(self).__name__
             known = list(type(self).model_fields)

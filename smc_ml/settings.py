@@ -6,7 +6,6 @@
 __all__ = ['SECTIONS', 'read_settings', 'check_settings', 'with_files']
 
 # %% ../nbs/10_settings.ipynb #95079bea
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,18 +86,30 @@ def _pairs(files: Sequence[str]) -> dict[str, str | list[str]]:
     return pairs
 
 
+def _written(value: object) -> list[str]:
+    """What stands behind the colon of a setting, and the lines below it, as `dvc exp run -S` writes them.
+
+    One entry of a list a line, nothing for null.
+    """
+    text = "" if value is None else yaml.safe_dump(value, allow_unicode=True, width=2**31, sort_keys=False)
+    lines = text.removesuffix("...\n").splitlines() or [""]
+    below = isinstance(value, dict | list) and bool(value)
+    return ["", *(f"  {'' if isinstance(value, list) else '  '}{line}" for line in lines)] if below else lines
+
+
 def _with_line(text: str, section: str, name: str, value: object) -> str:
     "Settings with one value of a section written anew, its comment kept, every other line as it was."
-    written = json.dumps(value, ensure_ascii=False)
+    written = _written(value)
     block = re.search(rf"^{section}:.*\n((?:[ \t].*\n|\n)*)", text, re.MULTILINE)
     if block is None:
         raise ConfigError(f"there is no section {section}: write it, or take params.yaml anew")
     line = re.compile(rf"^(  {name}:)[^#\n]*(#.*)?\n((?:    .*\n|  - .*\n)*)", re.MULTILINE)
     found = line.search(text, block.start(1), block.end(1))
-    if found is None:
-        return text[: block.start(1)] + f"  {name}: {written}\n" + text[block.start(1) :]
-    new = f"{found[1]} {written}".ljust(31) + f" {found[2]}" if found[2] else f"{found[1]} {written}"
-    return text[: found.start()] + new + "\n" + text[found.end() :]
+    start, end = (block.start(1), block.start(1)) if found is None else found.span()
+    first = f"  {name}: {written[0]}".rstrip()
+    if found and found[2]:
+        first = f"{first.ljust(31)} {found[2]}"
+    return text[:start] + "".join(f"{line}\n" for line in [first, *written[1:]]) + text[end:]
 
 
 def with_files(text: str, files: Sequence[str], digest: str | None = None) -> str:

@@ -19,6 +19,7 @@ from nbclient.exceptions import CellExecutionError
 from smc_ml.candles import Market
 from smc_ml.models.config import TrainingConfig, model_settings
 from smc_ml.provenance import stage_notebooks
+from smc_ml.reports.summary import HEADLINE
 from smc_ml.settings import SECTIONS
 from smc_ml.simulation.config import SimulationConfig
 from smc_ml.simulation.market import simulate_market
@@ -170,6 +171,21 @@ def test_a_stage_declares_what_it_writes(name):
         for parameter, value in passed:
             path = path.replace(f"{{{parameter}}}", value)
         assert path in declared
+
+
+def test_dvc_has_one_file_of_metrics_and_draws_no_plots():
+    "Its tables fit a terminal that way, and its pages of plots would load scripts from the network."
+    found = {name: paths_of(stage.get("metrics")) for name, stage in ALL_STAGES.items()}
+    assert {name: paths for name, paths in found.items() if paths} == {"report": {"headline.json"}}
+    assert not [name for name, stage in ALL_STAGES.items() if "plots" in stage]
+
+
+def test_the_metrics_of_dvc_are_numbers_and_fit_120_columns():
+    "As `dvc metrics show` lays them out: four spaces between columns, each as wide as its name or number."
+    values = {name: -0.123 for name in HEADLINE} | {"trades": 123_456}
+    columns = {"Path": "headline.json", **values}
+    widths = [max(len(name), len(str(value))) for name, value in columns.items()]
+    assert 8 <= len(HEADLINE) <= 12 and sum(widths) + 4 * (len(widths) - 1) <= 120
 
 
 def test_git_holds_none_of_what_dvc_holds():

@@ -3,6 +3,7 @@
 Reproducible, resumable, loud on bad input.
 """
 
+import html
 import json
 import os
 import shutil
@@ -167,9 +168,16 @@ def test_a_run_without_a_single_trade_says_so_and_claims_nothing(project):
     run(project, "dvc", "repro")
 
 
-def test_dvc_shows_metrics_and_plots(project):
-    assert "accuracy" in run(project, "dvc", "metrics", "show", "--json").stdout
-    assert "equity" in run(project, "dvc", "plots", "show", "--json").stdout
+def test_the_metrics_of_dvc_are_the_headline_alone_and_fit_a_terminal(project):
+    shown = json.loads(run(project, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert list(shown) == ["headline.json"]
+    headline = json.loads((project / "headline.json").read_text())
+    assert shown["headline.json"]["data"] == {
+        name: value for name, value in headline.items() if value is not None
+    }
+    assert max(map(len, run(project, "dvc", "metrics", "show").stdout.splitlines())) <= 120
+    page = html.unescape((project / "reports/index.html").read_text())
+    assert all(line in page for line in (project / "reports/verdict.txt").read_text().splitlines())
 
 
 def test_a_model_that_is_taken_from_the_list_is_read_nowhere(project):

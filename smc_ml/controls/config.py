@@ -6,9 +6,11 @@
 __all__ = ['PlaceboConfig', 'ControlsConfig', 'FullControlsConfig']
 
 # %% ../../nbs/controls/00_config.ipynb #714df7aa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..config import Section
+from ..models.config import known_models
+from ..simulation.config import SimulationConfig
 
 # %% ../../nbs/controls/00_config.ipynb #3d1883ae
 class PlaceboConfig(Section):
@@ -59,6 +61,20 @@ class ControlsConfig(Section):
         description="where trades and predictions of each market are kept, so that a stopped run goes on "
         "and a changed account trains nothing anew; null: nowhere",
     )
+
+    @field_validator("models")
+    @classmethod
+    def _known_models(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return names if names is None else known_models(names)
+
+    @field_validator("edges")
+    @classmethod
+    def _possible_edges(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
+        for edge in edges:
+            SimulationConfig(edge=edge)
+        if 0.0 in edges or len(set(edges)) < len(edges):
+            raise ValueError("each edge above 0 once: null markets stand for 0")
+        return edges
 
 # %% ../../nbs/controls/00_config.ipynb #c2e94d78
 class FullControlsConfig(ControlsConfig):

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from scipy import stats
-from tqdm import tqdm
 
 from ..candles import Market
 from ..config import UserError
@@ -24,6 +23,7 @@ from .markets import NULL_MARKETS, PLANTED, ControlError, PlantedMarket, planted
 from .planted import planted_result
 from ..evaluation.intervals import in_words
 from ..evaluation.verdict import carries_information, edge_shown, evidence_of
+from ..runs.bars import ProgressBar
 from ..simulation.config import SimulationConfig
 from ..stages.calls import CHANCE, HEADLINES, pipeline_result
 from ..tables import plain
@@ -40,7 +40,7 @@ def run_markets(
     workers = max(1, min(processes, len(tasks)))
     parallel = Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="n_jobs")
     judged = parallel(delayed(_run_market)(name, task) for name, task in tasks.items())
-    for name, record in tqdm(judged, desc=what, total=len(tasks), disable=not progress):
+    for name, record in ProgressBar(judged, desc=what, total=len(tasks), disable=not progress):
         records[name] = record
     return {name: records[name] for name in tasks}
 

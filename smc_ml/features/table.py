@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURE_FAMILIES', 'declared_features', 'signed_features', 'optional_features', 'feature_catalogue',
-           'longest_lookback', 'feature_table', 'feature_tables', 'smc_features']
+           'longest_lookback', 'check_declared', 'feature_table', 'feature_tables', 'smc_features']
 
 # %% ../../nbs/features/06_table.ipynb #2db493ab
 import logging
@@ -127,14 +127,33 @@ def _computable(
         elif declared.optional:
             without.setdefault(lacking, []).append(declared.name)
         else:
-            raise FeatureError(
-                f"{source}: feature {declared.name} needs {lacking}: give candles with these "
-                "columns and patterns of these kinds (patterns.kinds), or want other features"
-            )
+            raise _lacking(declared, lacking, source)
     if without:
         absent = "; ".join(f"{', '.join(names)} for want of {lacking}" for lacking, names in without.items())
         _log.warning("%s: features missing throughout: %s", source, absent)
     return computable
+
+
+def _lacking(declared: Feature, lacking: str, source: str) -> FeatureError:
+    "What to say of a feature without its inputs."
+    return FeatureError(
+        f"{source}: feature {declared.name} needs {lacking}: give candles with these "
+        "columns and patterns of these kinds (patterns.kinds), or want other features"
+    )
+
+
+def check_declared(
+    config: FeatureConfig,
+    pattern_config: PatternConfig,
+    timeframe: str,  # of the base
+    families: Sequence[Family] = FEATURE_FAMILIES,
+) -> None:
+    "Raise a `FeatureError` for features that cannot be computed with these settings, whatever the candles."
+    longest_lookback(config, pattern_config, timeframe, families)
+    for declared in declared_features(config, None, families):
+        lacking = ", ".join(declared.lacks(declared.inputs, pattern_config.kinds))
+        if lacking and not declared.optional:
+            raise _lacking(declared, lacking, "features")
 
 
 def _fill(

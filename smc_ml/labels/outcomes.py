@@ -34,7 +34,7 @@ from smc_ml.labels.barriers import (
     limit_fills,
     rows_of_ends,
 )
-from .checks import LabelError, check_market, check_timeframes, stated_timeframe
+from .checks import LabelError, check_kinds, check_market, check_timeframes, stated_timeframe
 from .config import LabelingConfig
 from .finer import settle_doubts
 from ..patterns.config import PatternConfig
@@ -327,6 +327,7 @@ def label_symbols(
     "The trades of all symbols in one table, sorted by decision time, numbered by `event_id`."
     if not market:
         raise LabelError("there are no candles: run the collect stage")
+    check_kinds(config, pattern_config)
     lacking = sorted(set(market) - set(patterns))
     if lacking:
         raise LabelError(f"{lacking[0]}: there are no patterns of this symbol: run the patterns stage again")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAST_PROBABILITY', 'BYTES', 'ModelConfig', 'LoopConfig', 'LSTMConfig', 'LogisticConfig', 'XGBoostConfig',
-           'TrainingConfig', 'model_settings']
+           'TrainingConfig', 'model_settings', 'known_models']
 
 # %% ../../nbs/models/00_config.ipynb #7ffde628
 from typing import ClassVar, Literal
@@ -17,6 +17,10 @@ from ..labels.config import WeightConfig
 # %% ../../nbs/models/00_config.ipynb #bb840266
 class ModelConfig(Section):
     "Base of the settings of a model; its section of `train` has the name of its module."
+
+    def fault(self, steps: int) -> str | None:
+        "What is wrong with windows of so many rows; None: nothing."
+        return None
 
     needs: ClassVar[frozenset[str] | None] = (
         None  # features it cannot do without; None: all but optional ones
@@ -52,6 +56,12 @@ class LSTMConfig(LoopConfig):
     dropout: float = Field(
         0.3, ge=0, lt=1, description="share of the units left out between layers while training"
     )
+
+    def fault(self, steps: int) -> str | None:
+        "What is wrong with windows that are shorter than a step."
+        if steps >= self.rows_per_step:
+            return None
+        return f"windows of {steps} rows, but {self.rows_per_step} rows per step: use longer windows"
 
 # %% ../../nbs/models/00_config.ipynb #bd0226cf
 class LogisticConfig(ModelConfig):
@@ -115,13 +125,7 @@ class TrainingConfig(Section):
     @field_validator("models")
     @classmethod
     def _known_models(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        known = model_settings(cls)
-        for place, name in enumerate(names):
-            if name not in known:
-                raise ValueError(f"no model is called {name!r}: known are {', '.join(known)}")
-            if name in names[:place]:
-                raise ValueError(f"{name} is there twice")
-        return names
+        return known_models(names, cls)
 
 # %% ../../nbs/models/00_config.ipynb #2e6e7f9a
 def model_settings(section: type[Section] = TrainingConfig) -> dict[str, type[ModelConfig]]:
@@ -130,3 +134,17 @@ def model_settings(section: type[Section] = TrainingConfig) -> dict[str, type[Mo
     return {
         name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, ModelConfig)
     }
+
+
+def known_models(
+    names: tuple[str, ...],
+    section: type[Section] | None = None,  # None: `TrainingConfig`
+) -> tuple[str, ...]:
+    "The names, each of a model and there once; a `ValueError` for one that is not."
+    known = model_settings(section or TrainingConfig)
+    for place, name in enumerate(names):
+        if name not in known:
+            raise ValueError(f"no model is called {name!r}: known are {', '.join(known)}")
+        if name in names[:place]:
+            raise ValueError(f"{name} is there twice")
+    return names

@@ -24,10 +24,8 @@ class LSTMNetwork(WindowNetwork):
 
     def __init__(self, features: int, length: int, outputs: int, config: LSTMConfig):
         super().__init__(features)
-        if length < config.rows_per_step:
-            raise TrainingError(
-                f"windows of {length} rows, but {config.rows_per_step} rows per step: use longer windows"
-            )
+        if fault := config.fault(length):
+            raise TrainingError(fault)
         self.rows_per_step = config.rows_per_step
         self.lstm = nn.LSTM(
             features * config.rows_per_step,

@@ -14,7 +14,6 @@ import pandas as pd
 from sklearn.base import BaseEstimator, clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
-from tqdm import tqdm
 
 from ..config import UserError
 from ..labels.config import SplitsConfig, WeightConfig
@@ -26,6 +25,7 @@ from .registry import model_of
 from .saving import describe_training
 from .tasks import Binary, Task
 from .windows import Windows
+from ..runs.bars import ProgressBar
 
 # %% ../../nbs/models/09_out_of_fold.ipynb #b095fe0f
 class FoldError(UserError):
@@ -167,7 +167,7 @@ def out_of_fold(
     splitter, answered = walk_forward(splits), _answered(task, labels)
     edges, tables, folds, histories = splitter.edges(labels), [], [], []
     for fold, roles in enumerate(
-        tqdm(list(splitter.roles(labels)), desc=f"{name} folds", disable=not progress)
+        ProgressBar(list(splitter.roles(labels)), desc=f"{name} folds", disable=not progress)
     ):
         train, test = np.flatnonzero((roles == TRAIN) & answered), np.flatnonzero(roles == TEST)
         known, fitted = labels.iloc[train], clone(blank)

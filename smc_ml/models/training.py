@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..config import UserError
 from .config import LoopConfig
@@ -24,6 +23,7 @@ from .predictions import HISTORY
 from .tasks import Binary, Task
 from .windows import Windows
 from ..processor import networks_held
+from ..runs.bars import ProgressBar
 
 # %% ../../nbs/models/05_training.ipynb #756ad8f3
 class TrainingError(UserError):
@@ -114,7 +114,7 @@ class _Descent:
         weights = network.parameters()
         self.optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rate, total_steps=steps)
-        self.bar = tqdm(total=steps, desc="steps", leave=False, disable=not progress)
+        self.bar = ProgressBar(total=steps, desc="steps", leave=False, disable=not progress)
 
     def step(self, windows: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> float:
         "One step on a batch; its summed loss."

@@ -112,11 +112,13 @@ class PatternConfig(Section):
             raise ValueError(f"{unknown[0]!r} is none of {', '.join(known)}")
         return names
 
-    @field_validator("day_start")
+    @field_validator("day_start", mode="before")
     @classmethod
-    def _known_clock(cls, clock: str) -> str:
+    def _known_clock(cls, clock: Any) -> Any:
+        if isinstance(clock, int):  # to base 60, where the quotes of "17:00" are left out, as DVC does
+            raise ValueError("it is a time of day, which YAML takes for a number without quotes: write 17h00")
         time_of_day(clock)
-        return clock
+        return str(clock).replace("h", ":", 1)
 
     @field_validator("day_time_zone")
     @classmethod

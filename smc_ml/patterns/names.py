@@ -147,9 +147,9 @@ class SessionError(UserError):
 
 # %% ../../nbs/patterns/00_names.ipynb #ae7def7f
 def time_of_day(clock: str) -> pd.Timedelta:
-    'Time since midnight of a local "HH:MM"; a `SessionError` where it is none.'
-    hour, _, minute = str(clock).partition(":")
+    'Time since midnight of a local "HH:MM" or "HHhMM"; a `SessionError` where it is none.'
+    hour, _, minute = str(clock).replace("h", ":", 1).partition(":")
     digits = hour.isdecimal() and minute.isdecimal() and len(minute) == 2
     if not (digits and int(hour) < 24 and int(minute) < 60):
-        raise SessionError(f'{clock!r} is no time of day: write hours and minutes in quotes, as in "17:00"')
+        raise SessionError(f"{clock!r} is no time of day: write hours and minutes, as in 17h00")
     return pd.Timedelta(hours=int(hour), minutes=int(minute))

@@ -28,6 +28,7 @@ from traitlets.config import Config
 
 from ..config import UserError, project_root
 from ..processor import hold_environment, too_late
+from ..runs.compiling import CompilationNotice, modules_of, uncompiled
 from ..runs.declared import declared_keys, declared_parameters, refuse_changed
 from ..runs.guard import RunningError, end_with, stage_alone
 from ..runs.records import keep_records
@@ -170,10 +171,26 @@ _LANGUAGE = {
 }
 
 
+def _project_of(notebook: Path) -> Path | None:
+    "The root of the project in which a notebook lies; None outside of one."
+    with contextlib.suppress(UserError):
+        return project_root(notebook.resolve().parent)
+    return None
+
+
+def _notice_of(notebook: Path) -> CompilationNotice:
+    "Who says that functions are compiled for a stage."
+    root = _project_of(notebook)
+    stage = notebook.stem.partition("_")[2]
+    return CompilationNotice(uncompiled(modules_of(stage, root)) if root else 0)
+
+
 def _run_cells(manager: "NotebookExecutionManager") -> None:
     "Run the cells of a notebook in this process, up to the first that fails."
+    notice = _notice_of(Path(manager.nb.metadata.papermill.input_path))
     with stage_shell() as shell:
         for cell in manager.nb.cells:
+            notice.listen()
             manager.cell_start(cell)
             if cell.cell_type == "code" and cell.source.strip() and not shell.run(cell):
                 manager.cell_exception(cell)
@@ -190,13 +207,6 @@ def _tell(notebook: NotebookNode, parameters: Mapping[str, Any], kernel_name: st
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = translate_parameters(kernel_name, "python", parameters, "Parameters")
-
-
-def _project_of(notebook: Path) -> Path | None:
-    "The root of the project in which a notebook lies; None outside of one."
-    with contextlib.suppress(UserError):
-        return project_root(notebook.resolve().parent)
-    return None
 
 
 _HELD = contextlib.ExitStack()  # to the end of the process

@@ -16,7 +16,6 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from ...candles import TIMEFRAMES, content_hash, validate_candles
 from ...config import ConfigError, UserError
@@ -38,6 +37,7 @@ from smc_ml.data.collection.store import (
 from ..sources.base import CandleSource
 from ..sources.exchanges import ExchangeSource
 from ..sources.names import SourceError
+from ...runs.bars import ProgressBar
 from ...writing import write_table
 
 _log = logging.getLogger(__name__)
@@ -279,5 +279,5 @@ async def _update_all(
             await update_series(source, want, config, end, now, bar.update)
 
     name = source_folder(config)
-    with tqdm(total=total, desc=name, unit="candle", unit_scale=True, disable=not total) as bar:
+    with ProgressBar(total=total, desc=name, unit="candle", unit_scale=True, disable=not total) as bar:
         await side_by_side(update(want) for want in lack)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-from tqdm import tqdm
 
 from ...candles import candle_facts, resample
 from .acceptance import accepted_candles, allows_repairs, in_span
@@ -21,6 +20,7 @@ from .names import raw_path
 from .series import file_source, file_symbols
 from .store import locked, write_series
 from ..sources.names import SourceError
+from ...runs.bars import ProgressBar
 from ...simulation.config import SIMULATED_TIMEFRAME
 from ...simulation.market import simulate_market
 from ...writing import write_table
@@ -74,7 +74,7 @@ def _made_of(path: Path, files: list[Path]) -> bool:
 def read_files(config: DataCollectionConfig) -> dict[str, pd.DataFrame]:
     "The candles of the configured files by symbol, checked unless repairs are allowed."
     source, read = file_source(config), {}
-    for symbol in tqdm(file_symbols(config), desc="files", unit="symbol"):
+    for symbol in ProgressBar(file_symbols(config), desc="files", unit="symbol"):
         candles, name = source.raw_candles(symbol, config.timeframe)
         candles = in_span(candles, config, name)
         if config.validate and not allows_repairs(config.repair):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from smc_ml.candles import (
     CandleError,
@@ -33,6 +32,7 @@ from ..quality.assessment import assess_quality
 from ..quality.repair import repair
 from ..quality.report import QualityReport
 from ..sources.names import EXCHANGES
+from ...runs.bars import ProgressBar
 
 # %% ../../../nbs/data/collection/09_preparation.ipynb #4b61ace4
 def base_candles(
@@ -72,7 +72,7 @@ def make_candles(
 ) -> Market:
     "Check the snapshot's candles, resample them and write every timeframe; returns the base candles."
     market, rules = {}, (config.complete_share, config.calendar)
-    for symbol, path in tqdm(raw.items(), desc="candles", unit="symbol"):
+    for symbol, path in ProgressBar(raw.items(), desc="candles", unit="symbol"):
         base, repairs = base_candles(path, config)
         market[symbol] = base = with_funding(with_recordings(base, config, symbol), config, symbol)
         facts = _kept_facts(path, repairs, config) | {"symbol": symbol}
