@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RSIIndicator', 'CCIIndicator']
 
-# %% ../../nbs/indicators/03_momentum.ipynb #d586b962
+# %% ../../nbs/indicators/03_momentum.ipynb #eb3fc6e5
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -13,12 +13,12 @@ import torch
 
 from .base import IndicatorState, TechnicalIndicator
 
-# %% ../../nbs/indicators/03_momentum.ipynb #46523700
+# %% ../../nbs/indicators/03_momentum.ipynb #f92808a9
 def _beyond(values: torch.Tensor, oversold: float, overbought: float) -> dict[str, torch.Tensor]:
     "Signals of an oscillator; False where it is NaN."
     return {"buy_signals": values < oversold, "sell_signals": values > overbought}
 
-# %% ../../nbs/indicators/03_momentum.ipynb #c5a3960c
+# %% ../../nbs/indicators/03_momentum.ipynb #62ac9558
 class RSIIndicator(TechnicalIndicator):
     "Relative strength index (Wilder 1978): `rsi`, 0 to 100, known from row `period` on; equal to TA-Lib's."
 
@@ -51,7 +51,7 @@ class RSIIndicator(TechnicalIndicator):
         rsi = state.known(100 * rise / torch.where(moved, rise + fall, 1.0), self.warm_up)
         return {"rsi": rsi} | _beyond(rsi.where(moved, torch.nan), self.oversold, self.overbought)
 
-# %% ../../nbs/indicators/03_momentum.ipynb #4b070b3f
+# %% ../../nbs/indicators/03_momentum.ipynb #6c964772
 class CCIIndicator(TechnicalIndicator):
     "Commodity channel index (Lambert 1980): `cci`, known from row period - 1 on; equal to TA-Lib's."
 
@@ -83,6 +83,7 @@ class CCIIndicator(TechnicalIndicator):
         window = window - window[..., -1:]
         mean = window.mean(-1)
         deviation = (window - mean.unsqueeze(-1)).abs().mean(-1)
-        spread = torch.where(deviation > 0, self.constant * deviation, 1.0)
-        cci = state.known(-mean / spread, self.warm_up)
+        moved = deviation > 64 * torch.finfo(typical.dtype).eps * typical.abs()
+        cci = torch.where(moved, -mean, 0.0) / torch.where(moved, self.constant * deviation, 1.0)
+        cci = state.known(cci, self.warm_up)
         return {"cci": cci} | _beyond(cci, self.oversold, self.overbought)
