@@ -50,9 +50,10 @@ class IndicatorState:
         self.kept[name] = joined[..., joined.shape[-1] - rows :]
         return joined
 
-    def windows(self, name: str, values: torch.Tensor, period: int) -> torch.Tensor:
-        "(..., time, period): the last values of each row, oldest first; known from row period - 1 on."
-        return self.with_earlier(name, values, period - 1).unfold(-1, period, 1)
+    def windows(self, name: str, values: torch.Tensor, period: int) -> list[torch.Tensor]:
+        "`period` tensors (..., time), oldest values of the windows first; known from row period - 1 on."
+        joined, size = self.with_earlier(name, values, period - 1), values.shape[-1]
+        return [joined[..., row : row + size] for row in range(period)]
 
     def decayed(
         self,

@@ -29,8 +29,10 @@ class CandleTensors(NamedTuple):
 
 
 def _as_table(candles: Any) -> Any:
-    "One row as a table of one row; everything else as it is."
-    return candles.to_frame().T if isinstance(candles, pd.Series) else candles
+    "One row as a table of one row, a named tuple as a mapping; everything else as it is."
+    if isinstance(candles, pd.Series):
+        return candles.to_frame().T
+    return candles._asdict() if hasattr(candles, "_asdict") else candles
 
 
 def _column(candles: Any, name: str, source: str) -> Any:

@@ -80,9 +80,9 @@ class CCIIndicator(TechnicalIndicator):
         "`cci`, `buy_signals`, `sell_signals`."
         typical = (candles["high"] + candles["low"] + candles["close"]) / 3
         window = state.windows("typical", typical, self.period)
-        window = window - window[..., -1:]
-        mean = window.mean(-1)
-        deviation = (window - mean.unsqueeze(-1)).abs().mean(-1)
+        mean = sum((each - typical for each in window), torch.zeros_like(typical)) / self.period
+        level = typical + mean
+        deviation = sum(((each - level).abs() for each in window), torch.zeros_like(typical)) / self.period
         moved = deviation > 64 * torch.finfo(typical.dtype).eps * typical.abs()
         cci = torch.where(moved, -mean, 0.0) / torch.where(moved, self.constant * deviation, 1.0)
         cci = state.known(cci, self.warm_up)

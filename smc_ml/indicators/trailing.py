@@ -7,6 +7,7 @@ __all__ = ['SuperTrendIndicator', 'ChandelierExitIndicator']
 
 # %% ../../nbs/indicators/05_trailing.ipynb #a43ab874
 from collections.abc import Mapping
+from functools import reduce
 
 import torch
 
@@ -80,8 +81,8 @@ class ChandelierExitIndicator(TechnicalIndicator):
         close = candles["close"]
         high, low = (close, close) if self.use_close else (candles["high"], candles["low"])
         away = self.multiplier * state.average_true_range(candles, self.period)
-        highest = state.windows("high", high, self.period).amax(-1)
-        lowest = state.windows("low", low, self.period).amin(-1)
+        highest = reduce(torch.maximum, state.windows("high", high, self.period))
+        lowest = reduce(torch.minimum, state.windows("low", low, self.period))
         short_stop = state.trailing_stop("short", lowest + away, close, self.warm_up, touch=True)
         long_stop = -state.trailing_stop("long", away - highest, -close, self.warm_up, touch=True)
         up = close > state.with_earlier("last_short", short_stop, 1)[..., :-1]

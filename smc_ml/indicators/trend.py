@@ -97,7 +97,8 @@ class WaveTrendIndicator(TechnicalIndicator):
         usual = state.ema("away", away.abs(), self.channel_length, averaged)
         index = away / torch.where(usual > 0, 0.015 * usual, 1.0)
         wt1 = state.ema("index", index, self.average_length, 2 * averaged)
-        wt2 = state.windows("wt1", wt1, self.signal_length).mean(-1)
+        window = state.windows("wt1", wt1, self.signal_length)
+        wt2 = sum(window, torch.zeros_like(wt1)) / self.signal_length
         lead = state.with_earlier("lead", wt1 - wt2, 1)
         crossed = state.rows(wt1) > self.warm_up
         up, down = (lead[..., 1:] > 0) & (lead[..., :-1] <= 0), (lead[..., 1:] < 0) & (lead[..., :-1] >= 0)
