@@ -101,16 +101,16 @@ class IndicatorState:
         "Wilder's average of the true range from row 1 on; known from row `period` on."
         return self.rma("true_range", self.true_range(candles), period, first=1)
 
-    def trailing_stop(
-        self, name: str, level: torch.Tensor, close: torch.Tensor, first: int, touch: bool = False
-    ) -> torch.Tensor:
-        "A stop above the price that only falls until a close passes it, from row `first` on."
-        begin = max(first - self.seen + 1, 0)
-        levels = torch.cat([self._before(name, level[..., :1]), level], -1)
-        closes = self.with_earlier(f"{name}_close", close, 1)
-        stop = trailing_minimum(levels, closes, begin, touch)[..., 1:]
-        self.kept[name] = stop[..., -1:]
-        return stop
+    def trailing_stops(
+        self, above: torch.Tensor, below: torch.Tensor, close: torch.Tensor, first: int, touch: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        "Stops above and below the price, which only come nearer until a close passes them; from `first` on."
+        level, begin = torch.stack([above, -below]), max(first - self.seen + 1, 0)
+        levels = torch.cat([self._before("stops", level[..., :1]), level], -1)
+        closes = self.with_earlier("stopped", torch.stack([close, -close]), 1)
+        stops = trailing_minimum(levels, closes, begin, touch)[..., 1:]
+        self.kept["stops"] = stops[..., -1:]
+        return stops[0], -stops[1]
 
     def turns(
         self, up: torch.Tensor, down: torch.Tensor, like: torch.Tensor, first: int

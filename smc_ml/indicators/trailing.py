@@ -41,8 +41,7 @@ class SuperTrendIndicator(TechnicalIndicator):
         "`supertrend`, `direction`, `buy_signals`, `sell_signals`."
         close, middle = candles["close"], (candles["high"] + candles["low"]) / 2
         away = self.multiplier * state.average_true_range(candles, self.period)
-        upper = state.trailing_stop("upper", middle + away, close, self.warm_up)
-        lower = -state.trailing_stop("lower", away - middle, -close, self.warm_up)
+        upper, lower = state.trailing_stops(middle + away, middle - away, close, self.warm_up)
         direction, buy, sell = state.turns(close > upper, close < lower, middle, self.warm_up)
         return {
             "supertrend": state.known(torch.where(direction > 0, lower, upper), self.warm_up),
@@ -83,8 +82,8 @@ class ChandelierExitIndicator(TechnicalIndicator):
         away = self.multiplier * state.average_true_range(candles, self.period)
         highest = reduce(torch.maximum, state.windows("high", high, self.period))
         lowest = reduce(torch.minimum, state.windows("low", low, self.period))
-        short_stop = state.trailing_stop("short", lowest + away, close, self.warm_up, touch=True)
-        long_stop = -state.trailing_stop("long", away - highest, -close, self.warm_up, touch=True)
+        levels = lowest + away, highest - away
+        short_stop, long_stop = state.trailing_stops(*levels, close, self.warm_up, touch=True)
         up = close > state.with_earlier("last_short", short_stop, 1)[..., :-1]
         down = (close < state.with_earlier("last_long", long_stop, 1)[..., :-1]) & ~up
         direction, buy, sell = state.turns(up, down, close, self.warm_up)
