@@ -9,10 +9,14 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import talib
 import torch
 from conftest import BTC, by_timeframe, real_candles
 
 from smc_ml.features.table import feature_table, smc_features
+from smc_ml.indicators.momentum import CCIIndicator, RSIIndicator
+from smc_ml.indicators.trailing import ChandelierExitIndicator, SuperTrendIndicator
+from smc_ml.indicators.trend import ADXIndicator, WaveTrendIndicator
 from smc_ml.labels.barriers import barrier_exits, limit_fills
 from smc_ml.labels.config import LabelingConfig
 from smc_ml.labels.horizons import horizon_targets
@@ -291,3 +295,56 @@ def test_batches_of_windows(benchmark, samples):
     chosen = np.random.default_rng(0).permutation(2_000)[:64]
     benchmark.group, benchmark.name = "64 windows of 60 rows of 16 features", "smc_ml"
     assert benchmark(samples.batch, chosen).shape == (64, 60, 16)
+
+
+def wavetrend_of_talib(high, low, close):
+    "WaveTrend from TA-Lib's averages, which has none of its own."
+    typical = (high + low + close) / 3
+    away = typical - talib.EMA(typical, 10)
+    return talib.SMA(talib.EMA(away / (0.015 * talib.EMA(np.abs(away), 10)), 21), 4)
+
+
+def directions_of_talib(*prices):
+    return talib.ADX(*prices, 14), talib.PLUS_DI(*prices, 14), talib.MINUS_DI(*prices, 14)
+
+
+INDICATORS = {
+    RSIIndicator: lambda high, low, close: talib.RSI(close, 14),
+    CCIIndicator: lambda *prices: talib.CCI(*prices, 20),
+    ADXIndicator: directions_of_talib,
+    WaveTrendIndicator: wavetrend_of_talib,
+    SuperTrendIndicator: lambda *prices: talib.SUPERTREND(*prices, 10, 3.0),
+    ChandelierExitIndicator: None,
+}
+
+
+@pytest.mark.parametrize("indicator", INDICATORS, ids=lambda kind: kind.__name__)
+def test_a_torch_indicator_of_two_years(benchmark, long_walk, indicator):
+    "Two symbols of 105,000 candles at once, on one thread; TA-Lib's time for the same is noted beside it."
+    columns = ("high", "low", "close")
+    stacked = {name: long_walk[name].to_numpy()[:210_000].reshape(2, -1) for name in columns}
+    benchmark.group, benchmark.name = "indicators, two symbols of 105,000 candles", indicator.__name__
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    benchmark.pedantic(indicator().calculate, (stacked,), warmup_rounds=1, rounds=5)
+    torch.set_num_threads(threads)
+    within(benchmark, 1.0)
+    if (peer := INDICATORS[indicator]) and benchmark.enabled:
+        best = np.inf
+        for _ in range(5):
+            begin = time.perf_counter()
+            for prices in zip(*stacked.values(), strict=True):
+                peer(*prices)
+            best = min(best, time.perf_counter() - begin)
+        benchmark.extra_info["ratio_to_talib"] = benchmark.stats.stats.min / best
+
+
+@pytest.mark.parametrize("indicator", INDICATORS, ids=lambda kind: kind.__name__)
+def test_a_candle_in_a_torch_indicator(benchmark, long_walk, indicator):
+    benchmark.group, benchmark.name = "indicators, one candle in a stream", indicator.__name__
+    stream = indicator()
+    stream.start(long_walk.iloc[:2000])
+    coming = iter(long_walk.iloc[2000:3200][["high", "low", "close"]].to_dict("records"))
+    benchmark.pedantic(lambda: stream.update(next(coming)), rounds=1000)
+    if benchmark.enabled:
+        assert benchmark.stats.stats.median < 3e-3
