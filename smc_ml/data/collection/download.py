@@ -96,7 +96,7 @@ async def fetch_stretch(
 def _keep_part(want: Wanted, config: DataCollectionConfig, pages: list[pd.DataFrame], answered: Span) -> None:
     "Keep what was answered, if it is anything."
     if answered[0] < answered[1]:
-        candles = merge_candles(pages, want.name)
+        candles = merge_candles(pages, f"{want.name} ({want.path})")
         _refuse_impossible(candles, want, config)
         save_part(want.path, candles, answered)
 
@@ -108,7 +108,7 @@ def finish_series(
 ) -> int:
     "Join what was stored before and the parts, write the series once; the number of candles that are new."
     before, parts = read_series(want.path), read_parts(want.path)
-    candles = merge_candles([before.candles, *(part.candles for part in parts)], want.name)
+    candles = merge_candles([before.candles, *(part.candles for part in parts)], f"{want.name} ({want.path})")
     if not len(candles):
         forget_parts(want.path)
         if want.timeframe != config.timeframe:
