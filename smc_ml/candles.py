@@ -534,12 +534,11 @@ def _anew(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def _readable(path: str | os.PathLike) -> Iterator[None]:
-    "A `CandleError` for a file that is not there, or is no Parquet file."
+    "A `CandleError` for a file that is no Parquet file."
     try:
         yield
-    except FileNotFoundError:
-        remedy = "run the collect stage first" if made_here(path) else "check the path"
-        raise CandleError(f"{path}: no such file: {remedy}") from None
+    except (CandleError, FileNotFoundError):
+        raise
     except (ValueError, OSError) as error:
         raise CandleError(f"{path}: not a readable Parquet file ({error}): {_anew(path)}") from None
 
@@ -557,9 +556,12 @@ def read_candles(path: str | os.PathLike) -> pd.DataFrame:
 
     A `CandleError` where the file is missing, unreadable, changed since, or one of the user's own.
     """
-    with _readable(path):
-        candles = pd.read_parquet(path)
-    facts = candle_facts(path)
+    try:
+        with _readable(path):
+            candles, facts = pd.read_parquet(path), candle_facts(path)
+    except FileNotFoundError:
+        remedy = "run the collect stage first" if made_here(path) else "check the path"
+        raise CandleError(f"{path}: no such file: {remedy}") from None
     if "content" not in facts:
         raise CandleError(f"{path}: no candles that the project wrote: {_anew(path)}")
     if content_hash(candles) != facts["content"]:
