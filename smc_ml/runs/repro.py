@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from .guard import RunningError, alone, end_with_parent, stage_alone
+from .guard import RunningError, alone, end_with_parent, left_sentence, stage_alone
 from .records import keep_records, mend_records, mend_rwlock
 from ..writing import WriteError, hindrance
 
@@ -84,6 +84,7 @@ def reproduce(
     check_writable(root)
     with alone(root / ".dvc/tmp/run.lock", "smc run"):
         look_over(root, say)
+        left_sentence(root)  # of an earlier run
         command = [sys.executable, "-m", "dvc", "repro", *words]
         process = subprocess.Popen(command, cwd=root, preexec_fn=_prepare_dvc)
         try:
@@ -98,4 +99,6 @@ def reproduce(
         if code:  # for want of room, perhaps, of which DVC does not say what to do
             check_writable(root)
         keep_records(root)
+        if code and (left := left_sentence(root)):
+            say(left)
         return code
