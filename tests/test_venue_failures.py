@@ -255,7 +255,6 @@ def wish(server, folder, exchange="binance", **changes) -> DataCollectionConfig:
         "data_dir": str(folder),
         "base_url": server.url,
         "retry": QUICK,
-        "kept_every": 300,
     }
     return DataCollectionConfig(**settings | changes)
 
@@ -267,7 +266,7 @@ def table_of(server) -> dict:
     return {("BTCUSDT", "5m"): CANDLES, ("BTCUSDT", "15m"): fifteen.round({"volume": 3})}
 
 
-LATER = END + pd.Timedelta(days=40)
+LATER = END + pd.Timedelta(days=5)
 GONE = [
     ("binance", "BREAK", None),
     ("binance", "SETTLING", binance(-1121, "Invalid symbol.")),
