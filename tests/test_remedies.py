@@ -364,3 +364,15 @@ def test_an_artifact_may_be_deleted(tmp_path):
     for reader in (read_candles, read_table):
         with pytest.raises(UserError, match="delete it and"):
             reader(path)
+
+
+def test_a_recording_of_another_time_is_named_as_the_user_does_and_can_be_left_out(tmp_path):
+    path, trades = tmp_path / "mine.csv", tmp_path / "trades.csv"
+    text_of(CANDLES)(path)
+    times = pd.date_range("2024-03-01", periods=900, freq="1s", tz="UTC")
+    rows = {"timestamp": times, "price": 10.0, "qty": 1.0, "is_buyer_maker": False}
+    pd.DataFrame(rows).to_csv(trades, index=False)
+    settings = {"source": "files", "files": {"BTCUSDT": str(path)}, "timeframes": []}
+    text = said(tmp_path, settings | {"trades": {"BTCUSDT": str(trades)}})
+    assert text.startswith(f"{trades}: no candle was recorded") and "leave the recording out" in text
+    assert len(run(tmp_path, settings)) == 300
