@@ -139,6 +139,10 @@ class HistoricalDataCollector:
         "`collect_all_historical_data` for scripts and cells without await."
         return run_anywhere(self.collect_all_historical_data)
 
+    def delisted(self) -> list[str]:
+        "`delisted_sentences` of its configuration."
+        return delisted_sentences(self.config)
+
     def get_collection_summary(self) -> pd.DataFrame:
         "One row per series: span, rows, those added by the last run, gaps, content, and the cross-check."
         rows = [
