@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .config import UserError
-from .writing import write_table, write_whole
+from .writing import made_here, write_table, write_whole
 
 # %% ../nbs/08_tables.ipynb #0c1fd208
 class ArtifactError(UserError):
@@ -47,7 +47,8 @@ def read_table(
         raise ArtifactError(f"{path}: not there: run the stage that makes it, or dvc repro") from None
     except (OSError, ValueError) as error:
         what = f"not a readable Parquet file ({error})"
-        raise ArtifactError(f"{path}: {what}: delete it and run dvc repro") from None
+        remedy = "delete it and run dvc repro" if made_here(path) else "give a table that the project wrote"
+        raise ArtifactError(f"{path}: {what}: {remedy}") from None
 
 
 def read_tables(

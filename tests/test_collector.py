@@ -254,7 +254,11 @@ def test_without_network_the_snapshot_serves_and_anything_else_is_one_sentence(t
 def test_what_cannot_be_collected_is_one_sentence_and_leaves_nothing(tmp_path, token, monkeypatch):
     with BinanceServer(tables(["BTCUSDT"], 5)) as server:
         for changes, error, words in (
-            ({"symbols": ["BTCUSD"]}, SourceError, "symbol 'BTCUSD' is unknown .similar: BTCUSDT"),
+            (
+                {"symbols": ["BTCUSD"]},
+                SourceError,
+                "symbol 'BTCUSD' is unknown or delisted .similar: BTCUSDT",
+            ),
             (
                 {"start": "2031-01-01", "end": "2031-02-01"},
                 ConfigError,

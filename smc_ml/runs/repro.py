@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from .guard import RunningError, alone, end_with_parent, stage_alone
+from .guard import RunningError, alone, end_with_parent, left_sentence, stage_alone
 from .progress import Narrator, all_stages, keep_durations, known_durations
 from .records import keep_records, mend_records, mend_rwlock
 from ..writing import WriteError, hindrance
@@ -116,6 +116,7 @@ def reproduce(
     check_writable(root)
     with alone(root / ".dvc/tmp/run.lock", "smc run"):
         look_over(root, say)
+        left_sentence(root)  # of an earlier run
         command, narrator = [sys.executable, "-m", "dvc", "repro", *words], narrator_of(root, words)
         heard = subprocess.PIPE if narrator else None
         process = subprocess.Popen(
@@ -138,4 +139,6 @@ def reproduce(
         if narrator and narrator.whole() and not code:
             for sentence in (narrator.summary(), *result_sentences(root)):
                 say(sentence)
+        if code and (left := left_sentence(root)):
+            say(left)
         return code

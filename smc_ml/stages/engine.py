@@ -12,8 +12,10 @@ import io
 import os
 import re
 import sys
+import traceback
 from ast import literal_eval
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -30,7 +32,7 @@ from ..config import UserError, project_root
 from ..processor import hold_environment, too_late
 from ..runs.compiling import CompilationNotice, modules_of, uncompiled
 from ..runs.declared import declared_keys, declared_parameters, refuse_changed
-from ..runs.guard import RunningError, end_with, stage_alone
+from ..runs.guard import RunningError, end_with, leave_sentence, stage_alone
 from ..runs.records import keep_records
 from ..writing import hindrance
 
@@ -101,6 +103,18 @@ class _Returned(DisplayHook):
         result = new_output("execute_result", data=_bundle(format_dict), **facts)
         cast(ZMQFreeShell, self.shell).outputs.append(result)
 
+# %% ../../nbs/stages/02_engine.ipynb #5bc5337b
+def _meant_for_user(error: BaseException) -> UserError | None:
+    "The error itself, or the first of its group, that the user can put right."
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(_meant_for_user, error.exceptions)), None)
+    return error if isinstance(error, UserError) else None
+
+
+def _of_group(error: BaseException | None) -> bool:
+    "Whether a group of errors is among those that led to an error."
+    return error is not None and (isinstance(error, BaseExceptionGroup) or _of_group(error.__context__))
+
 # %% ../../nbs/stages/02_engine.ipynb #00e9bd9a
 class ZMQFreeShell(InteractiveShell):
     "IPython that writes down what a cell puts out, in the form of a notebook."
@@ -109,6 +123,20 @@ class ZMQFreeShell(InteractiveShell):
     display_pub_class = _Displayed
     kernel = None  # by this name, and by the letters ZMQ, pandas knows that it writes for a notebook
     outputs: list[NotebookNode] = []  # of the cell that runs
+
+    def showtraceback(self, exc_tuple: Any = None, *others: Any, **options: Any) -> None:
+        """Write down the error that ended a cell: the sentence of one that is meant for the user.
+
+        IPython prints errors with which a group of errors is connected straight to the terminal, trace by
+        trace, and leaves none in the notebook.
+        """
+        kind, error, _ = self._get_exc_info(exc_tuple)
+        if meant := _meant_for_user(error):
+            self._showtraceback(type(meant), meant, meant._render_traceback_())
+        elif _of_group(error):
+            self._showtraceback(kind, error, "".join(traceback.format_exception(error)).splitlines())
+        else:
+            super().showtraceback(exc_tuple, *others, **options)
 
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
         error = new_output("error", ename=etype.__name__, evalue=str(evalue), traceback=stb)
@@ -140,17 +168,27 @@ def stage_shell() -> Iterator[ZMQFreeShell]:
 STOPPED = "stopped: what was finished is kept, run again to go on"
 
 
-def one_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def one_sentence(
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+    root: Path | None = None,  # of the project whose run is told the sentence too
+) -> None:
     "Print an error that ended a notebook: its sentence where it is meant for the user, else everything."
     name, text = getattr(error, "ename", kind.__name__), getattr(error, "evalue", str(error))
-    if isinstance(error, UserError) or getattr(error, "traceback", None) == [f"{name}: {text}"]:
-        print(f"{name}: {text}", file=sys.stderr)
+    sentence = f"{name}: {text}"
+    if meant := _meant_for_user(error):
+        print(sentence := f"{type(meant).__name__}: {meant}", file=sys.stderr)
+    elif getattr(error, "traceback", None) == [sentence]:
+        print(sentence, file=sys.stderr)
     elif name == "KeyboardInterrupt":
-        print(STOPPED, file=sys.stderr)
+        print(sentence := STOPPED, file=sys.stderr)
     elif (found := re.match(r"\[Errno (\d+)\]", text)) and (remedy := hindrance(int(found[1]))):
-        print(f"{text}: {remedy} and run again", file=sys.stderr)
+        print(sentence := f"{text}: {remedy} and run again", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
+    if root is not None:
+        leave_sentence(root, sentence)
 
 # %% ../../nbs/stages/02_engine.ipynb #3a7c6d15
 def start_anew() -> None:
@@ -256,7 +294,7 @@ class TerminalEngine:
     ) -> NotebookNode:
         "The executed notebook; a cell that fails is the last one, and its error is among its outputs."
         start_anew()
-        sys.excepthook = one_sentence
+        sys.excepthook = partial(one_sentence, root=_project_of(Path(notebook.metadata.papermill.input_path)))
         try:
             with _as_stage(notebook):
                 return timeless(cls._executed(notebook, kernel_name, progress_bar, **options))

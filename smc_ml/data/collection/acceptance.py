@@ -20,7 +20,8 @@ def _hole_remedy(candles: pd.DataFrame, absent: pd.DatetimeIndex, config: DataCo
     if len(odd) >= len(absent) / 2:
         return f"{len(odd)} others lie at hours at which it is closed (first {odd[0]}): check collect.offset"
     return (
-        "fetch them again, let short holes be filled (collect.repair.fill_up_to), "
+        "fetch them again (from an exchange with collect.ask_again), "
+        "let short holes be filled (collect.repair.fill_up_to), "
         "or set collect.allow_gaps to keep the holes as they are"
     )
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cross_check', 'require_agreement', 'run_anywhere', 'HistoricalDataCollector', 'cross_check_series',
-           'comparison_sentence', 'collect']
+           'comparison_sentence', 'collect', 'delisted_sentences']
 
 # %% ../../../nbs/data/collection/08_collector.ipynb #403f6091
 import asyncio
@@ -77,11 +77,18 @@ def require_agreement(
     )
 
 # %% ../../../nbs/data/collection/08_collector.ipynb #6c82481f
-def run_anywhere(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    "Run a coroutine to its end; in a thread of its own where this one has a running loop."
+def _loop_runs() -> bool:
+    "Whether this thread has a running loop."
     try:
         asyncio.get_running_loop()
     except RuntimeError:
+        return False
+    return True
+
+
+def run_anywhere(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    "Run a coroutine to its end; in a thread of its own where this one has a running loop."
+    if not _loop_runs():
         return asyncio.run(work())
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
 
@@ -131,6 +138,10 @@ class HistoricalDataCollector:
     def collect(self) -> dict[str, Path]:
         "`collect_all_historical_data` for scripts and cells without await."
         return run_anywhere(self.collect_all_historical_data)
+
+    def delisted(self) -> list[str]:
+        "`delisted_sentences` of its configuration."
+        return delisted_sentences(self.config)
 
     def get_collection_summary(self) -> pd.DataFrame:
         "One row per series: span, rows, those added by the last run, gaps, content, and the cross-check."
@@ -240,3 +251,17 @@ def collect(
     if folder is not None:
         config = config.model_copy(update={"data_dir": str(folder)})
     return HistoricalDataCollector(config).collect()
+
+# %% ../../../nbs/data/collection/08_collector.ipynb #c2266033
+def delisted_sentences(config: DataCollectionConfig) -> list[str]:
+    "Which of the collected markets are not traded any more, and until when they were."
+    found = []
+    for venue in by_venue(config):
+        for want in wanted_series(venue):
+            facts = candle_facts(want.path) if want.path.exists() else {}
+            if want.timeframe == venue.timeframe and "delisted" in facts:
+                found.append(
+                    f"{want.name}: the market is not traded now ({facts['delisted']}); "
+                    f"its last candle opened at {facts['last']}, and what was traded until then is kept."
+                )
+    return found

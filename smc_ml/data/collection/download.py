@@ -19,6 +19,7 @@ import pandas as pd
 
 from ...candles import TIMEFRAMES, content_hash, validate_candles
 from ...config import ConfigError, UserError
+from .acceptance import allows_repairs
 from .config import DataCollectionConfig, moment
 from .names import raw_path
 from .series import Wanted, source_folder, source_of, wanted_series
@@ -36,7 +37,7 @@ from smc_ml.data.collection.store import (
 )
 from ..sources.base import CandleSource
 from ..sources.exchanges import ExchangeSource
-from ..sources.names import SourceError
+from ..sources.names import SourceError, UnknownMarket
 from ...runs.bars import ProgressBar
 from ...writing import write_table
 
@@ -58,10 +59,17 @@ def stretches(span: Span, timeframe: str, candles: int) -> list[Span]:
     starts = pd.date_range(*span, freq=TIMEFRAMES[timeframe] * candles, inclusive="left")
     return list(zip(starts, [*starts[1:], span[1]], strict=True))
 
+# %% ../../../nbs/data/collection/05_download.ipynb #8ad93bbf
+def _refuse_impossible(candles: pd.DataFrame, want: Wanted, config: DataCollectionConfig) -> None:
+    "Raise for impossible candles, unless the settings let them be stored."
+    if len(candles) and config.validate and not allows_repairs(config.repair):
+        validate_candles(candles, want.timeframe, want.name, allow_gaps=True)
+
 # %% ../../../nbs/data/collection/05_download.ipynb #6ec3ace5
 async def fetch_stretch(
     source: CandleSource,
     want: Wanted,
+    config: DataCollectionConfig,
     span: Span,
     settled: pd.Timestamp,  # up to here an empty answer is final
     advance: Callable[[int], object],  # told how many candles were passed
@@ -69,38 +77,54 @@ async def fetch_stretch(
     "Ask for one stretch to its end, and keep the answer as a part."
     (start, end), step, pages = span, TIMEFRAMES[want.timeframe], []
     reached = start
-    async with aclosing(source.pages(want.symbol, want.timeframe, start, end)) as answers:
-        async for page in answers:
-            pages.append(page[(page.index >= start) & (page.index < end)])
-            if not len(pages[-1]):
-                continue
-            further = max(reached, pages[-1].index.max() + step)
-            advance((further - reached) // step)
-            reached = further
+    try:
+        async with aclosing(source.pages(want.symbol, want.timeframe, start, end)) as answers:
+            async for page in answers:
+                pages.append(page[(page.index >= start) & (page.index < end)])
+                if not len(pages[-1]):
+                    continue
+                further = max(reached, pages[-1].index.max() + step)
+                advance((further - reached) // step)
+                reached = further
+    except UnknownMarket:
+        _keep_part(want, config, pages, (start, reached))
+        raise
     advance((end - reached) // step)
-    known = max(reached, min(end, settled.floor(step)))
-    if known > start:
-        save_part(want.path, merge_candles(pages, want.name), (start, known))
+    _keep_part(want, config, pages, (start, max(reached, min(end, settled.floor(step)))))
 
 
-def finish_series(want: Wanted, config: DataCollectionConfig) -> int:
+def _keep_part(want: Wanted, config: DataCollectionConfig, pages: list[pd.DataFrame], answered: Span) -> None:
+    "Keep what was answered, if it is anything."
+    if answered[0] < answered[1]:
+        candles = merge_candles(pages, f"{want.name} ({want.path})")
+        _refuse_impossible(candles, want, config)
+        save_part(want.path, candles, answered)
+
+# %% ../../../nbs/data/collection/05_download.ipynb #889504db
+def finish_series(
+    want: Wanted,
+    config: DataCollectionConfig,
+    delisted: str | None = None,  # what the source says of a market that it does not trade now
+) -> int:
     "Join what was stored before and the parts, write the series once; the number of candles that are new."
     before, parts = read_series(want.path), read_parts(want.path)
-    candles = merge_candles([before.candles, *(part.candles for part in parts)], want.name)
+    candles = merge_candles([before.candles, *(part.candles for part in parts)], f"{want.name} ({want.path})")
     if not len(candles):
         forget_parts(want.path)
         if want.timeframe != config.timeframe:
             return 0  # a short span holds no whole one
+        told = f" (the market is not traded now, or delisted: {delisted})" if delisted else ""
         raise SourceError(
-            f"{want.name}: the source has no candles from {config.start} to {config.end or 'now'}: "
+            f"{want.name}: the source has no candles from {config.start} to {config.end or 'now'}{told}: "
             "check collect.symbols, collect.market and the span"
         )
-    if config.validate:
-        validate_candles(candles, want.timeframe, want.name, allow_gaps=True)
+    _refuse_impossible(candles, want, config)
     answered = [span for part in (before, *parts) for span in part.answered]
     facts = {"source": config.source, "symbol": want.symbol}
     if config.source in ("binance", "bybit"):
         facts["market"] = config.market
+    if delisted and candles.index[-1] + TIMEFRAMES[want.timeframe] < config.until:
+        facts["delisted"] = delisted
     write_series(want.path, candles, want.timeframe, answered, **facts)
     forget_parts(want.path)
     return len(candles) - len(before.candles)
@@ -116,10 +140,21 @@ async def update_series(
 ) -> int:
     "Bring one series up to date, alone in its file; the number of candles that are new."
     async with locked(want.path):
-        for span in lacking(want, config.since, end, config.ask_again):
-            for stretch in stretches(span, want.timeframe, config.kept_every):
-                await fetch_stretch(source, want, stretch, now - STILL_COMING, advance)
-        return finish_series(want, config)
+        try:
+            for span in lacking(want, config.since, end, config.ask_again):
+                for stretch in stretches(span, want.timeframe, config.kept_every):
+                    await fetch_stretch(source, want, config, stretch, now - STILL_COMING, advance)
+            delisted = await source.status_of(want.symbol) if isinstance(source, ExchangeSource) else None
+        except UnknownMarket:
+            if want.timeframe == config.timeframe and not _holds_candles(want):
+                raise
+            delisted = "not in the exchange's list"
+        return finish_series(want, config, delisted)
+
+
+def _holds_candles(want: Wanted) -> bool:
+    "Whether there is any candle of a series, stored or in the parts."
+    return any(len(known.candles) for known in (read_series(want.path), *read_parts(want.path)))
 
 # %% ../../../nbs/data/collection/05_download.ipynb #63a60519
 def funding_path(config: DataCollectionConfig, symbol: str) -> Path:
@@ -142,7 +177,12 @@ async def update_funding(
         before, spans = read_series(path), lacking_funding(symbol, config, end)
         if not spans:
             return
-        new = [await source.funding(symbol, *span) for span in spans]
+        try:
+            new = [await source.funding(symbol, *span) for span in spans]
+        except UnknownMarket:
+            if not len(before.candles):
+                raise
+            return  # delisted: what was paid until then is kept
         rates = merge_candles([before.candles, *new], str(path))
         if not len(rates):
             raise SourceError(
@@ -257,10 +297,11 @@ async def side_by_side(work: Iterable[Coroutine]) -> None:
         async with asyncio.TaskGroup() as group:
             for one in work:
                 group.create_task(one)
+        return
     except BaseExceptionGroup as failed:
-        raise next(
-            (error for error in failed.exceptions if isinstance(error, UserError)), failed.exceptions[0]
-        ) from None
+        errors = failed.exceptions
+    # not within the block: the group would stay the error's context, and be shown with all its traces
+    raise next((error for error in errors if isinstance(error, UserError)), errors[0])
 
 
 async def _update_all(

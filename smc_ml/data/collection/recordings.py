@@ -66,5 +66,6 @@ def with_recordings(candles: pd.DataFrame, config: DataCollectionConfig, symbol:
     "The candles with the columns of their recording, NaN where nothing was recorded."
     if symbol not in recorded_symbols(config):
         return candles
-    path = measures_path(config, symbol)
-    return add_order_book(candles, read_table(path), str(path))
+    measures = read_table(measures_path(config, symbol))
+    files = [named[symbol] for named in (config.books, config.trades) if symbol in named]
+    return add_order_book(candles, measures, " and ".join(files))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from ...candles import PRICES, CandleError, validate_candles
+from ...candles import IMPOSSIBLE_SHARE, PRICES, CandleError, validate_candles
 from .calendars import Slots, stretch_of
 from .candle_series import CandleSeries, ready_table, series_of, slot_times
 from .config import RepairConfig
@@ -116,6 +116,11 @@ def repair(
         repaired = repaired.sort_index(kind="stable")
     if config.drop_impossible:
         bad = np.isin(np.arange(len(repaired)), find_violations(repaired)["row"])
+        if bad.sum() > 2 and bad.mean() > IMPOSSIBLE_SHARE:
+            raise CandleError(
+                f"{report.name}: {bad.sum():,} of {len(bad):,} candles are impossible, too many to drop: "
+                "the columns are not what they are called, correct their names or their order"
+            )
         repaired, counts["impossible_dropped"] = repaired[~bad], int(bad.sum())
     wrong = _still_wrong(report, repaired)
     if wrong:

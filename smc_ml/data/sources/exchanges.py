@@ -16,27 +16,65 @@ import numpy as np
 import pandas as pd
 
 from .config import RetryPolicy
-from .names import EXCHANGE_TIMEFRAMES, SourceError, near_names
+from .names import EXCHANGE_TIMEFRAMES, SourceError, UnknownMarket, near_names
 from .paging import candle_table, check_span, paged, timeframe_step
-from .retrying import ThrottledClient, TransientError, retry_after
+from smc_ml.data.sources.retrying import (
+    ELSEWHERE,
+    ThrottledClient,
+    TransientError,
+    refuse_status,
+    retry_after,
+)
+
+# %% ../../../nbs/data/sources/13_exchanges.ipynb #4407d255
+_PASSING = {
+    "binance": "-1000 -1001 -1003 -1004 -1006 -1007 -1008 -1010 -1015 -1021 -1034".split(),
+    "bybit": (
+        "10000 10002 10006 10016 10018 10019 10429 20003 3400214 170001 170005 170007 170032 170222 "
+        "131003 131200 131201 30033 30035 429 500 502 503 504"
+    ).split(),
+}
+_PASSING_WORDS = re.compile(
+    r"internal (?:\w+ )?error|server error|time[d ]?-? ?out|busy|unavailable|maintenance|try again|"
+    "too many|too (?:frequent|often)|rate limit|overload|high (?:server )?load|restarting",
+    re.IGNORECASE,
+)
+_BARRING = {"binance": [], "bybit": ["10009", "10024"]}  # a banned address, a country that is not served
+_NO_SYMBOL = {"binance": ["-1121", "-1122", "-1126", "-1151"], "bybit": ["10029"]}
+
+
+def _said(answer: Any, otherwise: str) -> tuple[str, str]:
+    "The number of a failure and what the exchange says of it, not longer than a sentence."
+    told = answer if isinstance(answer, dict) else {}
+    code = next((str(told[key]) for key in ("code", "retCode", "ret_code") if key in told), "")
+    words = next((str(told[key]) for key in ("msg", "retMsg", "ret_msg") if told.get(key)), otherwise)
+    return code, (words.splitlines() or [""])[0][:200] + (f" ({code})" if code else "")
+
+
+def _kind_of_failure(exchange: str, code: str, said: str) -> Literal["passing", "barred", "symbol", "final"]:
+    "What becomes of a failure by its number, else by its words."
+    if code in _NO_SYMBOL[exchange] or (code == "10001" and re.search("symbol", said, re.IGNORECASE)):
+        return "symbol"
+    if code in _BARRING[exchange]:
+        return "barred"
+    return "passing" if code in _PASSING[exchange] or _PASSING_WORDS.search(said) else "final"
 
 # %% ../../../nbs/data/sources/13_exchanges.ipynb #86a2d858
-def _first_line(error: Exception) -> str:
-    "The first line of what ccxt says, not longer than a sentence."
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _refuse_failure(exchange: str, error: Exception, answer: Any, headers: Mapping[str, str]) -> None:
+    "Raise for a failure that ccxt found in an answer, unless it is one that ccxt is right about."
+    import ccxt
 
-
-def _refuse_status(exchange: str, code: int, headers: Mapping[str, str], body: str, parsed: bool) -> None:
-    "Raise for what the HTTP status alone tells."
-    if code in (418, 429) or code >= 500:
-        raise TransientError(f"HTTP {code}", retry_after(headers))
-    if code == 451 or (code == 403 and "frequent" not in body):
+    code, said = _said(answer, (str(error).splitlines() or [type(error).__name__])[0])
+    kind = _kind_of_failure(exchange, code, said)
+    if isinstance(error, ccxt.BadSymbol) or kind == "symbol":
+        raise ccxt.BadSymbol(said) from None
+    if isinstance(error, ccxt.RestrictedLocation) or kind == "barred":
         raise SourceError(
-            f"{exchange}: the exchange refuses to serve this address (HTTP {code}): "
-            "collect from another place, or give another base URL"
-        )
-    if not parsed and code < 400:
-        raise TransientError("an answer that is no whole JSON")
+            f"{exchange}: the exchange refuses to serve this address ({said}): {ELSEWHERE}"
+        ) from None
+    if isinstance(error, ccxt.OperationFailed) or kind == "passing":
+        raise TransientError(said, retry_after(headers)) from None
+    raise ccxt.ExchangeError(said) from None
 
 
 @cache
@@ -58,12 +96,14 @@ def _client_class(exchange: str) -> type:
             response: Any,
             *others: Any,
         ) -> None:
-            _refuse_status(exchange, code, headers, body, response is not None)
+            refuse_status(exchange, code, headers, body)
+            if response is None and code < 400:
+                raise TransientError("an answer that is no whole JSON")
             try:
                 super().handle_errors(code, reason, url, method, headers, body, response, *others)
-            except ccxt.OperationFailed as error:
-                raise TransientError(_first_line(error), retry_after(headers)) from None
-            if 400 <= code < 500 and code != 408:
+            except ccxt.BaseError as error:
+                _refuse_failure(exchange, error, response, headers)
+            if 400 <= code < 500:
                 raise SourceError(
                     f"{exchange}: the server knows nothing at {url.split('?')[0]} (HTTP {code}): "
                     "check the base URL"
@@ -94,24 +134,27 @@ def _client(exchange: str, market: str, base_url: str | None, retry: RetryPolicy
     return client
 
 # %% ../../../nbs/data/sources/13_exchanges.ipynb #dbd7971a
-def _meaning(error: Exception, source: str, retry: RetryPolicy) -> Exception:
+def _meaning(error: Exception, exchange: "Exchange", symbol: str | None) -> Exception:
     "`TransientError` for what may pass, a sentence for what is final, itself for a fault of this code."
     import aiohttp
     import ccxt
 
     cause = error.__cause__
     if isinstance(error, ccxt.RequestTimeout):
-        return TransientError(f"no answer within {retry.timeout:g} s")
+        return TransientError(f"no answer within {exchange.retry.timeout:g} s")
     if isinstance(cause, (aiohttp.ClientConnectorError, socket.gaierror)):
         return TransientError("the server cannot be reached", unreachable=True)
     if isinstance(cause, (aiohttp.ClientError, OSError)):
         return TransientError("the connection broke off")
+    said = (str(error).splitlines() or [type(error).__name__])[0][:200]
     if isinstance(error, ccxt.OperationFailed):
-        return TransientError(_first_line(error))
+        return TransientError(said)
+    if isinstance(error, ccxt.BadSymbol):
+        return _unknown(exchange, str(symbol), f" ({said})")
     if isinstance(error, ccxt.BaseError):
+        asked = f"{exchange.name} {symbol}" if symbol else exchange.name
         return SourceError(
-            f"{source}: the exchange refused the request ({_first_line(error)}): "
-            "check symbol, timeframe and dates"
+            f"{asked}: the exchange refused the request ({said}): check symbol, timeframe and dates"
         )
     if isinstance(error, (KeyError, TypeError, ValueError, IndexError)):
         return TransientError(f"an answer of another form than expected ({type(error).__name__}: {error})")
@@ -180,7 +223,11 @@ class Exchange:
             await client.close()
 
     async def ask(
-        self, method: str, *arguments: Any, parse: Callable[[Any], Any] = lambda answer: answer
+        self,
+        method: str,
+        *arguments: Any,
+        parse: Callable[[Any], Any] = lambda answer: answer,
+        symbol: str | None = None,  # named in errors
     ) -> Any:
         "What the client's method answers, parsed."
 
@@ -190,9 +237,9 @@ class Exchange:
             except (TransientError, SourceError):
                 raise
             except Exception as error:
-                raise _meaning(error, self.name, self.retry) from None
+                raise _meaning(error, self, symbol) from None
 
-        return await self._throttled.ask(request)
+        return await self._throttled.ask(request, symbol)
 
     async def now(self) -> pd.Timestamp:
         "The exchange's clock."
@@ -216,9 +263,16 @@ def find_market(exchange: Exchange, symbol: str) -> dict[str, Any]:
     alike = exact or [market for market in markets if _bare_symbol(market["symbol"]) == _bare_symbol(symbol)]
     if alike:
         return alike[0]
-    near = near_names(_bare_symbol(symbol), [market["id"] for market in markets])
-    raise SourceError(
-        f"{exchange.name}: symbol {symbol!r} is unknown{near}: write it as the exchange does, such as BTCUSDT"
+    raise _unknown(exchange, symbol)
+
+
+def _unknown(exchange: Exchange, symbol: str, said: str = "") -> UnknownMarket:
+    "The sentence for a symbol that the exchange does not know, with names like it."
+    listed = [market["id"] for market in (exchange.client.markets or {}).values()]
+    near = near_names(_bare_symbol(symbol), [name for name in listed if name != symbol])
+    return UnknownMarket(
+        f"{exchange.name}: symbol {symbol!r} is unknown or delisted{said}{near}: "
+        "write it as the exchange does, such as BTCUSDT, or leave it out"
     )
 
 # %% ../../../nbs/data/sources/13_exchanges.ipynb #16ed6b75
@@ -253,8 +307,13 @@ class ExchangeSource(Exchange):
 
     async def market_of(self, symbol: str) -> dict[str, Any]:
         "What the exchange knows of a symbol; its markets are loaded once."
-        await self.ask("load_markets")
+        await self.ask("load_markets", symbol=symbol)
         return find_market(self, symbol)
+
+    async def status_of(self, symbol: str) -> str | None:
+        "What the exchange says of a market that is not traded now, such as BREAK; None for one that is."
+        market = await self.market_of(symbol)
+        return str(market["info"].get("status") or "inactive") if market["active"] is False else None
 
     async def _candles(
         self, symbol: str, timeframe: str, since: pd.Timestamp, until: pd.Timestamp, limit: int
@@ -270,7 +329,7 @@ class ExchangeSource(Exchange):
             rows = answer if self.exchange == "binance" else answer["result"]["list"]
             return candle_table(rows, COLUMNS[self.exchange])
 
-        return await self.ask(_METHODS[self.exchange, self.market], query, parse=parse)
+        return await self.ask(_METHODS[self.exchange, self.market], query, parse=parse, symbol=symbol)
 
     async def funding(self, symbol: str, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
         "Funding rates in [start, end), indexed by the time they were paid."
@@ -296,7 +355,13 @@ async def _funding_rates(
     async def ask(since: pd.Timestamp, until: pd.Timestamp) -> pd.DataFrame:
         first, last = since.value // 1_000_000, (until.value - 1) // 1_000_000
         return await source.ask(
-            "fetch_funding_rate_history", market["symbol"], first, size, {"until": last}, parse=_funding_table
+            "fetch_funding_rate_history",
+            market["symbol"],
+            first,
+            size,
+            {"until": last},
+            parse=_funding_table,
+            symbol=symbol,
         )
 
     answers, tick = source.retry.answers, pd.Timedelta("1ms")
@@ -326,7 +391,11 @@ async def _snapshot(source: ExchangeSource, symbol: str, depth: int) -> pd.DataF
     levels = next(level for level in accepted if level >= depth)
     market, now = await source.market_of(symbol), await source.now()
     return await source.ask(
-        "fetch_order_book", market["symbol"], levels, parse=lambda book: _book_row(book, depth, now)
+        "fetch_order_book",
+        market["symbol"],
+        levels,
+        parse=lambda book: _book_row(book, depth, now),
+        symbol=symbol,
     )
 
 

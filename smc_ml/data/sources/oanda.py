@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from .config import RetryPolicy
-from .names import EXCHANGE_TIMEFRAMES, SourceError, near_names
+from .names import EXCHANGE_TIMEFRAMES, SourceError, UnknownMarket, near_names
 from .paging import candle_table, check_span, paged, timeframe_step
-from .retrying import ThrottledClient, TransientError, retry_after
+from .retrying import ThrottledClient, TransientError, refuse_status
 
 if TYPE_CHECKING:
     import httpx
@@ -89,14 +89,20 @@ class Oanda:
         if client is not None:
             await client.aclose()
 
-    async def ask(self, path: str, parse: Callable[["httpx.Response"], Any], **query: Any) -> Any:
+    async def ask(
+        self,
+        path: str,
+        parse: Callable[["httpx.Response"], Any],
+        symbol: str | None = None,  # named in errors
+        **query: Any,
+    ) -> Any:
         "What the server answers, parsed."
         import httpx
 
         async def request() -> Any:
             try:
                 response = await self.client.get(path, params=query)
-                _refuse(response)
+                _refuse(response, symbol)
                 return parse(response)
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 raise TransientError("the server cannot be reached", unreachable=True) from None
@@ -110,7 +116,7 @@ class Oanda:
                 form = type(error).__name__
                 raise TransientError(f"an answer of another form than expected ({form})") from None
 
-        return await self._throttled.ask(request)
+        return await self._throttled.ask(request, symbol)
 
     async def now(self) -> pd.Timestamp:
         "The server's clock, from the header of an answer; whole seconds."
@@ -120,26 +126,36 @@ class Oanda:
         )
 
 # %% ../../../nbs/data/sources/14_oanda.ipynb #9b0a812e
-def _refuse(response: "httpx.Response") -> None:
-    "Raise for an answer that is none."
-    status = response.status_code
-    if status in (418, 429) or status >= 500:
-        raise TransientError(f"HTTP {status}", retry_after(response.headers))
-    if status in (401, 403):
-        raise SourceError(
-            f"oanda: the server refuses the token (HTTP {status}): "
-            f"check {TOKEN} and whether it belongs to the practice or the live account"
-        )
-    if status < 400:
-        return
+def _broker_words(response: "httpx.Response") -> str | None:
+    "What the broker itself says of a refusal, without the token; None where someone in between refuses."
     try:
         words = str(response.json()["errorMessage"])
     except (KeyError, TypeError, ValueError):
-        words = f"HTTP {status}"
+        return None
     token = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
-    words = words.replace(token or "\0", "…")[:200]
+    return " ".join(words.replace(token or "\0", "…").split())[:200]
+
+
+def _refuse(response: "httpx.Response", symbol: str | None) -> None:
+    "Raise for an answer that is none."
+    status, asked = response.status_code, f"oanda {symbol}" if symbol else "oanda"
+    if status < 400:
+        return
+    words = _broker_words(response)
+    if status == 401 or (status == 403 and words):
+        raise SourceError(
+            f"{asked}: the server refuses the token (HTTP {status}): "
+            f"check {TOKEN} and whether it belongs to the practice or the live account"
+        )
+    refuse_status(asked, status, response.headers, response.text)
+    if words and symbol and re.search("instrument", words, re.IGNORECASE):
+        raise UnknownMarket(
+            f"oanda: instrument {symbol!r} is unknown or delisted ({words}): "
+            "write it as the broker does, such as EUR_USD, or leave it out"
+        )
     raise SourceError(
-        f"oanda: the server refused the request ({words}): check instrument, timeframe and dates"
+        f"{asked}: the server refused the request ({words or f'HTTP {status}'}): "
+        "check instrument, timeframe and dates"
     )
 
 # %% ../../../nbs/data/sources/14_oanda.ipynb #2c679c45
@@ -186,12 +202,13 @@ class OandaSource(Oanda):
         step, now = timeframe_step(timeframe, GRANULARITIES, self.name), await self.now()
         check_span(start, end, now, self.name)
         path = f"/v3/instruments/{await self._instrument(symbol)}/candles"
-        form = {"price": "MBA", "granularity": GRANULARITIES[timeframe]}
+        form: dict[str, Any] = {"price": "MBA", "granularity": GRANULARITIES[timeframe]}
         form |= {"dailyAlignment": "0", "alignmentTimezone": "UTC"}
 
         async def ask(since: pd.Timestamp, until: pd.Timestamp) -> pd.DataFrame:
             count = min(OANDA_PAGE, -(-(until - since) // step))
-            return await self.ask(path, _candles, count=count, **form, **{"from": f"{since.value // 10**9}"})
+            query = form | {"count": count, "from": f"{since.value // 10**9}"}
+            return await self.ask(path, _candles, symbol, **query)
 
         stop, size = min(end, now.floor(step)), OANDA_PAGE * 7 // 5
         async for page in paged(ask, start.ceil(step), stop, step, size, self.retry.answers):
@@ -199,15 +216,19 @@ class OandaSource(Oanda):
 
     async def _instrument(self, symbol: str) -> str:
         "The broker's name of an instrument, however it is written; an error with names like it."
-        account = await self.ask("/v3/accounts", lambda response: response.json()["accounts"][0]["id"])
+        account = await self.ask(
+            "/v3/accounts", lambda response: response.json()["accounts"][0]["id"], symbol
+        )
         names = await self.ask(
             f"/v3/accounts/{account}/instruments",
             lambda response: [instrument["name"] for instrument in response.json()["instruments"]],
+            symbol,
         )
         found = next((name for name in names if _bare_name(name) == _bare_name(symbol)), None)
         if found is not None:
             return found
-        raise SourceError(
-            f"oanda: instrument {symbol!r} is unknown{near_names(symbol.replace('/', '_'), names)}: "
-            "write it as the broker does, such as EUR_USD"
+        near = near_names(symbol.replace("/", "_"), names)
+        raise UnknownMarket(
+            f"oanda: instrument {symbol!r} is unknown or delisted{near}: "
+            "write it as the broker does, such as EUR_USD, or leave it out"
         )

@@ -104,9 +104,7 @@ def _floats(table: pd.DataFrame, names: list[str], path: str | os.PathLike) -> n
     missing = [name for name in names if name not in table]
     if missing:
         found = ", ".join(map(str, table.columns[:12]))
-        raise SourceError(
-            f"{path}: no column {missing[0]} (found: {found}, …): rename it, or read fewer levels"
-        )
+        raise SourceError(f"{path}: no column {missing[0]} (found: {found}, …): rename or add it")
     try:
         return table[names].to_numpy(dtype=float, na_value=np.nan)
     except (TypeError, ValueError) as error:
@@ -320,7 +318,7 @@ def add_order_book(
         recorded = f"{measures.index.min()} to {measures.index.max()}"
         raise CandleError(
             f"{source}: no candle was recorded at any open_time from {asked} (recorded: {recorded}): "
-            "record the span of the candles"
+            "set collect.start and collect.end to what was recorded, or leave the recording out"
         )
     if "volume" in measures:
         _check_volumes(candles, measures, both, source, tolerance)
