@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..candles import as_candles
 from .canvas import PAPER, SOFT_INK, FigureError, listed, need, plotly_look, time_text
 from .forms import DRAW
 from smc_ml.figures.legend import (
@@ -183,6 +184,7 @@ def pattern_figure(
     shown: Collection[str] = CORE_KINDS,  # kinds to show at first, or kind:scale
 ) -> go.Figure:
     "Candles with the patterns that were known by the last close; a click on the legend shows other kinds."
+    candles = as_candles(candles)
     _check(candles, patterns, shown)
     chart, seen = chart_of(candles), visible_patterns(patterns, candles)
     seen["end"] = seen["ended_at"].fillna(chart.edge)

@@ -96,7 +96,7 @@ def finish_series(want: Wanted, config: DataCollectionConfig) -> int:
             "check collect.symbols, collect.market and the span"
         )
     if config.validate:
-        validate_candles(candles, want.timeframe, want.name, allow_gaps=True)
+        candles = validate_candles(candles, want.timeframe, want.name, allow_gaps=True)
     answered = [span for part in (before, *parts) for span in part.answered]
     facts = {"source": config.source, "symbol": want.symbol}
     if config.source in ("binance", "bybit"):
