@@ -120,6 +120,20 @@ def _one_instrument(table: pd.DataFrame, source: str) -> None:
         )
 
 # %% ../../nbs/frames/04_door.ipynb #537a12aa
+def _check_beside(index: pd.Index, table: pd.DataFrame, source: str) -> None:
+    "Raise for a column of open times that are other times than the index has."
+    if "open_time" not in table:
+        return
+    beside = moments(table["open_time"], source, 0, setting=_OFFSET)
+    own = moments(pd.Series(index, name="open_time"), source, 0, setting=_OFFSET)
+    odd = np.flatnonzero(beside.asi8 != own.asi8)
+    if len(odd):
+        raise CandleError(
+            f"{source}: the index is {own[odd[0]]} where the column of open times is {beside[odd[0]]}: "
+            "drop one of the two"
+        )
+
+
 def _open_times(
     table: pd.DataFrame,  # with the names of `known_names`
     source: str,
@@ -129,6 +143,7 @@ def _open_times(
     index, (column, in_utc) = table.index, time_column(table)
     called = known_name(index.name)
     if _holds_times(index) and called != "close_time":
+        _check_beside(index, table, source)
         column, in_utc = pd.Series(index), called in ("gmt_time", "utc_time")
         column.name = index.name if called not in _UNTOLD else "open_time"
     elif column is None and (called == "close_time" or "close_time" in table):
