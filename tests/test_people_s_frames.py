@@ -11,10 +11,11 @@ import pytest
 from smc_ml.candles import CandleError, Market, as_candles, resample, validate_candles
 from smc_ml.features.table import feature_table
 from smc_ml.figures.patterns import pattern_figure
+from smc_ml.labels.config import LabelingConfig
 from smc_ml.labels.horizons import horizon_targets
 from smc_ml.labels.outcomes import SMCPatternLabeler, label_patterns
-from smc_ml.patterns.confluence import confluence
 from smc_ml.patterns.config import PatternConfig
+from smc_ml.patterns.confluence import confluence
 from smc_ml.patterns.detection import check_series, detect_patterns, detect_timeframes
 from smc_ml.patterns.streaming import PatternStream, update_table
 
@@ -92,7 +93,10 @@ ACCEPTED = {
         f"index of {zone}": indexed(OPENS.tz_convert(zone), "open_time")
         for zone in ("America/New_York", "Asia/Kolkata", "Etc/UTC", "UTC+01:00")
     },
-    **{f"index called {name}": WALK.rename_axis(name) for name in (None, "time", "Date", "Open time", "index", 0)},
+    **{
+        f"index called {name}": WALK.rename_axis(name)
+        for name in (None, "time", "Date", "Open time", "index", 0)
+    },
     "index without a frequency": WALK.set_axis(pd.DatetimeIndex(OPENS.to_numpy(), tz="UTC", freq=None)),
     "index of Timestamps as objects": WALK.set_axis(pd.Index(list(OPENS), dtype=object)),
     "index of datetimes as objects": WALK.set_axis(pd.Index(list(OPENS.to_pydatetime()), dtype=object)),
@@ -105,7 +109,17 @@ ACCEPTED = {
     "index of times and rows of them in a column": WALK.assign(time=range(COUNT), index=range(COUNT)),
     **{
         f"column {name}": timed(OPENS.as_unit("us"), name)
-        for name in ("open_time", "time", "timestamp", "date", "datetime", "Open time", "Date", "DateTime", "ts")
+        for name in (
+            "open_time",
+            "time",
+            "timestamp",
+            "date",
+            "datetime",
+            "Open time",
+            "Date",
+            "DateTime",
+            "ts",
+        )
     },
     **{f"column of counts in {unit}": timed(counts(unit), "timestamp") for unit in ("s", "ms", "us", "ns")},
     "column of counts as floats": timed(counts("ms").astype(float)),
@@ -135,7 +149,9 @@ ACCEPTED = {
     "a symbol": WALK.assign(symbol="BTCUSDT"),
     "a symbol in the index": timed(OPENS, "open_time", symbol="BTCUSDT").set_index("symbol"),
     "closed candles": WALK.assign(complete=True),
-    "two columns of nothing": pd.concat([WALK.assign(x=1), WALK[["open"]].rename(columns={"open": "x"})], axis=1),
+    "two columns of nothing": pd.concat(
+        [WALK.assign(x=1), WALK[["open"]].rename(columns={"open": "x"})], axis=1
+    ),
     "levels of yfinance": levels("price first"),
     "levels with the ticker first": levels(),
     "levels of yfinance, index taken out": levels("price first").reset_index(names=[("Date", "")]),
@@ -172,9 +188,18 @@ REFUSED = {
         WALK.set_axis(pd.Index([OPENS[0], *OPENS[1:].tz_localize(None)], dtype=object)),
         "has a time zone in some rows only",
     ),
-    "a missing time": (indexed(OPENS.where(OPENS != OPENS[3])), "column open_time is empty in row 3: fill in"),
-    "a missing time in a column": (timed(OPENS.where(OPENS != OPENS[3]), "date"), "column date is empty in row 3"),
-    "times after 2262": (indexed(OPENS.as_unit("s") + 400 * pd.Timedelta("365D")), "beyond the years 1678 to 2261"),
+    "a missing time": (
+        indexed(OPENS.where(OPENS != OPENS[3])),
+        "column open_time is empty in row 3: fill in",
+    ),
+    "a missing time in a column": (
+        timed(OPENS.where(OPENS != OPENS[3]), "date"),
+        "column date is empty in row 3",
+    ),
+    "times after 2262": (
+        indexed(OPENS.as_unit("s") + 400 * pd.Timedelta("365D")),
+        "beyond the years 1678 to 2261",
+    ),
     "datetimes after 2262": (
         timed([*OPENS[:-1].to_pydatetime(), datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)]),
         "column time holds 9999-01-01 00:00:00+00:00, beyond the years",
@@ -203,8 +228,14 @@ REFUSED = {
         pd.concat([WALK, WALK.iloc[[-1]].assign(volume=9.0)]),
         "is there twice, with volume 4.0 in row 59 and 9.0 in row 60",
     ),
-    "close and Close": (WALK.assign(Close=1.0), "column close is there twice (found: close, Close): remove one"),
-    "open twice": (pd.concat([WALK, WALK[["open"]]], axis=1), "column open is there twice (found: open, open)"),
+    "close and Close": (
+        WALK.assign(Close=1.0),
+        "column close is there twice (found: close, Close): remove one",
+    ),
+    "open twice": (
+        pd.concat([WALK, WALK[["open"]]], axis=1),
+        "column open is there twice (found: open, open)",
+    ),
     "Adj Close alone": (
         renamed("Open", "High", "Low", "Adj Close", "Volume"),
         "no column close (found: open, high, low, adj_close, volume)",
@@ -259,7 +290,8 @@ REFUSED = {
 }
 
 FEW = PatternConfig(timeframes=("5m",), atr_window=3, pivot_length=1)
-PATTERNS = detect_patterns(WALK, FEW)
+PATTERNS, LABELS = detect_patterns(WALK, FEW), LabelingConfig(timeframes=("5m",))
+LESS = ("feature_table", "horizon_targets", "confluence", "pattern_figure")  # which need not all columns
 DOORS = {
     "as_candles": as_candles,
     "validate_candles": lambda frame: validate_candles(frame, "5m"),
@@ -269,17 +301,19 @@ DOORS = {
     "detect_patterns": lambda frame: detect_patterns(frame, FEW),
     "detect_timeframes": lambda frame: detect_timeframes({"5m": frame}, FEW),
     "PatternStream.feed": lambda frame: PatternStream(FEW).feed(frame),
-    "feature_table": lambda frame: feature_table(frame, wanted=["return_1"]),
+    "feature_table": lambda frame: feature_table(frame, wanted=["price_momentum"]),
     "horizon_targets": horizon_targets,
-    "label_patterns": lambda frame: label_patterns(frame, PATTERNS, "candles"),
-    "SMCPatternLabeler": lambda frame: SMCPatternLabeler().label_historical_data(frame, "candles"),
+    "label_patterns": lambda frame: label_patterns(frame, PATTERNS, "candles", LABELS),
+    "SMCPatternLabeler": lambda frame: SMCPatternLabeler(LABELS).label_historical_data(frame, "candles"),
     "confluence": lambda frame: confluence(frame, PATTERNS),
     "pattern_figure": lambda frame: pattern_figure(frame, PATTERNS),
 }
 
 
 def is_untouched(frame, before) -> bool:
-    return not isinstance(frame, pd.DataFrame) or (frame.equals(before) and frame.columns.equals(before.columns))
+    return not isinstance(frame, pd.DataFrame) or (
+        frame.equals(before) and frame.columns.equals(before.columns)
+    )
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
@@ -299,7 +333,10 @@ def test_what_is_certain_is_accepted_everywhere(name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_rest_is_refused_in_one_sentence_and_the_same_everywhere(name):
     frame, because = REFUSED[name]
+    missing = because.startswith("no column")
     for door, enter in DOORS.items():
+        if missing and door in LESS:
+            continue
         with pytest.raises(CandleError) as refused:
             enter(frame)
         said = str(refused.value)

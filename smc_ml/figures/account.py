@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
-from ..candles import as_candles
+from ..candles import PRICES, as_candles
 from smc_ml.figures.canvas import (
     DOWN,
     GRID,
@@ -209,7 +209,7 @@ def trades_figure(
     title: str | None = None,  # default: how many were won
 ) -> go.Figure:
     "Candles with the trades that were entered in them."
-    candles = as_candles(candles)
+    candles = as_candles(candles, needs=PRICES)
     if len(candles) > 1000:
         window = "pass a window, such as candles.iloc[-300:]"
         raise FigureError(f"{len(candles)} candles are too many for one chart: {window}")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..candles import as_candles
+from ..candles import PRICES, as_candles
 from .canvas import PAPER, SOFT_INK, FigureError, listed, need, plotly_look, time_text
 from .forms import DRAW
 from smc_ml.figures.legend import (
@@ -143,7 +143,7 @@ def _checked(given: Any, patterns: pd.DataFrame, shown: Iterable[str]) -> pd.Dat
     if isinstance(given, pd.DataFrame) and len(given) > 1000:
         window = "pass a window, such as candles.iloc[-300:]"
         raise FigureError(f"{len(given)} candles are too many for one chart: {window}")
-    candles = as_candles(given)
+    candles = as_candles(given, needs=PRICES)
     if len(candles) < 2:
         raise FigureError("one candle is no chart: pass a window of two or more")
     need(patterns if len(patterns) else patterns.reindex([0]), *_COLUMNS)

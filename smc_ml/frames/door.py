@@ -7,7 +7,7 @@ __all__ = ['doubled_words', 'as_candles']
 
 # %% ../../nbs/frames/04_door.ipynb #12ea0748
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,10 @@ from .times import moments
 # %% ../../nbs/frames/04_door.ipynb #121b6d74
 _log = logging.getLogger(__name__)
 _OFFSET = "as_candles(frame, offset=…)"  # what says the clock, for errors
-_REQUIRED = frozenset((*PRICES, "volume"))
+_REQUIRED = (*PRICES, "volume")
 
 # %% ../../nbs/frames/04_door.ipynb #018d7fb8
-def _keeps_contract(frame: Any) -> bool:
+def _keeps_contract(frame: Any, needs: Collection[str]) -> bool:
     "Whether it is a table as the contract has it, but for the order of its times."
     if not isinstance(frame, pd.DataFrame) or frame.index.name != "open_time":
         return False
@@ -43,7 +43,7 @@ def _keeps_contract(frame: Any) -> bool:
         and index.unit == "ns"
         and str(index.tz) == "UTC"
         and names.is_unique
-        and _REQUIRED <= frozenset(names) <= frozenset(VALUES)
+        and frozenset(needs) <= frozenset(names) <= frozenset(VALUES)
         and all(dtype == np.float64 for dtype in frame.dtypes)
         and not index.hasnans
     )
@@ -198,14 +198,18 @@ def _check_order(candles: pd.DataFrame, source: str) -> None:
     raise CandleError(f"{source}: open_time {late} {what}")
 
 # %% ../../nbs/frames/04_door.ipynb #6b2503a5
-def _check_columns(table: pd.DataFrame, source: str) -> None:
-    "Raise for a table without names, prices, volume or rows."
+def _check_named(table: pd.DataFrame, source: str) -> None:
+    "Raise for columns that are numbered alone."
     if all(isinstance(name, int | np.integer) for name in table.columns):
         raise CandleError(
             f"{source}: the {table.shape[1]} columns have no names: name them, as in "
             "frame.set_axis(['open_time', 'open', 'high', 'low', 'close', 'volume'], axis=1)"
         )
-    missing = [name for name in (*PRICES, "volume") if name not in table]
+
+
+def _check_columns(table: pd.DataFrame, needs: Collection[str], source: str) -> None:
+    "Raise for a table without prices, volume or rows."
+    missing = [name for name in needs if name not in table]
     if missing:
         found = shown_names(table.columns)
         raise CandleError(f"{source}: no column {missing[0]} (found: {found}): rename or add it")
@@ -223,13 +227,14 @@ def _check_closed(table: pd.DataFrame, times: pd.DatetimeIndex, source: str) -> 
         )
 
 
-def _converted(frame: Any, source: str, offset: float | str | None) -> pd.DataFrame:
+def _converted(frame: Any, source: str, offset: float | str | None, needs: Collection[str]) -> pd.DataFrame:
     "A new table as the contract has it, rows in their own order."
     given = _one_series(one_level(_table(frame, source), source)[0], source)
     if known_name(given.index.name) in SYMBOLS:
         given = given.reset_index()
+    _check_named(given, source)
     table = with_base_volume(given.set_axis(known_names(given.columns, source), axis=1), None, source)
-    _check_columns(table, source)
+    _check_columns(table, needs, source)
     _one_instrument(table, source)
     times = _open_times(table, source, offset)
     _check_closed(table, times, source)
@@ -247,6 +252,7 @@ def as_candles(
     frame: Any,  # a DataFrame, or what becomes one: a pyarrow Table, columns by name, records
     source: str = "candles",  # named in errors: a file or a symbol
     offset: float | str | None = None,  # clock of times without a zone; None: such times are refused
+    needs: Collection[str] = _REQUIRED,  # columns that have to be there
 ) -> pd.DataFrame:
     """Candles as the contract has them: the table itself where it keeps to it, else a new one.
 
@@ -265,6 +271,6 @@ def as_candles(
     numbers, a candle that has not closed. Whether prices are possible and times on the grid of a timeframe is
     for `validate_candles`.
     """
-    candles = frame if _keeps_contract(frame) else _converted(frame, source, offset)
+    candles = frame if _keeps_contract(frame, needs) else _converted(frame, source, offset, needs)
     _check_order(candles, source)
     return candles

@@ -119,7 +119,7 @@ def confluence(
     weights: Mapping[str, float] | None = None,  # None: those of the configured timeframes
 ) -> pd.DataFrame:
     "`confluence_at` the closes of candles; one row per candle, indexed like them."
-    candles = as_candles(candles)
+    candles = as_candles(candles, needs=["close"])
     closes = closes_at(candles, checked_timeframe(candles, timeframe))
     prices = candles["close"].to_numpy()
     return confluence_at(closes, prices, patterns, config, weights).set_axis(candles.index)
