@@ -295,7 +295,7 @@ def resample(
     calendar: str | Calendar | None = None,  # None: always open, days of UTC; "forex": days of New York
 ) -> pd.DataFrame:
     "Candles of a higher timeframe whose interval is over and of which enough is there, by their open time."
-    candles = as_candles(candles)
+    candles = as_candles(candles, needs=())
     slots = higher_slots(candles, checked_timeframe(candles, timeframe), higher, complete_share, calendar)
     used = slots.built[slots.place] & (slots.place >= 0) if len(candles) else np.zeros(0, bool)
     part = candles if used.all() else candles[used]

@@ -1,4 +1,4 @@
-"""Frames as people have them go in through one door, or are refused in one true sentence, wherever they are given."""
+"""Frames as people have them go through one door, or are refused in one true sentence, everywhere alike."""
 
 import datetime
 from decimal import Decimal
