@@ -193,7 +193,7 @@ def _check_order(candles: pd.DataFrame, source: str) -> None:
     what = (
         doubled_words(candles, backward[0])
         if late == before
-        else f"stands after {before}: sort the file by time, or set collect.repair.sort"
+        else f"stands after {before}: sort by time, as in frame.sort_index(), or set collect.repair.sort"
     )
     raise CandleError(f"{source}: open_time {late} {what}")
 
