@@ -468,7 +468,7 @@ class Market(Mapping[str, pd.DataFrame]):
         complete_share: float = COMPLETE_SHARE,  # of its candles that a higher candle has to have
         kind: str | None = None,  # spot, perpetual or forex, which decides the fee
     ):
-        tables = {symbol: as_candles(table, symbol) for symbol, table in candles.items()}
+        tables = {symbol: as_candles(table, symbol, needs=()) for symbol, table in candles.items()}
         if timeframe is None:
             timeframe = timeframe_of(max(tables.values(), key=len, default=_NOTHING), "market")
         if timeframe not in TIMEFRAMES:

@@ -291,7 +291,15 @@ REFUSED = {
 
 FEW = PatternConfig(timeframes=("5m",), atr_window=3, pivot_length=1)
 PATTERNS, LABELS = detect_patterns(WALK, FEW), LabelingConfig(timeframes=("5m",))
-LESS = ("feature_table", "horizon_targets", "confluence", "pattern_figure")  # which need not all columns
+LESS = (
+    "feature_table",
+    "horizon_targets",
+    "confluence",
+    "pattern_figure",
+    "Market",
+    "label_patterns",
+    "resample",
+)
 DOORS = {
     "as_candles": as_candles,
     "validate_candles": lambda frame: validate_candles(frame, "5m"),

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 import numpy as np
 import pandas as pd
 
-from ..candles import COMPLETE_SHARE, TIMEFRAMES, Market, checked_timeframe, segments
+from ..candles import COMPLETE_SHARE, TIMEFRAMES, Market, as_candles, checked_timeframe, segments
 from .config import FeatureConfig
 from .declaration import Family, Feature, FeatureColumns
 from .inputs import FeatureError, FeatureInputs, FeatureSettings
@@ -164,6 +164,7 @@ def feature_table(
     NaN until the feature's `lookback` is full, at the beginning and after every long hole. A `FeatureError`
     names what is missing: an input, the patterns of a timeframe, a feature or family of that name.
     """
+    candles = as_candles(candles, source, needs=())
     base = checked_timeframe(candles, timeframe, source)
     features = declared_features(config, wanted, families)
     columns = [*candles, *(() if others is None else others)]

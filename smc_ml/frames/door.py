@@ -209,7 +209,8 @@ def _check_named(table: pd.DataFrame, source: str) -> None:
 
 def _check_columns(table: pd.DataFrame, needs: Collection[str], source: str) -> None:
     "Raise for a table without prices, volume or rows."
-    missing = [name for name in needs if name not in table]
+    found_any = not frozenset(VALUES).isdisjoint(table)
+    missing = [name for name in (needs if found_any else _REQUIRED) if name not in table]
     if missing:
         found = shown_names(table.columns)
         raise CandleError(f"{source}: no column {missing[0]} (found: {found}): rename or add it")

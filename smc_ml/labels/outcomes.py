@@ -261,10 +261,10 @@ def label_patterns(
     Orders that were not filled are included; what is not over yet has no row. A `LabelError` names patterns
     and candles that do not belong together.
     """
-    candles = as_candles(candles, symbol)
+    candles = as_candles(candles, symbol, needs=())
     if not len(candles):
         raise LabelError(f"{symbol}: no candles: check the dates and the file")
-    finer = None if finer is None else as_candles(finer, symbol)
+    finer = None if finer is None else as_candles(finer, symbol, needs=())
     base = stated_timeframe(candles, timeframe, symbol)
     check_timeframes(candles, patterns, symbol, config, base)
     check_market(candles, patterns, symbol, base)
