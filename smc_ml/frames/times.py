@@ -65,7 +65,7 @@ def at_utc(
     except ValueError as error:
         raise SourceError(
             f"{source}: a time does not exist, or may be either of two, on a clock of {offset}: {error}: "
-            f"check {setting}; if it is right, leave out the rows of that hour, or give the times in UTC"
+            f"check {setting}; if it is right, leave out the rows of that hour, or export the file in UTC"
         ) from None
 
 # %% ../../nbs/frames/01_times.ipynb #ff1a9ae8
