@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ..candles import COMPLETE_SHARE, TIMEFRAMES, Market, checked_timeframe, segments
+from ..candles import COMPLETE_SHARE, TIMEFRAMES, Market, as_candles, checked_timeframe, segments
 from .catalogue import FeatureCatalogue, FeatureFacts, chosen_names, unknown_name
 from .config import FeatureConfig
 from .cross_section import CROSS_SECTIONAL, beside
@@ -149,7 +149,7 @@ def check_declared(
     families: Sequence[Family] = FEATURE_FAMILIES,
 ) -> None:
     "Raise a `FeatureError` for features that cannot be computed with these settings, whatever the candles."
-    longest_lookback(config, pattern_config, timeframe, families)
+    longest_lookback(config, pattern_config, timeframe, families=families)
     for declared in declared_features(config, None, families):
         lacking = ", ".join(declared.lacks(declared.inputs, pattern_config.kinds))
         if lacking and not declared.optional:
@@ -196,6 +196,7 @@ def feature_table(
     NaN until the feature's `lookback` is full, at the beginning and after every long hole. A `FeatureError`
     names what is missing: an input, the patterns of a timeframe, a feature or family of that name.
     """
+    candles = as_candles(candles, source, needs=())
     base = checked_timeframe(candles, timeframe, source)
     features = declared_features(config, wanted, families)
     columns = [*candles, *(() if others is None else others)]

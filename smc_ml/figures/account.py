@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
+from ..candles import PRICES, as_candles
 from smc_ml.figures.canvas import (
     DOWN,
     GRID,
@@ -208,7 +209,7 @@ def trades_figure(
     title: str | None = None,  # default: how many were won
 ) -> go.Figure:
     "Candles with the trades that were entered in them."
-    need(candles, "open", "high", "low", "close")
+    candles = as_candles(candles, needs=PRICES)
     if len(candles) > 1000:
         window = "pass a window, such as candles.iloc[-300:]"
         raise FigureError(f"{len(candles)} candles are too many for one chart: {window}")

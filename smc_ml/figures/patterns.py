@@ -7,10 +7,12 @@ __all__ = ['SUBTITLE', 'visible_patterns', 'pattern_figure']
 
 # %% ../../nbs/figures/05_patterns.ipynb #144fefdc
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..candles import PRICES, as_candles
 from .canvas import PAPER, SOFT_INK, FigureError, listed, need, plotly_look, time_text
 from .forms import DRAW
 from smc_ml.figures.legend import (
@@ -136,18 +138,19 @@ _COLUMNS = (
 )
 
 
-def _check(candles: pd.DataFrame, patterns: pd.DataFrame, shown: Iterable[str]) -> None:
-    "Raise a `FigureError` for what cannot be drawn."
-    if len(candles) > 1000:
+def _checked(given: Any, patterns: pd.DataFrame, shown: Iterable[str]) -> pd.DataFrame:
+    "The candles of `as_candles`; a `FigureError` for what cannot be drawn."
+    if isinstance(given, pd.DataFrame) and len(given) > 1000:
         window = "pass a window, such as candles.iloc[-300:]"
-        raise FigureError(f"{len(candles)} candles are too many for one chart: {window}")
-    need(candles, "open", "high", "low", "close")
+        raise FigureError(f"{len(given)} candles are too many for one chart: {window}")
+    candles = as_candles(given, needs=PRICES)
     if len(candles) < 2:
         raise FigureError("one candle is no chart: pass a window of two or more")
     need(patterns if len(patterns) else patterns.reindex([0]), *_COLUMNS)
     unknown = [name for name in shown if name.split(":")[0] not in DRAWN_KINDS]
     if unknown:
         raise FigureError(f"{unknown[0]!r} cannot be shown: it is none of {', '.join(DRAWN_KINDS)}")
+    return candles
 
 
 def _counted(seen: pd.DataFrame, candles: pd.DataFrame) -> str:
@@ -176,14 +179,14 @@ def _layered(groups: dict[PatternGroup, list[Trace]], candles: pd.DataFrame) -> 
 
 
 def pattern_figure(
-    candles: pd.DataFrame,  # one symbol, a window of up to a thousand candles
+    candles: Any,  # whatever `as_candles` lets in, of one symbol, a window of up to a thousand candles
     patterns: pd.DataFrame,  # of that symbol and timeframe; what lies outside the window is left out
     title: str | None = None,  # default: what was counted
     strongest: int = 12,  # zones drawn of each kind
     shown: Collection[str] = CORE_KINDS,  # kinds to show at first, or kind:scale
 ) -> go.Figure:
     "Candles with the patterns that were known by the last close; a click on the legend shows other kinds."
-    _check(candles, patterns, shown)
+    candles = _checked(candles, patterns, shown)
     chart, seen = chart_of(candles), visible_patterns(patterns, candles)
     seen["end"] = seen["ended_at"].fillna(chart.edge)
     near = seen[(seen["bottom"] < chart.highest) & (seen["top"] > chart.lowest)]

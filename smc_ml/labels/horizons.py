@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from ..candles import TIMEFRAMES, Market, checked_timeframe, closes_at, segments
+from ..candles import PRICES, TIMEFRAMES, Market, as_candles, checked_timeframe, closes_at, segments
 from ..config import UserError
 from .config import HorizonConfig, length_of
 from ..rows import check_lengths, check_rows
@@ -107,10 +107,7 @@ def horizon_targets(
     Log returns; the direction is -1, 0 or 1. Missing where the future is: at the end, before a long hole,
     where too many candles are missing within the horizon, and the direction where no volatility is known yet.
     """
-    backward = np.flatnonzero(np.diff(candles.index.asi8) <= 0)
-    if len(backward):
-        late, before = candles.index[backward[0] + 1], candles.index[backward[0]]
-        raise HorizonError(f"open_time {late} does not come after {before}: sort the candles by time")
+    candles = as_candles(candles, needs=PRICES)
     base = checked_timeframe(candles, timeframe)
     parts = segments(candles, base, config.maximum_hole, config.weekends_closed)
     return pd.concat([_segment_targets(candles[part], config, base) for part in parts or [slice(0, 0)]])

@@ -16,6 +16,7 @@ import pandas as pd
 from smc_ml.candles import (
     TIMEFRAMES,
     Market,
+    as_candles,
     average_true_range,
     closes_at,
     resample,
@@ -260,8 +261,10 @@ def label_patterns(
     Orders that were not filled are included; what is not over yet has no row. A `LabelError` names patterns
     and candles that do not belong together.
     """
+    candles = as_candles(candles, symbol, needs=())
     if not len(candles):
         raise LabelError(f"{symbol}: no candles: check the dates and the file")
+    finer = None if finer is None else as_candles(finer, symbol, needs=())
     base = stated_timeframe(candles, timeframe, symbol)
     check_timeframes(candles, patterns, symbol, config, base)
     check_market(candles, patterns, symbol, base)
@@ -355,6 +358,7 @@ class SMCPatternLabeler:
 
     def detect(self, candles: pd.DataFrame, timeframe: str) -> pd.DataFrame:
         "The patterns of the traded timeframes and of those above `timeframe` that tell of confluence."
+        candles = as_candles(candles)
         asked = {*self.config.timeframes, *self.pattern_config.timeframes}
         base = TIMEFRAMES[timeframe]
         wanted = [name for name, step in TIMEFRAMES.items() if name in asked and not step % base]
@@ -373,6 +377,7 @@ class SMCPatternLabeler:
         finer: pd.DataFrame | None = None,  # shorter candles, which settle what is in doubt
     ) -> pd.DataFrame:
         "One row per traded pattern with the columns `LABEL_COLUMNS`, orders that were not filled included."
+        candles = as_candles(candles, symbol)
         base = stated_timeframe(candles, timeframe, symbol)
         validate_candles(candles, base, symbol, allow_gaps=True)
         found = self.detect(candles, base) if patterns is None else patterns

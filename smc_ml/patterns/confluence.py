@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from ..candles import TIMEFRAMES, checked_timeframe, closes_at
+from ..candles import TIMEFRAMES, as_candles, checked_timeframe, closes_at
 from ..config import UserError
 from .config import PatternConfig
 from ..rows import check_lengths
@@ -119,6 +119,7 @@ def confluence(
     weights: Mapping[str, float] | None = None,  # None: those of the configured timeframes
 ) -> pd.DataFrame:
     "`confluence_at` the closes of candles; one row per candle, indexed like them."
+    candles = as_candles(candles, needs=["close"])
     closes = closes_at(candles, checked_timeframe(candles, timeframe))
     prices = candles["close"].to_numpy()
     return confluence_at(closes, prices, patterns, config, weights).set_axis(candles.index)

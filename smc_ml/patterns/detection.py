@@ -18,7 +18,7 @@ from smc_ml.candles import (
     TIMEFRAMES,
     CandleError,
     Market,
-    checked_table,
+    as_candles,
     checked_timeframe,
     validate_candles,
 )
@@ -212,24 +212,26 @@ def event_table(
 
 # %% ../../nbs/patterns/13_detection.ipynb #ff18acbd
 def check_series(
-    candles: pd.DataFrame,
+    candles: Any,  # whatever `as_candles` lets in
     timeframe: str | None = None,  # None: read from their index
 ) -> str:
     "The timeframe of candles that keep to the contract, holes allowed; a `CandleError` for any others."
     if timeframe is not None and timeframe not in TIMEFRAMES:
         raise CandleError(f"candles: no timeframe {timeframe!r} (known: {', '.join(TIMEFRAMES)})")
-    if len(checked_table(candles)):
+    candles = as_candles(candles)
+    if len(candles):
         validate_candles(candles, timeframe, allow_gaps=True)
     return checked_timeframe(candles, timeframe)
 
 # %% ../../nbs/patterns/13_detection.ipynb #fca9d0b0
 def detect_patterns(
-    candles: pd.DataFrame,
+    candles: Any,  # whatever `as_candles` lets in
     config: PatternConfig = PatternConfig(),
     timeframe: str | None = None,  # of `candles`; None: read from their index
     validate: bool = True,  # check the candles first; a `CandleError` names column and time
 ) -> pd.DataFrame:
     "Every pattern of one series, by `known_at`; up to a close the table is what the candles by then yield."
+    candles = as_candles(candles)
     timeframe = check_series(candles, timeframe) if validate else checked_timeframe(candles, timeframe)
     step, records = TIMEFRAMES[timeframe].value, candle_records(candles)
     longest_step = (config.maximum_hole + 1) * step

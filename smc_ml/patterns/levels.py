@@ -12,7 +12,7 @@ import pandas as pd
 from numba import njit
 from numpy.typing import ArrayLike
 
-from ..candles import checked_timeframe, closes_at
+from ..candles import as_candles, checked_timeframe, closes_at
 from .names import INTERNAL, KINDS, SWING
 from .swings import SWING_HIGH, SWING_LOW
 from ..rows import check_lengths, check_room, check_rows
@@ -194,6 +194,7 @@ def range_position(
     range_timeframe: str | None = None,  # of the ranges; None: that of the candles
 ) -> pd.Series:
     "`premium_discount` of each close in the dealing range in force at that close; NaN where there was none."
+    candles = as_candles(candles, needs=["close"])
     timeframe = checked_timeframe(candles, timeframe)
     wanted = (patterns["kind"] == "dealing_range") & (patterns["timeframe"] == (range_timeframe or timeframe))
     ranges, closes = patterns[wanted].sort_values("known_at", kind="stable"), closes_at(candles, timeframe)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..candles import TIMEFRAMES, CandleError, validate_candles
+from ..candles import TIMEFRAMES, CandleError, as_candles, validate_candles
 from ..config import UserError
 from .config import PatternConfig
 from .detection import check_series, event_table
@@ -92,19 +92,13 @@ def _possible(candle: Candle) -> bool:
 # %% ../../nbs/patterns/14_streaming.ipynb #d99f7c4f
 def _checked(named: dict[Any, Any], last: dict[str, Any], rows: int, timeframe: str) -> Candle:
     "The candle as the checks of a table let it pass; else their `CandleError`."
-    missing = [name for name in Candle._fields if name not in named]
-    if missing:
-        raise CandleError(
-            f"candles: no column {missing[0]} (found: {', '.join(map(str, named))}): rename or add it"
-        )
     numbers = {name: _number(value) for name, value in named.items()} | {"open_time": math.nan}
     row = {name: value if math.isnan(numbers[name]) else numbers[name] for name, value in named.items()}
-    earlier = [dict.fromkeys(named, math.nan) | last] if last else []
-    table = pd.DataFrame([*earlier, row]).set_index("open_time")
-    table.attrs["first_row"] = rows - len(earlier)
-    if isinstance(table.index, pd.DatetimeIndex):
-        table.index = table.index.as_unit("ns")
-    validate_candles(table, timeframe, allow_gaps=True)
+    table = as_candles(pd.DataFrame([row]))
+    if last:
+        table = pd.concat([as_candles(pd.DataFrame([dict.fromkeys(table, math.nan) | last])), table])
+    table.attrs["first_row"] = rows - bool(last)
+    table = validate_candles(table, timeframe, allow_gaps=True)
     return Candle(table.index[-1], *table[list(Candle._fields[1:])].iloc[-1].tolist())
 
 # %% ../../nbs/patterns/14_streaming.ipynb #b49c8b5a
@@ -320,8 +314,9 @@ class PatternStream:
             self._check_step(m, [opened])
         return self._take(admitted, opened, m)
 
-    def feed(self, candles: pd.DataFrame) -> list[PatternUpdate]:
-        "Update with every row of a table of candles. A `CandleError` changes nothing."
+    def feed(self, candles: Any) -> list[PatternUpdate]:
+        "Update with every row of what `as_candles` lets in. A `CandleError` changes nothing."
+        candles = as_candles(candles)
         timeframe = check_series(candles, self.timeframe)
         if not len(candles):
             return []

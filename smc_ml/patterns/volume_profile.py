@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
+from ..candles import as_candles
 from ..config import UserError
 from .events import candle_records
 from .names import KINDS
@@ -209,6 +210,7 @@ def rolling_profile(
             raise UserError(f"{name} is {value}: a volume profile needs at least 1")
     if not 0 < share <= 1:
         raise UserError(f"share is {share}: give the share of volume in the value area, above 0 and up to 1")
+    candles = as_candles(candles)
     out = np.full((len(candles), 3), np.nan)
     _rolling(candle_records(candles), window, share, np.zeros(bins, PROFILE_STATE), out)
     return pd.DataFrame(out, candles.index, ["point_of_control", "value_area_high", "value_area_low"])

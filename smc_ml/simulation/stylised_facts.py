@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..candles import TIMEFRAMES, CandleError, checked_timeframe, index_unit, resample
+from ..candles import TIMEFRAMES, CandleError, as_candles, checked_timeframe, index_unit, resample
 
 # %% ../../nbs/simulation/02_stylised_facts.ipynb #8b2b3807
 def log_returns(
@@ -182,6 +182,7 @@ def stylised_facts(
     timeframe: str | None = None,  # of `candles`; None: read from the index
 ) -> dict[str, float]:
     "The stylised facts of a series as one flat record; a `CandleError` for less than four weeks of candles."
+    candles = as_candles(candles, symbol)
     timeframe = checked_timeframe(candles, timeframe, symbol)
     fewest = _WEEKS * _lags(timeframe)["7d"]
     if len(candles) < fewest:

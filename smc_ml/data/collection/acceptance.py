@@ -28,7 +28,8 @@ def _hole_remedy(candles: pd.DataFrame, absent: pd.DatetimeIndex, config: DataCo
 
 def accepted_candles(candles: pd.DataFrame, config: DataCollectionConfig, name: str) -> pd.DataFrame:
     "The candles unchanged, or an error; holes are one unless the settings or the calendar allow them."
-    validate_candles(candles, config.timeframe, name, config.allow_gaps or config.calendar is not None)
+    gaps = config.allow_gaps or config.calendar is not None
+    candles = validate_candles(candles, config.timeframe, name, gaps)
     if config.allow_gaps or config.calendar is None:
         return candles
     grid = pd.date_range(candles.index[0], candles.index[-1], freq=config.step)

@@ -14,105 +14,39 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ...candles import PRICES
-from .base import VALUES, moments
-from .containers import UNREADABLE, RawTable, shown_names
+from .containers import UNREADABLE, RawTable
 from .forms import FORM_NAMES, Form, known_form, named_form, nameless_form
 from .instruments import CURRENCIES, may_be_same, name_parts, plain_symbol
-from .names import SourceError
 from .raw_tables import raw_table
+from ...frames.contract import PRICES, VALUES, SourceError, shown_names
+from smc_ml.frames.names import (
+    SYMBOLS,
+    TIMES,
+    is_open,
+    known_name,
+    known_names,
+    spelled_name,
+    time_column,
+    with_base_volume,
+)
+from ...frames.numbers import numbers_of
+from ...frames.times import moments
 
 # %% ../../../nbs/data/sources/09_files.ipynb #f9ff54ce
-_TIMES = (
-    "open_time",
-    "timestamp",
-    "unix",
-    "window_start",
-    "time_period_start",
-    "timestamp_broker_naive",
-    "datetime",
-    "gmt_time",
-    "utc_time",
-    "local_time",
-    "date",
-    "time",
-)
-_SPELLINGS = {
-    "open_time": "opentime kline_open_time t ts start start_time starttime begin candle_begin_time",
-    "unix": "unix_timestamp epoch unix_time",
-    "timestamp": "timestamp_utc timestamp_ms",
-    "datetime": "date_time datetime_utc",
-    "utc_time": "time_utc utc",
-    "open": "o open_price price_open opening_price op",
-    "high": "h high_price price_high max",
-    "low": "l low_price price_low min",
-    "close": "c close_price price_close closing_price last_price",
-    "volume": "v vol real_volume volumefrom volume_traded base_volume trade_volume base_asset_volume amount",
-    "tick_volume": "tickvol tick_vol",
-    "trades": "n count number_of_trades num_trades trade_count tradecount trades_count",
-    "quote_volume": "quote_asset_volume volumeto turnover quote_vol",
-    "taker_buy_volume": "taker_buy_base_asset_volume taker_buy_base taker_buy_base_volume",
-    "complete": "closed is_closed confirm is_final final isclosed",
-    "openint": "open_interest oi",
-}
-_ALIASES = {spelled: name for name, words in _SPELLINGS.items() for spelled in words.split()}
-_SYMBOLS = ("instrument", "symbol", "pair", "ticker", "product_id", "market")
-
-
-def _spelled_name(name: object) -> str:
-    "A column's name in small letters, words joined by underscores."
-    text = re.sub(r"^\d+[.:] ?", "", str(name).strip().strip("<>").lower())
-    return re.sub(r"[^\w]+", "_", text).strip("_")
-
-
 def _indexed(table: pd.DataFrame) -> pd.DataFrame:
     "The table with a time in its index moved into a column."
-    if isinstance(table.index, pd.DatetimeIndex) or _spelled_name(table.index.name) in (*_TIMES, *_ALIASES):
-        return table.reset_index(names=table.index.name or "open_time")
+    index = table.index
+    if isinstance(index, pd.DatetimeIndex) or known_name(index.name) in TIMES:
+        return table.reset_index(names=index.name or "open_time")
     return table
 
 
 def _named(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     "The table with names of the project."
     table = _indexed(table)
-    spelled = [_spelled_name(name) for name in table.columns]
-    names = [_ALIASES[name] if _ALIASES.get(name) not in (None, *spelled) else name for name in spelled]
-    if "amount" in spelled and names.count("volume") == 1 and "volume" not in spelled:
-        raise SourceError(
-            f"{path}: column amount may count the base currency or the quote: "
-            "rename it to volume or to quote_volume"
-        )
-    unnamed = [at for at, name in enumerate(names) if name in ("", "index", "unnamed_0")]
-    if unnamed and not set(_TIMES) & set(names):
-        names[unnamed[0]] = "open_time"  # what pandas writes of an index without a name
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SourceError(
-            f"{path}: column {twice} is there twice (found: {shown_names(names)}): remove one of the two"
-        )
-    return table.set_axis(names, axis=1)
+    return table.set_axis(known_names(table.columns, str(path)), axis=1)
 
 # %% ../../../nbs/data/sources/09_files.ipynb #9860eea3
-def _base_volume(table: pd.DataFrame, symbol: str | None, path: Path) -> pd.DataFrame:
-    "The table with the volume of the base currency, where volumes carry the names of currencies."
-    found = {name: name.removeprefix("volume_").upper() for name in table if name.startswith("volume_")}
-    found = {name: currency for name, currency in found.items() if re.fullmatch(r"[A-Z0-9]{2,10}", currency)}
-    if "volume" in table or not found:
-        return table
-    base = [name for name, currency in found.items() if symbol and symbol.startswith(currency)]
-    if not base:
-        quotes = CURRENCIES - {"BTC", "XBT", "ETH", "BNB"} | {"CURRENCY"}
-        base = [name for name, currency in found.items() if currency not in quotes]
-    if len(base) != 1:
-        raise SourceError(
-            f"{path}: which of the columns {shown_names(found)} counts the base currency is not told: "
-            "rename it to volume, or give the symbol (collect.files as symbol: path)"
-        )
-    quote = [name for name in found if name != base[0]]
-    renamed = {base[0]: "volume", **({quote[0]: "quote_volume"} if len(quote) == 1 else {})}
-    return table.rename(columns={name: new for name, new in renamed.items() if new not in table})
-
-
 def _require_columns(table: pd.DataFrame, path: Path) -> None:
     "An error for a table without prices, volume or times."
     columns = set(table.columns)
@@ -122,7 +56,7 @@ def _require_columns(table: pd.DataFrame, path: Path) -> None:
         missing.remove("volume")
     if quoted:
         missing = []
-    if missing or not columns & set(_TIMES):
+    if missing or not columns & set(TIMES):
         lacking, found = missing[0] if missing else "of open times", shown_names(table.columns)
         raise SourceError(
             f"{path}: no column {lacking} (found: {found}): rename it in the file, or leave the file out; "
@@ -149,46 +83,24 @@ def _mid_prices(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, str]:
     return table.drop(columns=[*PRICES, *closing], errors="ignore").assign(**prices, **closing), chosen
 
 # %% ../../../nbs/data/sources/09_files.ipynb #a24f0032
-def _parsed_numbers(column: pd.Series, path: Path) -> pd.Series:
-    "Text as numbers; an error that names the first row that is none."
-    texts = column.astype(str).str.strip()
-    parsed = pd.to_numeric(texts.where(column.notna(), "nan"), errors="coerce")
-    bad = (parsed.isna() & column.notna() & (texts.str.lower() != "nan")).to_numpy()
-    if bad.any():
-        row = bad.argmax()
-        raise SourceError(
-            f"{path}: column {column.name} is not a number in row {row} ({column.iloc[row]!r}): "
-            "correct the file"
-        )
-    return parsed
-
-
 def _numbers(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
     "A column as floats."
-    column, types = table[name], pd.api.types
-    if types.is_bool_dtype(column) or types.is_complex_dtype(column) or types.is_datetime64_any_dtype(column):
-        raise SourceError(f"{path}: column {name} is {column.dtype}, not a number: correct the file")
-    if not types.is_numeric_dtype(column):
-        column = _parsed_numbers(column, path)
-    return column.astype("float64")
+    return numbers_of(table[name], str(path))
 
 # %% ../../../nbs/data/sources/09_files.ipynb #c6e79427
 def _times(table: pd.DataFrame, form: Form, path: Path, offset: float | str | None) -> pd.DatetimeIndex:
     "UTC open times of the rows."
-    name = next((name for name in _TIMES if name in table), None)
-    if name is None:
+    times, in_utc = time_column(table)
+    if times is None:
         raise SourceError(
             f"{path}: no column of open times (found: {shown_names(table.columns)}): rename it in the file"
         )
-    times = table[name]
-    if {"date", "time"} <= set(table.columns) and name == "date":
-        times = (times.astype(str) + " " + table["time"].astype(str)).rename("date and time")
-    clock = "UTC" if name in ("gmt_time", "utc_time") else form.clock
+    clock = "UTC" if in_utc else form.clock
     if clock == "UTC" and offset is None:
         offset = 0
     if clock == "broker" and pd.api.types.is_numeric_dtype(times) and offset is None:
         raise SourceError(
-            f"{path}: column {name} counts from a broker's clock, not from UTC: "
+            f"{path}: column {times.name} counts from a broker's clock, not from UTC: "
             'give the offset of its clock, such as 3 or "new_york+7"'
         )
     return moments(times, str(path), offset, counted_by_clock=clock == "broker")
@@ -251,14 +163,14 @@ def _timeframe(named: str | None, times: pd.DatetimeIndex, path: Path) -> str | 
 # %% ../../../nbs/data/sources/09_files.ipynb #57cdf6dd
 _NOTED = (
     "complete",
-    *_SYMBOLS,
+    *SYMBOLS,
     *(f"{side}_{price}" for side in ("mid", "bid", "ask") for price in "ohlc"),
 )
 
 
 def _inside(raw: RawTable, table: pd.DataFrame, path: Path) -> str | None:
     "The symbol that the file's content tells; an error for several."
-    column = next((name for name in _SYMBOLS if name in table), None)
+    column = next((name for name in SYMBOLS if name in table), None)
     inside = [] if column is None else table[column].dropna().astype(str).unique().tolist()
     if len(inside) > 1:
         raise SourceError(
@@ -293,13 +205,10 @@ def _candle_columns(table: pd.DataFrame, form: Form, path: Path) -> tuple[pd.Dat
     return pd.DataFrame(columns), counted
 
 
-_OPEN = ("false", "0", "0.0", "no", "f", "n")
-
-
 def _closed_rows(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     "The rows of complete candles; an error where there are none."
     if "complete" in table:
-        table = table[~table["complete"].astype(str).str.strip().str.lower().isin(_OPEN)]
+        table = table[~is_open(table["complete"])]
     if len(table):
         return table
     raise SourceError(f"{path}: no candles in it (columns: {shown_names(table.columns)}): leave the file out")
@@ -312,9 +221,9 @@ def _understood(raw: RawTable, path: Path, given: str | None, asked: str | None)
         return raw.table.set_axis(list(form.columns), axis=1), form
     table = _named(raw.table, path)
     symbol = given or _inside(raw, table, path) or name_parts(path)[0]
-    table = _base_volume(table, symbol, path)
+    table = with_base_volume(table, symbol, str(path))
     _require_columns(table, path)
-    return table, named_form({*table.columns, *map(_spelled_name, raw.table.columns)}, raw.keys)
+    return table, named_form({*table.columns, *map(spelled_name, raw.table.columns)}, raw.keys)
 
 # %% ../../../nbs/data/sources/09_files.ipynb #04671540
 def _order(times: pd.DatetimeIndex) -> str:
@@ -337,7 +246,7 @@ def _read(path: Path, offset: float | str | None, given: str | None, asked: str 
     candles.index = _times(table, form, path, offset)
     timeframe = _timeframe(name_parts(path)[1], candles.index, path)
     volume = "tick_volume" if counted.startswith("tick_volume") else "volume"
-    used = {*candles, *_TIMES, *_NOTED, ""} - {"volume"} | {volume}
+    used = {*candles, *TIMES, *_NOTED, ""} - {"volume"} | {volume}
     facts = {
         "file": path.name,
         "form": form.name,

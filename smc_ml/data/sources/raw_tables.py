@@ -15,17 +15,13 @@ import pandas as pd
 from .containers import RawTable, file_content
 from .json_answers import json_table
 from .text_tables import text_table
+from ...frames.names import one_level
 
 # %% ../../../nbs/data/sources/06_raw_tables.ipynb #18e86755
-def _levels(table: pd.DataFrame) -> RawTable:
+def _levels(table: pd.DataFrame, path: Path) -> RawTable:
     "A frame with its names on one level."
-    if not isinstance(table.columns, pd.MultiIndex):
-        return RawTable(table, True)
-    levels = [table.columns.get_level_values(at).astype(str) for at in range(table.columns.nlevels)]
-    prices = next((level for level in levels if "close" in set(level.str.lower())), levels[0])
-    others = [level for level in levels if level is not prices and level.nunique() == 1]
-    instrument = next((level[0] for level in others if level[0]), None)
-    return RawTable(table.set_axis(list(prices), axis=1), True, instrument)
+    flat, instrument = one_level(table, str(path))
+    return RawTable(flat, True, instrument)
 
 
 def raw_table(path: str | os.PathLike) -> RawTable:
@@ -36,9 +32,9 @@ def raw_table(path: str | os.PathLike) -> RawTable:
     path = Path(path)
     content = file_content(path)
     if content[:4] == b"PAR1":
-        return _levels(pd.read_parquet(io.BytesIO(content)))
+        return _levels(pd.read_parquet(io.BytesIO(content)), path)
     if content[:4] in (b"ARRO", b"FEA1"):
-        return _levels(pd.read_feather(io.BytesIO(content)))
+        return _levels(pd.read_feather(io.BytesIO(content)), path)
     if content.lstrip()[:1] in (b"[", b"{"):
         return json_table(content, path)
     return text_table(content, path)
