@@ -78,18 +78,21 @@ _TWO_SIDED = frozenset(
 
 
 def _chart(inputs: FeatureInputs, pattern: str) -> np.ndarray:
-    "What TA-Lib says of a pattern on the chart, in hundreds."
-    names = [f"counted_{price}" for price in _PRICES]
-    return inputs.talib(f"CDL{pattern}", of=names) / 100
+    "What TA-Lib says of a pattern on the chart: whole numbers, mostly 0 and ±100."
+    return inputs.talib(f"CDL{pattern}", of=[f"counted_{price}" for price in _PRICES])
+
+
+def _turned(inputs: FeatureInputs, pattern: str) -> np.ndarray:
+    "What it says of the chart turned upside down."
+    return inputs.talib(f"CDL{pattern}", of=[f"turned_{price}" for price in _PRICES])
 
 
 def _reversed(inputs: FeatureInputs, pattern: str) -> np.ndarray:
-    "A pattern as +1 where it is bullish and -1 where its exact reverse stands; the other way if bearish."
-    chart = _chart(inputs, pattern)
+    "200 for a pattern where it is bullish and -200 where its exact reverse stands; the other way if bearish."
     if pattern in _OWN_REVERSE:
-        return chart
-    both = chart - inputs.talib(f"CDL{pattern}", of=[f"turned_{price}" for price in _PRICES]) / 100
-    return both / 2 if pattern in _TWO_SIDED else both
+        return 2 * _chart(inputs, pattern)
+    both = _chart(inputs, pattern) - _turned(inputs, pattern)
+    return both if pattern in _TWO_SIDED else 2 * both
 
 
 def _rows_of(patterns: tuple[str, ...]) -> int:
@@ -103,8 +106,8 @@ _FOLDS = {
         ("HAMMER", "HANGINGMAN", "INVERTEDHAMMER", "SHOOTINGSTAR", "DRAGONFLYDOJI", "TAKURI"),
     ),
     "two_candle_reversal": (
-        "Engulfing, harami, piercing and the like: bullish less bearish ones.",
-        ("ENGULFING", "HARAMI", "HARAMICROSS", "DOJISTAR", "PIERCING", "MATCHINGLOW"),
+        "Engulfing, harami, doji star and matching low: bullish less bearish ones.",
+        ("ENGULFING", "HARAMI", "HARAMICROSS", "DOJISTAR", "MATCHINGLOW"),
     ),
     "three_candle_reversal": (
         "Morning less evening stars, confirmed haramis and engulfings, failed breaks of inside bars.",
@@ -128,7 +131,6 @@ _FOLDS = {
             "SEPARATINGLINES",
             "XSIDEGAP3METHODS",
             "GAPSIDESIDEWHITE",
-            "RISEFALL3METHODS",
         ),
     ),
     "long_candle": (
@@ -146,7 +148,7 @@ def _declare_fold(name: str, meaning: str, patterns: tuple[str, ...]) -> None:
         {name: meaning}, lookback=_rows_of(patterns), inputs=_PRICES, unit="patterns", signed=True
     )
     def fold(inputs: FeatureInputs) -> np.ndarray:
-        return sum((_reversed(inputs, pattern) for pattern in patterns), np.zeros(inputs.rows))
+        return sum(_reversed(inputs, pattern) for pattern in patterns) / 200
 
 
 for _name, (_meaning, _patterns) in _FOLDS.items():
@@ -156,7 +158,7 @@ for _name, (_meaning, _patterns) in _FOLDS.items():
 @TECHNICAL.feature(lookback=_rows_of(_INDECISION), inputs=_PRICES, unit="patterns")
 def candle_indecision(inputs: FeatureInputs) -> np.ndarray:
     "Dojis, rickshaw men, spinning tops and high waves: small bodies between shadows, either colour."
-    return sum((np.abs(_chart(inputs, pattern)) for pattern in _INDECISION), np.zeros(inputs.rows))
+    return sum(np.abs(_chart(inputs, pattern)) for pattern in _INDECISION) / 100
 
 # %% ../../../nbs/features/technical/06_candlesticks.ipynb #dbf6dfe4
 CANDLESTICKS = Family("candlesticks", default=False)
@@ -242,8 +244,8 @@ def _declare_pattern(pattern: str, words: str) -> None:
     )
     def stands(inputs: FeatureInputs) -> np.ndarray:
         if not directed:
-            return _chart(inputs, pattern)
-        found = _reversed(inputs, pattern)
+            return _chart(inputs, pattern) / 100
+        found = _reversed(inputs, pattern) / 200
         return -found if pattern in _BEARISH_THOUGH_POSITIVE else found
 
 

@@ -9,11 +9,11 @@ __all__ = ['stochastic_rsi_14', 'ultimate_oscillator', 'trix_15', 'awesome_oscil
 # %% ../../../nbs/features/technical/03_oscillators.ipynb #1253b782
 import numpy as np
 
-from ..inputs import FeatureInputs, series, smoothing_rows, talib_rows
+from ..inputs import FeatureInputs, series, smoothing_rows
 from ..series import ratio
 from .momentum import TECHNICAL
 from .scales import in_atr, place_between, with_atr
-from ..windows import rolling_highest, rolling_lowest, rolling_mean, rolling_sum
+from ..windows import rolling_highest, rolling_lowest, rolling_mean, rolling_slope, rolling_sum
 
 _CANDLES = ("high", "low", "close")
 
@@ -88,12 +88,11 @@ def awesome_oscillator(inputs: FeatureInputs) -> np.ndarray:
 @series
 def _foreseen_close(inputs: FeatureInputs) -> np.ndarray:
     "Where the straight line through 14 closes stands one candle later."
-    return inputs.talib("TSF", 14, of=["close"])
+    mean, slope = (inputs.rolling(kernel, 14, "close") for kernel in (rolling_mean, rolling_slope))
+    return mean + (14 + 1) / 2 * slope
 
 
-@TECHNICAL.feature(
-    lookback=lambda s: with_atr(talib_rows("TSF", 14) + 1)(s), inputs=_CANDLES, unit="ATR", signed=True
-)
+@TECHNICAL.feature(lookback=with_atr(15), inputs=_CANDLES, unit="ATR", signed=True)
 def chande_forecast_14(inputs: FeatureInputs) -> np.ndarray:
     "Close less where the line through the 14 closes before it foresaw it."
     return in_atr(inputs, inputs["close"] - inputs.past("foreseen_close", 1))
