@@ -6,6 +6,8 @@
 __all__ = ['CANDLESTICKS', 'candle_indecision']
 
 # %% ../../../nbs/features/technical/06_candlesticks.ipynb #5a918f06
+from functools import reduce
+
 import numpy as np
 
 from ..declaration import Family
@@ -148,7 +150,7 @@ def _declare_fold(name: str, meaning: str, patterns: tuple[str, ...]) -> None:
         {name: meaning}, lookback=_rows_of(patterns), inputs=_PRICES, unit="patterns", signed=True
     )
     def fold(inputs: FeatureInputs) -> np.ndarray:
-        return sum(_reversed(inputs, pattern) for pattern in patterns) / 200
+        return reduce(np.add, (_reversed(inputs, pattern) for pattern in patterns)) / 200
 
 
 for _name, (_meaning, _patterns) in _FOLDS.items():
@@ -158,7 +160,7 @@ for _name, (_meaning, _patterns) in _FOLDS.items():
 @TECHNICAL.feature(lookback=_rows_of(_INDECISION), inputs=_PRICES, unit="patterns")
 def candle_indecision(inputs: FeatureInputs) -> np.ndarray:
     "Dojis, rickshaw men, spinning tops and high waves: small bodies between shadows, either colour."
-    return sum(np.abs(_chart(inputs, pattern)) for pattern in _INDECISION) / 100
+    return reduce(np.add, (np.abs(_chart(inputs, pattern)) for pattern in _INDECISION)) / 100
 
 # %% ../../../nbs/features/technical/06_candlesticks.ipynb #dbf6dfe4
 CANDLESTICKS = Family("candlesticks", default=False)
