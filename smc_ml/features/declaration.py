@@ -66,10 +66,14 @@ def _named_columns(
 
 # %% ../../nbs/features/03_declaration.ipynb #b46777f3
 class Family:
-    "Features that are switched on and off together, in the order in which they are declared."
+    """Features that are switched on and off together, in the order in which they are declared.
 
-    def __init__(self, name: str):
+    Those of a family that is no `default` are computed where it, or they, are named.
+    """
+
+    def __init__(self, name: str, default: bool = True):
         self.name = name
+        self.default = default
         self.features: dict[str, Feature] = {}
 
     def feature(

@@ -47,7 +47,8 @@ def declared_features(
 ) -> tuple[Feature, ...]:
     "The features that are computed, in the order of their columns; an error for an unknown name."
     every, names = _by_name(families), [family.name for family in families]
-    chosen = names if config.families is None else list(config.families)
+    usual = [family.name for family in families if family.default]
+    chosen = usual if config.families is None else list(config.families)
     for name in chosen:
         if name not in names:
             raise FeatureError(unknown_name("family", name, names))
