@@ -15,6 +15,7 @@ from scipy.stats import rankdata
 from scipy.stats import t as student
 from sklearn.base import BaseEstimator
 from sklearn.inspection import permutation_importance
+from sklearn.metrics import log_loss
 from sklearn.utils.multiclass import type_of_target
 
 from .transformers import PreparationError
@@ -59,6 +60,11 @@ def tree_contributions(model: BaseEstimator, values: np.ndarray) -> np.ndarray:
     return np.abs(parts).mean(axis=1) if parts.ndim == 3 else parts
 
 # %% ../../nbs/features/10_importance.ipynb #b2202463
+def _negative_log_loss(model: BaseEstimator, values: Any, target: np.ndarray) -> float:
+    "Also of test samples that lack a class."
+    return -log_loss(target, model.predict_proba(values), labels=model.classes_)
+
+
 def permuted(
     model: BaseEstimator,  # fitted
     values: Any,  # (samples, features) that it was not fitted on
@@ -68,7 +74,7 @@ def permuted(
     random_state: int | None = 0,
 ) -> np.ndarray:
     "(features,): how much the score falls when each feature is shuffled, mean of the repeats."
-    scoring = scoring or ("neg_log_loss" if is_classes(target) else "r2")
+    scoring = scoring or (_negative_log_loss if is_classes(target) else "r2")
     found = permutation_importance(
         model, values, target, scoring=scoring, n_repeats=repeats, random_state=random_state
     )
