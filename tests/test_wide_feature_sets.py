@@ -53,9 +53,8 @@ def test_noise_columns_cost_next_to_nothing(model, trades):
 
 @pytest.mark.parametrize("model", ["logistic", "xgboost"])
 def test_what_a_column_says_is_heard_among_noise(model, trades):
-    said = np.random.default_rng(1).random(len(trades)) < 1 / (
-        1 + np.exp(-0.8 * trades.features.iloc[:, 0].rank(pct=True).sub(0.5).mul(3.4))
-    )
+    rank = trades.features.iloc[:, 0].rank(pct=True).to_numpy() - 0.5
+    said = np.random.default_rng(1).random(len(trades)) < 1 / (1 + np.exp(-3 * rank))
     planted = replace(trades, labels=trades.labels.assign(won=said))
     narrow, wide = gain(model, planted), gain(model, widened(planted, 240))
-    assert narrow > 0.05 and wide > 0.6 * narrow, (narrow, wide)
+    assert narrow > 0.03 and wide > 0.6 * narrow, (narrow, wide)
