@@ -6,6 +6,8 @@
 __all__ = ['SHIFTED', 'correlation_order', 'correlation_plot', 'importance_plot', 'stability_plot', 'rank_plot']
 
 # %% ../../nbs/figures/13_features.ipynb #3e32cad9
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
-from .canvas import DOWN, INK, NEUTRAL, UP, canvas, need, words
+from .canvas import DOWN, INK, NEUTRAL, UP, canvas, need, percent, words
 
 # %% ../../nbs/figures/13_features.ipynb #37ce2745
 def correlation_order(rows: pd.DataFrame) -> pd.DataFrame:
@@ -57,27 +59,40 @@ def correlation_plot(
     return figure
 
 # %% ../../nbs/figures/13_features.ipynb #20f17124
+_MEASURES = {
+    "contributions": "mean |tree-SHAP contribution|",
+    "permutation": "fall of the score when the feature is shuffled",
+}
+
+
+def _importance_title(table: pd.DataFrame, method: str) -> str:
+    "How many features are missed, or how much the first carries."
+    if method == "permutation":
+        sure = int((table["low"] > 0).sum())
+        return f"{sure} of {len(table)} features are missed when shuffled (95 % CI above zero)"
+    share = table["importance"].iloc[0] / table["importance"].sum()
+    first = words(str(table["feature"].iloc[0]))
+    return f"{first} carries most: {percent(share, 0)} of all contributions of {len(table)} features"
+
+
 def importance_plot(
     table: pd.DataFrame,  # of `importance_table`
-    label: str = "mean |tree-SHAP contribution|, log-odds",
+    method: Literal["contributions", "permutation"] = "contributions",
     most: int = 30,  # features that are drawn
 ) -> Figure:
     "Importance of the features with its interval, the most important on top."
     need(table, "feature", "importance", "low", "high", "folds")
-    sure, shown = table["low"] > 0, table.head(most).iloc[::-1]
-    title = f"{int(sure.sum())} of {len(table)} features matter in every span of time (95 % CI above zero)"
-    if table["low"].isna().all():
-        title = f"{words(str(table['feature'].iloc[0]))} matters most of {len(table)} features (one fold)"
-    figure, axes = canvas(title, (9, 1.5 + 0.26 * len(shown)))
+    shown = table.head(most).iloc[::-1]
+    figure, axes = canvas(_importance_title(table, method), (9, 1.5 + 0.26 * len(shown)))
     for height, row in enumerate(shown.itertuples()):
-        certain = row.low > 0
+        certain = method == "contributions" or row.low > 0
         axes.plot([row.low, row.high], [height] * 2, color=UP if certain else NEUTRAL, linewidth=3, alpha=0.6)
         face = UP if certain else "white"
         axes.plot(row.importance, height, "o", color=UP if certain else NEUTRAL, markerfacecolor=face)
     axes.axvline(0, color=INK, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(shown)), [words(str(name)) for name in shown["feature"]])
     folds = int(table["folds"].iloc[0])
-    axes.set(xlabel=f"{label}; mean of {folds} folds, 95 % CI", ylim=(-0.7, len(shown) - 0.3))
+    axes.set(xlabel=f"{_MEASURES[method]}; mean of {folds} folds, 95 % CI", ylim=(-0.7, len(shown) - 0.3))
     return figure
 
 # %% ../../nbs/figures/13_features.ipynb #e8c1344c
@@ -115,7 +130,7 @@ def rank_plot(ranks: np.ndarray) -> Figure:  # (folds, folds), of `importance_st
     apart = ranks[np.triu_indices(folds, 1)]
     mean = float(np.nanmean(apart)) if np.isfinite(apart).any() else np.nan
     said = "is not known" if np.isnan(mean) else f"is {mean:.2f} on average"
-    figure, axes = canvas(f"Rank correlation of importance between folds {said}", (5.5, 4.2))
+    figure, axes = canvas(f"Rank correlation of importance between folds {said}", (8, 4.6))
     image = axes.imshow(ranks, cmap="RdBu", vmin=-1, vmax=1)
     for (row, column), value in np.ndenumerate(ranks):
         text = "–" if np.isnan(value) else f"{value:.2f}"

@@ -57,7 +57,8 @@ class WideLogistic(LogisticRegression):
             return super().fit(X, y, sample_weight)
         inverse = 1 / likeliest_penalty(np.asarray(X), np.asarray(y), 1 / self.C, sample_weight)
         chosen = LogisticRegression(C=inverse, max_iter=self.max_iter).fit(X, y, sample_weight)
-        vars(self).update({name: part for name, part in vars(chosen).items() if name.endswith("_")})
+        for name in (name for name in vars(chosen) if name.endswith("_")):
+            setattr(self, name, getattr(chosen, name))
         return self
 
 # %% ../../nbs/models/11_logistic.ipynb #36c6bf11
