@@ -18,7 +18,8 @@ SMALL = 5e-4  # log-loss that a wide set may cost
 @pytest.fixture(scope="module")
 def trades(bitcoin) -> SMCDataset:
     "Four months of real trades."
-    return SMCFeatureEngineer().engineer_features(Market({"BTCUSDT": bitcoin[:35_000]}, "5m"))
+    market = Market({"BTCUSDT": bitcoin[:35_000]}, "5m")
+    return SMCFeatureEngineer().engineer_features(market, wanted=["smc"])
 
 
 def widened(trades: SMCDataset, columns: int, seed: int = 0) -> SMCDataset:

@@ -18,7 +18,7 @@ from ..costs import Costs
 from ..features.components import FeatureComponents
 from ..features.config import FeatureConfig
 from ..features.declaration import Family
-from ..features.families import detect_market, market_features
+from ..features.families import market_features
 from smc_ml.features.importance import (
     boosted_trees,
     importance_table,
@@ -26,13 +26,14 @@ from smc_ml.features.importance import (
     permuted,
     tree_contributions,
 )
-from ..features.table import FEATURE_FAMILIES, optional_features, signed_features
+from ..features.table import FEATURE_FAMILIES, feature_catalogue
 from ..labels.config import HorizonConfig, LabelingConfig, SplitsConfig, WeightConfig, length_of
 from ..labels.horizons import horizon_tables
 from ..labels.outcomes import label_symbols
 from .dataset import DatasetError, SMCDataset
 from .windows import Windows, bar_windows, event_windows
 from ..patterns.config import PatternConfig
+from ..patterns.detection import detect_market
 
 # %% ../../nbs/models/15_engineer.ipynb #f2589a0f
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class SMCFeatureEngineer:
         targets: Sequence[str] | None = None,  # None: won, or the directions over all horizons
         steps: int = 1,  # rows of a window, the decision candle included
         config: FeatureConfig | None = None,  # None: that of the engineer
-        wanted: Sequence[str] | None = None,  # names of features, in order; None: all of the families
+        wanted: Sequence[str] | None = None,  # features and families, in order; None: all switched on
         patterns: Mapping[str, pd.DataFrame] | None = None,  # by symbol; None: they are detected
     ) -> SMCDataset:
         "The samples whose features are complete; missing optional features drop none."
@@ -70,13 +71,11 @@ class SMCFeatureEngineer:
         if patterns is None and samples == "events":
             patterns = detect_market(market, self.patterns)
         tables = market_features(market, config, self.patterns, patterns, wanted, self.families)
-        names, every = frozenset(next(iter(tables.values())).columns), _all_families(config)
-        optional = optional_features(every, self.families) & names
+        facts = feature_catalogue(config, self.patterns, market.timeframe, wanted, self.families)
         if samples == "bars":
-            return self._bars(market, tables, targets, steps, optional)
-        signed = signed_features(every, self.families) & names
+            return self._bars(market, tables, targets, steps, facts.optional)
         found = label_symbols(market, patterns or {}, self.labels, self.costs, self.patterns)
-        windows, kept = event_windows(tables, found, steps, signed, optional)
+        windows, kept = event_windows(tables, found, steps, facts.signed, facts.optional, facts.partners)
         return self._dataset(windows, found.iloc[kept].reset_index(drop=True), targets or ("won",))
 
     def _bars(
@@ -126,11 +125,6 @@ class SMCFeatureEngineer:
             raise DatasetError(f"there is no importance {method!r}: take contributions or permutation")
         folds = [_fold_importance(train, test, method, seed) for train, test in one.train_test(splits)]
         return importance_table(folds, dataset.names)
-
-
-def _all_families(config: FeatureConfig) -> FeatureConfig:
-    "The settings with every family switched on: a feature that is wanted by name may be of any."
-    return config.model_copy(update={"families": None})
 
 
 def _with_components(components: FeatureComponents, dataset: SMCDataset) -> SMCDataset:
