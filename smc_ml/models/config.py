@@ -7,7 +7,7 @@ __all__ = ['FAST_PROBABILITY', 'BYTES', 'ModelConfig', 'LoopConfig', 'LSTMConfig
            'TrainingConfig', 'model_settings', 'known_models']
 
 # %% ../../nbs/models/00_config.ipynb #7ffde628
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -64,6 +64,11 @@ class LSTMConfig(LoopConfig):
         return f"windows of {steps} rows, but {self.rows_per_step} rows per step: use longer windows"
 
 # %% ../../nbs/models/00_config.ipynb #bd0226cf
+def _columns(description: str) -> Any:
+    "A number of features that trials leave out where it is the default, so that older ones keep their names."
+    return Field(16, ge=1, exclude_if=lambda value: value == 16, description=description)
+
+
 class LogisticConfig(ModelConfig):
     "Settings of the logistic regression."
 
@@ -71,6 +76,9 @@ class LogisticConfig(ModelConfig):
         0.1, gt=0, description="inverse strength of the squared penalty; smaller means weights closer to 0"
     )
     iterations: int = Field(500, ge=1, description="steps of the solver at most")
+    columns: int = _columns(
+        "features above which the penalty is the one that the training targets make likeliest"
+    )
 
 # %% ../../nbs/models/00_config.ipynb #22149e01
 class XGBoostConfig(ModelConfig):
@@ -85,6 +93,7 @@ class XGBoostConfig(ModelConfig):
     event_share: float = Field(0.7, gt=0, le=1, description="share of the events that a tree sees")
     feature_share: float = Field(0.5, gt=0, le=1, description="share of the features that a tree sees")
     penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
+    columns: int = _columns("features above which that penalty grows in proportion to their number")
 
 # %% ../../nbs/models/00_config.ipynb #6a87afdd
 FAST_PROBABILITY = 0.0001  # how far a network's probabilities may differ on another processor

@@ -32,6 +32,11 @@ class LastRow(TransformerMixin, BaseEstimator):
         check_known(X, 1)
         return X.last()
 
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        "The names of the features, so that steps behind it may know them (`set_output`)."
+        check_is_fitted(self)
+        return self.feature_names_in_
+
 # %% ../../nbs/models/10_rows.ipynb #0e82fadc
 class Filled(TransformerMixin, BaseEstimator):
     "Scaled rows with 0, the training mean, where a value is missing."
