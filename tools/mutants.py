@@ -2,9 +2,9 @@
 
 Works in a copy below .mutants, keeps there what was noticed, and tries the rest again at the next call.
 A module is tried by its notebook and by every file of tests that imports it, the quickest first, up to the
-first failure. Left out are files that run whole pipelines and tests that are long without any change: what
-only they notice counts as not noticed. Changes that no test can notice stand with their reasons in
-tests/mutants.toml.
+first failure. Left out are files that run whole pipelines or read a year of real candles, and tests that are
+long without any change: what only they notice counts as not noticed. Changes that no test can notice stand
+with their reasons in tests/mutants.toml.
 """
 
 import ast
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".mutants"
 TREE = WORK / "tree"
 COMPILED, CACHE = WORK / "numba", WORK / "numba_now"  # of the unchanged code; of the change that is tried
-SECONDS = WORK / "seconds.json"  # of each test without any change
+SECONDS, NOW = WORK / "seconds.json", WORK / "now.json"  # of each test: without any change; as it ran now
 GROUPS = {
     "patterns": "smc_ml/patterns/*.py",
     "labels": "smc_ml/labels/*.py",
@@ -44,13 +44,15 @@ GROUPS = {
 }
 LEFT_OUT = ("config.py", "names.py", "__init__.py")  # settings and words
 SLOW = (
+    "test_*_on_real_candles.py",
+    "test_candles_with_holes.py",
     "test_controls.py",
-    "test_pipeline_end_to_end.py",
     "test_kill_and_resume.py",
-    "test_trials_in_experiments.py",
+    "test_pipeline_end_to_end.py",
     "test_same_bytes.py",
+    "test_trials_in_experiments.py",
 )
-LONGEST = 15.0  # seconds of a test, but for the module's notebook
+LONGEST = 10.0  # seconds of a test, but for the module's notebook
 PATIENCE = 4  # times as long as without a change has noticed it
 ALIKE = ("core/RemoveDecorator", "core/ExceptionReplacer")  # numba's decorators change nothing but speed
 ROOM = (
@@ -122,7 +124,7 @@ def notebook_test(module: Path) -> str:
 
 def tests_of(module: Path) -> list[str]:
     "The tests that look at a module: its notebook, and every file of tests that imports it."
-    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if path.name not in SLOW]
+    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if not any(map(path.match, SLOW))]
     return [notebook_test(module), *(f"tests/{path.name}" for path in files if imports(path, dotted(module)))]
 
 
@@ -162,7 +164,7 @@ def run_tests(module: Path, seconds: dict[str, float]) -> None:
     status = pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *tests_of(module)], [tests])
     if not Path(sys.modules["smc_ml"].__file__ or "").is_relative_to(TREE):
         status = pytest.ExitCode.INTERNAL_ERROR
-    WORK.joinpath("now.json").write_text(json.dumps(tests.now), encoding="utf-8")
+    NOW.write_text(json.dumps(tests.now), encoding="utf-8")
     os._exit(int(status))
 
 
@@ -185,21 +187,17 @@ def copy_compiled(source: Path, target: Path, without: Iterable[str] = ()) -> No
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(*without))
 
 
-def unchanged(module: Path) -> dict[str, float]:
-    "Seconds of each test without any change; what took long may have compiled, and runs again."
+def unchanged(module: Path) -> tuple[dict[str, float], float]:
+    "The shortest seconds that each test took without any change, and those of all that are run for a module."
     known = json.loads(SECONDS.read_text(encoding="utf-8")) if SECONDS.exists() else {}
-    chosen = dict(known)
-    for _ in range(2):
-        copy_compiled(COMPILED, CACHE)
-        if fails(module, chosen):
-            raise SystemExit(f"{module}: its tests fail without any change: {' '.join(tests_of(module))}")
-        copy_compiled(CACHE, COMPILED)
-        now = json.loads(WORK.joinpath("now.json").read_text(encoding="utf-8"))
-        known |= {name: min(took, known.get(name, took)) for name, took in now.items()}
-        if max(now.values()) <= LONGEST:
-            break
+    copy_compiled(COMPILED, CACHE)
+    if fails(module, known):
+        raise SystemExit(f"{module}: its tests fail without any change: {' '.join(tests_of(module))}")
+    copy_compiled(CACHE, COMPILED)
+    now = json.loads(NOW.read_text(encoding="utf-8"))
+    known |= {name: min(took, known.get(name, took)) for name, took in now.items()}
     SECONDS.write_text(json.dumps(known, indent=0), encoding="utf-8")
-    return known
+    return known, sum(now.values())
 
 
 def compiled_lines(source: str) -> set[int]:
@@ -288,13 +286,15 @@ def try_module(module: Path, size: int, done: Collection[str], record: TextIO) -
     if not left:
         return
     write_copy(module, source := (ROOT / module).read_text(encoding="utf-8"))
-    seconds, rests = unchanged(module), compiled_lines(source)
-    now = json.loads(WORK.joinpath("now.json").read_text(encoding="utf-8"))
-    limit = 60 + PATIENCE * sum(now.values())
+    (seconds, whole), rests = unchanged(module), compiled_lines(source)
     for name, change in tqdm(left, desc=str(module), leave=False):
         copy_compiled(COMPILED, CACHE, stale(module) if change.line in rests else ())
         write_copy(module, change.source)
-        line = {"name": name, "noticed": fails(module, seconds, limit), "change": change.words}
+        line = {
+            "name": name,
+            "noticed": fails(module, seconds, 60 + PATIENCE * whole),
+            "change": change.words,
+        }
         record.write(json.dumps(line, ensure_ascii=False) + "\n")
         record.flush()
     write_copy(module, source)
