@@ -1,7 +1,7 @@
 """Change the code on purpose and see whether a test notices: a fixed sample of changes a module.
 
 Works in a copy below .mutants, keeps there what was noticed, and tries the rest again at the next call.
-A module is tried by its notebook and by every file of tests that imports it, the quickest first, up to the
+A module is tried by its notebook, then by every file of tests that imports it, the quickest first, up to the
 first failure. Left out are files that run whole pipelines or read a year of real candles, and tests that are
 long without any change: what only they notice counts as not noticed. Changes that no test can notice stand
 with their reasons in tests/mutants.toml.
@@ -123,9 +123,9 @@ def notebook_test(module: Path) -> str:
 
 
 def tests_of(module: Path) -> list[str]:
-    "The tests that look at a module: its notebook, and every file of tests that imports it."
+    "The files of tests that import a module."
     files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if not any(map(path.match, SLOW))]
-    return [notebook_test(module), *(f"tests/{path.name}" for path in files if imports(path, dotted(module)))]
+    return [f"tests/{path.name}" for path in files if imports(path, dotted(module))]
 
 
 class QuickFirst:
@@ -137,7 +137,7 @@ class QuickFirst:
     def pytest_collection_modifyitems(self, items: list) -> None:
         "Choose and order the tests."
         known = {item: self.seconds.get(item.nodeid, 0.0) for item in items}
-        kept = [item for item in items if known[item] <= LONGEST or "test_notebook_runs" in item.nodeid]
+        kept = [item for item in items if known[item] <= LONGEST or len(items) == 1]
         file = defaultdict[str, float](float)
         for item in kept:
             file[item.location[0]] += known[item]
@@ -161,11 +161,14 @@ def run_tests(module: Path, seconds: dict[str, float]) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     tests = QuickFirst(seconds)
-    status = pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *tests_of(module)], [tests])
+    status: int | pytest.ExitCode = 0
+    for chosen in ([notebook_test(module)], tests_of(module)):
+        if chosen and status == 0:
+            status = pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *chosen], [tests])
     if not Path(sys.modules["smc_ml"].__file__ or "").is_relative_to(TREE):
         status = pytest.ExitCode.INTERNAL_ERROR
     NOW.write_text(json.dumps(tests.now), encoding="utf-8")
-    os._exit(int(status))
+    os._exit(0 if status == pytest.ExitCode.NO_TESTS_COLLECTED else int(status))  # all are long ones
 
 
 def fails(module: Path, seconds: dict[str, float], limit: float | None = None) -> bool:
@@ -192,7 +195,8 @@ def unchanged(module: Path) -> tuple[dict[str, float], float]:
     known = json.loads(SECONDS.read_text(encoding="utf-8")) if SECONDS.exists() else {}
     copy_compiled(COMPILED, CACHE)
     if fails(module, known):
-        raise SystemExit(f"{module}: its tests fail without any change: {' '.join(tests_of(module))}")
+        chosen = " ".join([notebook_test(module), *tests_of(module)])
+        raise SystemExit(f"{module}: its tests fail without any change: {chosen}")
     copy_compiled(CACHE, COMPILED)
     now = json.loads(NOW.read_text(encoding="utf-8"))
     known |= {name: min(took, known.get(name, took)) for name, took in now.items()}
