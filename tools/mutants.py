@@ -54,7 +54,8 @@ SLOW = (
 )
 LONGEST = 10.0  # seconds of a test, but for the module's notebook
 PATIENCE = 4  # times as long as without a change has noticed it
-ALIKE = ("core/RemoveDecorator", "core/ExceptionReplacer")  # the ones change speed, the others errors alone
+ALIKE = ("RemoveDecorator", "ExceptionReplacer")  # the ones change speed, the others errors alone
+BITS = {"BitAnd", "BitOr", "BitXor", "LShift", "RShift"}
 ROOM = (
     400  # blank bytes behind the code of the copy: a change keeps the size, and what numba compiled is valid
 )
@@ -253,6 +254,16 @@ class Change(NamedTuple):
     words: str  # the line before → the line after
 
 
+def tells(operator: str) -> bool:
+    "Whether changes of a kind tell more than that their line runs: a sum made a shift is a mere TypeError."
+    kind, *operands = operator.split("_")
+    if kind == "ReplaceComparisonOperator":
+        return operands[1] not in ("Is", "IsNot")
+    if kind == "ReplaceBinaryOperator":
+        return (operands[0] in BITS) == (operands[1] in BITS) and not operands[1].endswith("Shift")
+    return operator not in ALIKE
+
+
 def changes(module: Path, size: int) -> Iterator[tuple[str, Change]]:
     "The changes that are tried, by name: the same while the module is the same."
     from cosmic_ray.commands.init import _all_work_items
@@ -263,8 +274,8 @@ def changes(module: Path, size: int) -> Iterator[tuple[str, Change]]:
     real, found = bare(source), {}
     for item in _all_work_items([ROOT / module], {}):
         (mutation,) = item.mutations
-        if mutation.operator_name not in ALIKE:
-            operator = mutation.operator_name.removeprefix("core/")
+        operator = mutation.operator_name.removeprefix("core/")
+        if tells(operator):
             name = f"{module}:{mutation.definition_name}:{operator}:{mutation.occurrence}:{version(module)}"
             found[name] = mutation
     for name in sorted(found, key=digest):
