@@ -152,8 +152,8 @@ class QuickFirst:
         self.now[report.nodeid] += report.duration
 
 
-def run_tests(module: Path, seconds: dict[str, float]) -> None:
-    "In a process of its own, the tests of a module in the copy; the exit status says how they went."
+def run_tests(chosen: list[str], seconds: dict[str, float]) -> None:
+    "In a process of its own, tests in the copy; the exit status says how they went."
     import pytest
 
     os.setsid()
@@ -165,19 +165,16 @@ def run_tests(module: Path, seconds: dict[str, float]) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     tests = QuickFirst(seconds)
-    status: int | pytest.ExitCode = 0
-    for chosen in ([notebook_test(module)], tests_of(module)):
-        if chosen and status == 0:
-            status = pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *chosen], [tests])
+    status = pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *chosen], [tests])
     if not Path(sys.modules["smc_ml"].__file__ or "").is_relative_to(TREE):
         status = pytest.ExitCode.INTERNAL_ERROR
     NOW.write_text(json.dumps(tests.now), encoding="utf-8")
     os._exit(0 if status == pytest.ExitCode.NO_TESTS_COLLECTED else int(status))  # all are long ones
 
 
-def fails(module: Path, seconds: dict[str, float], limit: float | None = None) -> bool:
-    "Whether a test of the module fails in the copy, or all of them take longer than the limit."
-    tests = multiprocessing.get_context("fork").Process(target=run_tests, args=(module, seconds))
+def fails(chosen: list[str], seconds: dict[str, float], limit: float | None = None) -> bool:
+    "Whether one of the tests fails in the copy, or all of them take longer than the limit."
+    tests = multiprocessing.get_context("fork").Process(target=run_tests, args=(chosen, seconds))
     tests.start()
     tests.join(limit)
     late = tests.is_alive()
@@ -194,13 +191,12 @@ def copy_compiled(source: Path, target: Path, without: Iterable[str] = ()) -> No
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(*without))
 
 
-def unchanged(module: Path) -> tuple[dict[str, float], float]:
-    "The shortest seconds that each test took without any change, and those of all that are run for a module."
+def unchanged(chosen: list[str]) -> tuple[dict[str, float], float]:
+    "The shortest seconds that each test took without any change, and those of all that are chosen."
     known = json.loads(SECONDS.read_text(encoding="utf-8")) if SECONDS.exists() else {}
     copy_compiled(COMPILED, CACHE)
-    if fails(module, known):
-        chosen = " ".join([notebook_test(module), *tests_of(module)])
-        raise SystemExit(f"{module}: its tests fail without any change: {chosen}")
+    if fails(chosen, known):
+        raise SystemExit(f"tests fail without any change: {' '.join(chosen)}")
     copy_compiled(CACHE, COMPILED)
     now = json.loads(NOW.read_text(encoding="utf-8"))
     known |= {name: min(took, known.get(name, took)) for name, took in now.items()}
@@ -258,9 +254,9 @@ def tells(operator: str) -> bool:
     "Whether changes of a kind tell more than that their line runs: a sum made a shift is a mere TypeError."
     kind, *operands = operator.split("_")
     if kind == "ReplaceComparisonOperator":
-        return operands[1] not in ("Is", "IsNot")
+        return operands in (["Is", "IsNot"], ["IsNot", "Is"]) or not {"Is", "IsNot"} & set(operands)
     if kind == "ReplaceBinaryOperator":
-        return (operands[0] in BITS) == (operands[1] in BITS) and not operands[1].endswith("Shift")
+        return (operands[0] in BITS) == (operands[1] in BITS)
     return operator not in ALIKE
 
 
@@ -301,21 +297,29 @@ def difference(source: str, changed: str) -> str:
 def try_module(module: Path, size: int, done: Collection[str], record: TextIO) -> None:
     "Try what was not noticed yet of a module's sample, and write down each answer at once."
     left = [(name, change) for name, change in changes(module, size) if name not in done]
-    if not left:
-        return
     write_copy(module, source := (ROOT / module).read_text(encoding="utf-8"))
-    (seconds, whole), rests = unchanged(module), compiled_lines(source)
-    for name, change in tqdm(left, desc=str(module), leave=False):
-        copy_compiled(COMPILED, CACHE, stale(module) if change.line in rests else ())
-        write_copy(module, change.source)
-        line = {
-            "name": name,
-            "noticed": fails(module, seconds, 60 + PATIENCE * whole),
-            "change": change.words,
-        }
-        record.write(json.dumps(line, ensure_ascii=False) + "\n")
-        record.flush()
-    write_copy(module, source)
+    rests = compiled_lines(source)
+    for chosen in filter(None, ([notebook_test(module)], tests_of(module))):
+        seconds, whole = unchanged(chosen) if left else ({}, 0.0)
+        missed = []
+        for name, change in tqdm(left, desc=str(module), leave=False):
+            copy_compiled(COMPILED, CACHE, stale(module) if change.line in rests else ())
+            write_copy(module, change.source)
+            if fails(chosen, seconds, 60 + PATIENCE * whole):
+                write_line(record, name, change, True)
+            else:
+                missed.append((name, change))
+        write_copy(module, source)
+        left = missed
+    for name, change in left:
+        write_line(record, name, change, False)
+
+
+def write_line(record: TextIO, name: str, change: Change, noticed: bool) -> None:
+    "Write down one answer."
+    line = {"name": name, "noticed": noticed, "change": change.words}
+    record.write(json.dumps(line, ensure_ascii=False) + "\n")
+    record.flush()
 
 
 def copy_project() -> None:
