@@ -1,0 +1,160 @@
+"""Values that a deliberate change of the code once moved without any test noticing (`make mutants`)."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from smc_ml.candles import Market
+from smc_ml.costs import Costs
+from smc_ml.evaluation.intervals import Interval
+from smc_ml.evaluation.verdict import Detectable, Evidence, decide, verdict
+from smc_ml.features.config import FeatureConfig
+from smc_ml.features.declaration import FeatureInputs
+from smc_ml.patterns.config import PatternConfig
+from smc_ml.trading.account import run_backtest
+from smc_ml.trading.config import BacktestConfig
+from smc_ml.trading.results import monthly_table, random_entries
+from smc_ml.trading.sentences import account_sentence, cost_sentence
+
+TIME = pd.date_range("2024-01-31 23:30", periods=12, freq="5min", tz="UTC")
+OPENS = np.array([100.0, 101, 99, 102.5, 98, 103, 97.2, 104.1, 96, 105, 95.3, 106])
+CLOSES = np.array([100.5, 99.4, 102, 98.7, 102.6, 97.9, 103.5, 96.6, 104.4, 95.9, 105.5, 100.2])
+FREE = Costs(fee_rate=0.0, slippage_rate=0.0)
+
+
+def rough_market() -> Market:
+    "Candles of which no two are alike."
+    candles = pd.DataFrame({"open": OPENS, "close": CLOSES}, index=TIME)
+    candles["high"] = candles.max(axis=1) + np.linspace(0.1, 0.9, 12)
+    candles["low"] = candles.min(axis=1) - np.linspace(0.8, 0.2, 12)
+    return Market({"A": candles}, "5m")
+
+
+def trade(entry: int, exit: int, direction: int = 1) -> pd.DataFrame:
+    "One trade from open to open, with its stop five away."
+    return pd.DataFrame(
+        {
+            "event_id": [0],
+            "symbol": "A",
+            "direction": direction,
+            "time": TIME[[entry]],
+            "entry_at": TIME[[entry]],
+            "entry": OPENS[entry],
+            "stop": OPENS[entry] - 5.0 * direction,
+            "target": OPENS[entry] + 9.0 * direction,
+            "exit_at": TIME[[exit]],
+            "exit_price": OPENS[exit],
+            "exit_reason": "timeout",
+            "position": 0.5 * direction,
+            "realised_r": direction * (OPENS[exit] - OPENS[entry]) / 5.0,
+            "won": True,
+        }
+    )
+
+
+# Results
+
+
+def test_random_entries_lie_at_every_open_from_which_the_trade_can_be_held():
+    market = rough_market()
+    account = run_backtest(trade(2, 5), market, TIME[0], TIME[-2], BacktestConfig(), FREE)
+    means = random_entries(account, market, BacktestConfig(draws=2000))
+    # the account's closes are the opens of rows 1 to 11; three candles held from row 1 to 6 end by row 9
+    moves = [(OPENS[row + 3] / OPENS[row] - 1) * OPENS[2] / 5.0 for row in range(1, 7)]
+    assert set(means.round(9)) == set(np.round(moves, 9))
+
+
+def test_a_month_without_a_trade_costs_nothing():
+    market = rough_market()
+    costs = Costs(fee_rate=0.001, slippage_rate=0.0)
+    account = run_backtest(trade(8, 10), market, TIME[0], TIME[-1], BacktestConfig(), costs)
+    table = monthly_table(account)
+    assert table.index.tolist() == ["2024-01", "2024-02"]
+    assert table.loc["2024-01", ["trades", "return", "fees", "slippage", "funding"]].tolist() == [0] * 5
+    fees = 0.001 * 0.5 * 1e5 * (1 + OPENS[10] / OPENS[8])
+    assert table.loc["2024-02", "fees"] == pytest.approx(fees) and table["trades"].tolist() == [0, 1]
+
+
+# Sentences
+
+
+def charged(**changed: object) -> str:
+    known = {"market": "spot", "fee_rate": 0.001, "slippage_rate": 0.0002, "half_spread_rate": 0.0003}
+    known |= {"funding_rate": 0.0001, "spread_known_share": 0.25, "funding_known_share": 0.5}
+    return cost_sentence(known | changed)
+
+
+def test_costs_known_of_some_trades_are_said_with_their_share_and_what_is_assumed_of_the_others():
+    assert charged() == (
+        "Charged from the data: half the bid–ask spread per side (known of 25 % of the trades) and funding "
+        "(known of 50 % of the trades); assumed: a spot fee of 10.0 bp and slippage of 2.0 bp per side, "
+        "half-spread 3.0 bp, funding of 1.0 bp every eight hours."
+    )
+    assert charged(spread_known_share=1.0, funding_known_share=1.0, half_spread_rate=0.0) == (
+        "Charged from the data: half the bid–ask spread per side and funding; assumed: a spot fee of 10.0 bp "
+        "and slippage of 2.0 bp per side."
+    )
+    assert "half-spread none beyond the slippage, no funding." in charged(
+        half_spread_rate=0.0, funding_rate=0.0
+    )
+
+
+@pytest.mark.parametrize(
+    "low, high, side",
+    [(0.01, 0.4, "above zero"), (-0.4, -0.01, "below zero"), (-0.4, 0.01, "not distinguishable from zero")],
+)
+def test_an_expectancy_lies_above_or_below_zero_by_its_bounds_alone(low, high, side):
+    metrics = {"trades": 40, "mean_r": (low + high) / 2, "mean_r_low": low, "mean_r_high": high}
+    metrics |= {"break_even_cost_basis_points": 3.0, "charged_cost_basis_points": 5.0}
+    assert f", {side}. " in account_sentence(metrics)
+
+
+# The verdict
+
+
+def found(gain: float, auc: float, mean: float, trades: int = 100) -> Evidence:
+    "Evidence with intervals of ±1, in these places."
+    return Evidence(
+        *(
+            Interval(zero + at, zero + at - 1, zero + at + 1)
+            for zero, at in ((0.0, gain), (0.5, auc), (0.0, mean))
+        ),
+        trades,
+    )
+
+
+def test_what_would_be_seen_with_80_percent_power_lies_043_half_intervals_above_zero():
+    "0.842 standard errors, of which half a 95 % interval has 1.960."
+    tried = Detectable(0.3, 0.3)
+    assert decide(found(0.42, 0.42, 0.0), tried) == "absent"
+    assert decide(found(0.44, 0.42, 0.0), tried) == decide(found(0.42, 0.44, 0.0), tried) == "unknown"
+    assert decide(found(2.0, 2.0, 0.42), tried) == "absent"
+    assert decide(found(2.0, 2.0, 0.44), tried) == "unknown"
+
+
+@pytest.mark.parametrize(
+    "skill, profit, joint", [(2.0, 0.0, "but"), (0.0, 2.0, "but"), (2.0, 2.0, "and"), (0.0, 0.0, "and")]
+)
+def test_information_and_profit_that_disagree_are_joined_by_but(skill, profit, joint):
+    assert f"), {joint} the strategy" in verdict(found(skill, skill, profit)).reasons
+
+
+# Features
+
+
+def test_patterns_of_the_zigzag_of_periods_and_of_other_timeframes_are_not_known_to_features():
+    rows = [
+        ("order_block", "5m", "internal", "", 3),
+        ("order_block", "5m", "swing", "", 4),
+        ("order_block", "5m", "internal", "day", 5),
+        ("order_block", "15m", "internal", "", 6),
+        ("fair_value_gap", "5m", "internal", "", 7),
+    ]
+    patterns = pd.DataFrame(rows, columns=["kind", "timeframe", "scale", "label", "known_at"])
+    patterns["known_at"] = TIME[patterns["known_at"]] + pd.Timedelta("5min")
+    patterns["ended_at"] = pd.Series([TIME[9] + pd.Timedelta("5min")]).reindex(range(5)).array
+    inputs = FeatureInputs(FeatureConfig(), PatternConfig(), "5m", rough_market()["A"], patterns)
+    known = inputs.known("order_block", ["5m"])
+    assert known.index.tolist() == [0] and known[["start", "end"]].to_numpy().tolist() == [[3, 9]]
+    assert inputs.known("order_block", ["5m", "15m"])["start"].tolist() == [3, 6]
+    assert inputs.known("order_block", ["5m", "15m"])["end"].tolist() == [9, 12]
