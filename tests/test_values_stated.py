@@ -11,6 +11,8 @@ from smc_ml.evaluation.verdict import Detectable, Evidence, decide, verdict
 from smc_ml.features.config import FeatureConfig
 from smc_ml.features.declaration import FeatureInputs
 from smc_ml.patterns.config import PatternConfig
+from smc_ml.patterns.detectors import DETECTORS
+from smc_ml.patterns.events import EVENT_RECORD, rough_candles, run
 from smc_ml.trading.account import run_backtest
 from smc_ml.trading.config import BacktestConfig
 from smc_ml.trading.results import monthly_table, random_entries
@@ -158,3 +160,24 @@ def test_patterns_of_the_zigzag_of_periods_and_of_other_timeframes_are_not_known
     assert known.index.tolist() == [0] and known[["start", "end"]].to_numpy().tolist() == [[3, 9]]
     assert inputs.known("order_block", ["5m", "15m"])["start"].tolist() == [3, 6]
     assert inputs.known("order_block", ["5m", "15m"])["end"].tolist() == [9, 12]
+
+
+# Detectors
+
+
+@pytest.mark.parametrize("name", ["fractals", "zigzag", "gaps", "profiles"])
+def test_a_detector_looks_back_as_far_as_it_says_and_no_farther(name):
+    "On a ring of the fewest candles, a power of two, that holds what it says, it finds what it finds on all."
+    (row,) = (row for row in DETECTORS if row.name == name)
+    config = PatternConfig(
+        pivot_length=5, swing_age=200, profile_window=100, profile_every=5, minimum_gap=0.0
+    )
+    candles, step, found = rough_candles(700, seed=3), 300_000_000_000, [np.zeros(0, EVENT_RECORD)]
+    everything = run(row.run, candles, *row.arguments(config, step), *row.state(config))
+    ring = np.zeros(2 ** int(row.looks_back(config)).bit_length(), candles.dtype)
+    told = (*row.arguments(config, step), *row.state(config))
+    for number, candle in enumerate(candles):
+        ring[number & (len(ring) - 1)] = candle
+        out = np.zeros(row.room(config), EVENT_RECORD)
+        found.append(out[: row.run(ring, len(ring) - 1, number, number + 1, *told, out)[1]])
+    assert len(everything) > 20 and np.concatenate(found).tolist() == everything.tolist()
