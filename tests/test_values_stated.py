@@ -10,11 +10,18 @@ from smc_ml.evaluation.intervals import Interval
 from smc_ml.evaluation.verdict import Detectable, Evidence, decide, verdict
 from smc_ml.features.config import FeatureConfig
 from smc_ml.features.declaration import FeatureInputs
+from smc_ml.labels.barriers import STOP, TARGET, barrier_exits
+from smc_ml.labels.checks import LabelError, check_market
+from smc_ml.labels.config import HorizonConfig, LabelingConfig
+from smc_ml.labels.finer import settle_doubts
+from smc_ml.labels.horizons import HorizonError, horizon_targets
+from smc_ml.labels.statistics import get_pattern_statistics
 from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.detectors import DETECTORS
 from smc_ml.patterns.events import EVENT_RECORD, rough_candles, run
-from smc_ml.trading.account import run_backtest
+from smc_ml.trading.account import _Bought, _exposure, run_backtest
 from smc_ml.trading.config import BacktestConfig
+from smc_ml.trading.costs import kelly_share
 from smc_ml.trading.results import monthly_table, random_entries
 from smc_ml.trading.sentences import account_sentence, cost_sentence
 
@@ -111,6 +118,25 @@ def test_an_expectancy_lies_above_or_below_zero_by_its_bounds_alone(low, high, s
     assert f", {side}. " in account_sentence(metrics)
 
 
+# The account
+
+
+def test_nothing_is_staked_where_a_win_wins_nothing():
+    chance, win = np.array([0.9, 0.9, 0.9, 0.5]), np.array([0.0, -0.1, 1.0, 1.0])
+    np.testing.assert_allclose(kelly_share(chance, win, np.ones(4)), [0.0, 0.0, 0.8, 0.0])
+
+
+def test_an_account_of_which_nothing_is_left_has_no_infinite_exposure():
+    bought = _Bought(
+        pd.DataFrame({"units": [3.0]}), np.array([0]), np.array([5]), np.array([0]), np.zeros(3), 0.0
+    )
+    marks = np.array([[100.0], [99.0], [98.0], [97.0], [96.0], [95.0]])
+    with np.errstate(divide="ignore"):
+        exposure = _exposure(bought, marks, np.array([1000.0, 0.0, 1000.0]))
+    assert exposure[0] == pytest.approx(3 * 99 / 1000) and exposure[2] == 0.0
+    assert not np.isinf(exposure).any()
+
+
 # The verdict
 
 
@@ -181,3 +207,81 @@ def test_a_detector_looks_back_as_far_as_it_says_and_no_farther(name):
         out = np.zeros(row.room(config), EVENT_RECORD)
         found.append(out[: row.run(ring, len(ring) - 1, number, number + 1, *told, out)[1]])
     assert len(everything) > 20 and np.concatenate(found).tolist() == everything.tolist()
+
+
+def test_made_up_candles_have_ties_a_flat_stretch_and_one_hole_of_half_a_day():
+    candles, step = rough_candles(700, seed=3), 300_000_000_000
+    gaps = np.diff(candles["time"])
+    assert gaps[419] == 145 * step and (np.delete(gaps, 419) == step).all()
+    flat = np.ptp([candles[name][100:111] for name in ("open", "high", "low", "close")])
+    assert flat == 0.0 and candles["high"][111] > candles["low"][111]
+    assert (candles["high"] >= np.maximum(candles["open"], candles["close"])).all()
+    assert (candles["low"] <= np.minimum(candles["open"], candles["close"])).all()
+    assert (np.diff(candles["high"]) == 0).sum() > 20  # beyond the eleven flat ones
+
+
+# Labels
+
+
+def doubtful(side: int, thirds: list[tuple[float, float, float]]) -> tuple[tuple[np.ndarray, ...], list]:
+    """A trade from 100 with its stop at 98 and its target at 103, upside down for a short, over one candle.
+
+    Its exits before and after the three thirds of that candle, each open, high and low, have been looked at.
+    """
+    rows = np.array([(100.0, 100.6, 99.4)] * 3 + thirds + [(100.0, 100.9, 99.2)] * 3)
+    if side < 0:
+        rows = 200 - rows[:, [0, 2, 1]]
+    index = pd.date_range("2024-01-01", periods=9, freq="5min", tz="UTC")
+    finer = pd.DataFrame(rows, index=index, columns=["open", "high", "low"])
+    candles = finer.resample("15min").agg({"open": "first", "high": "max", "low": "min"})
+    mirror = (lambda price: price) if side > 0 else (lambda price: 200 - price)
+    events = pd.DataFrame({"entry_row": [1], "direction": [side], "entry": [100.0]})
+    events = events.assign(stop=mirror(98.0), target=mirror(103.0))
+    given = (events[name].to_numpy() for name in ("entry_row", "direction", "stop", "target"))
+    exits = barrier_exits(*(candles[name].to_numpy() for name in candles), *given, 5)
+    before = [one[0].item() for one in exits]
+    settle_doubts(candles, finer, events, exits, LabelingConfig(), "TEST", "15m")
+    row, reason, price, *_, doubt = (one[0].item() for one in exits)
+    assert before[0] == row == 1 and before[1:3] == [STOP, mirror(98.0)] and before[5]
+    return reason, mirror(price), doubt
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize(
+    "thirds, settled",
+    [
+        ([(100.0, 104.0, 99.5), (103.5, 103.6, 97.0), (97.5, 98.5, 97.2)], (TARGET, 103.0, False)),
+        ([(100.0, 101.0, 97.0), (97.5, 104.0, 97.2), (103.0, 103.5, 102.0)], (STOP, 98.0, False)),
+        ([(100.0, 101.0, 99.0), (97.5, 104.0, 97.0), (103.0, 103.1, 102.5)], (STOP, 97.5, False)),
+        ([(100.0, 104.0, 97.0), (97.5, 98.5, 97.2), (98.0, 98.5, 97.6)], (STOP, 98.0, True)),
+    ],
+    ids=["target first", "stop first", "opened beyond the stop", "both in one third"],
+)
+def test_what_a_candle_leaves_in_doubt_is_settled_by_its_thirds(side, thirds, settled):
+    assert doubtful(side, thirds) == settled
+
+
+def test_columns_that_labels_lack_are_refused_whatever_their_name():
+    labels = pd.DataFrame({"time": TIME[:2], "won": [True, False]})
+    for name in ("hour", "weekday"):
+        with pytest.raises(LabelError, match=f"labels have no column {name}: add what was known"):
+            get_pattern_statistics(labels, name)
+
+
+@pytest.mark.parametrize("strange, refused", [(2, False), (3, True), (4, True)])
+def test_patterns_are_of_another_symbol_where_more_than_half_of_them_lie_off_the_candles(strange, refused):
+    candles = rough_market()["A"]
+    bottom = np.where(np.arange(4) < strange, 500.0, 100.0)
+    patterns = pd.DataFrame({"known_at": TIME[3:7], "bottom": bottom, "top": bottom + 1.0})
+    if not refused:
+        return check_market(candles, patterns, "A", "5m")
+    with pytest.raises(LabelError, match=f"A: {strange} of 4 patterns lie at prices without candles"):
+        check_market(candles, patterns, "A", "5m")
+
+
+def test_a_candle_that_comes_twice_is_no_future():
+    candles = rough_market()["A"].iloc[[0, 1, 1, 2]]
+    with pytest.raises(
+        HorizonError, match=r"open_time 2024-01-31 23:35.* does not come after 2024-01-31 23:35"
+    ):
+        horizon_targets(candles, HorizonConfig(), "5m")
