@@ -12,18 +12,22 @@ from smc_ml.features.config import FeatureConfig
 from smc_ml.features.declaration import FeatureInputs
 from smc_ml.labels.barriers import STOP, TARGET, barrier_exits
 from smc_ml.labels.checks import LabelError, check_market
-from smc_ml.labels.config import HorizonConfig, LabelingConfig
+from smc_ml.labels.config import HorizonConfig, LabelingConfig, WeightConfig
 from smc_ml.labels.finer import settle_doubts
 from smc_ml.labels.horizons import HorizonError, horizon_targets
 from smc_ml.labels.statistics import get_pattern_statistics
+from smc_ml.labels.weights import return_attribution, sample_weights
 from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.detectors import DETECTORS
-from smc_ml.patterns.events import EVENT_RECORD, rough_candles, run
+from smc_ml.patterns.events import CANDLE_RECORD, EVENT_RECORD, rough_candles, run
+from smc_ml.patterns.order_blocks import _extreme
+from smc_ml.patterns.volume_profile import rolling_profile
 from smc_ml.trading.account import _Bought, _exposure, run_backtest
 from smc_ml.trading.config import BacktestConfig
 from smc_ml.trading.costs import kelly_share
 from smc_ml.trading.results import monthly_table, random_entries
-from smc_ml.trading.sentences import account_sentence, cost_sentence
+from smc_ml.trading.selection import _days_a_year, judge
+from smc_ml.trading.sentences import account_sentence, charged_points, cost_sentence
 
 TIME = pd.date_range("2024-01-31 23:30", periods=12, freq="5min", tz="UTC")
 OPENS = np.array([100.0, 101, 99, 102.5, 98, 103, 97.2, 104.1, 96, 105, 95.3, 106])
@@ -71,6 +75,10 @@ def test_random_entries_lie_at_every_open_from_which_the_trade_can_be_held():
     # the account's closes are the opens of rows 1 to 11; three candles held from row 1 to 6 end by row 9
     moves = [(OPENS[row + 3] / OPENS[row] - 1) * OPENS[2] / 5.0 for row in range(1, 7)]
     assert set(means.round(9)) == set(np.round(moves, 9))
+    # eleven candles do not fit between the second open and the last but one: nine do, once
+    account = run_backtest(trade(0, 11), market, TIME[0], TIME[-1], BacktestConfig(), FREE)
+    means = random_entries(account, market, BacktestConfig(draws=200))
+    np.testing.assert_allclose(means, (OPENS[10] / OPENS[1] - 1) * OPENS[0] / 5.0)
 
 
 def test_a_month_without_a_trade_costs_nothing():
@@ -135,6 +143,24 @@ def test_an_account_of_which_nothing_is_left_has_no_infinite_exposure():
         exposure = _exposure(bought, marks, np.array([1000.0, 0.0, 1000.0]))
     assert exposure[0] == pytest.approx(3 * 99 / 1000) and exposure[2] == 0.0
     assert not np.isinf(exposure).any()
+
+
+# The judgement
+
+
+def test_of_strategies_that_never_gained_or_lost_anything_none_is_superior():
+    days = pd.date_range("2024-01-01", periods=40, freq="1D", tz="UTC")
+    found = judge(pd.DataFrame(0.0, days, ["a", "b"]), "a", 2)
+    assert found.superiority == "none ever gained or lost anything" and found.idle == ("a", "b")
+    assert _days_a_year(days) == 365.25 and _days_a_year(days[[0, 3, 9]]) == pytest.approx(365.25 * 0.3)
+
+
+def test_what_was_charged_is_told_before_what_was_to_be():
+    rates = {"fee_rate": 0.001, "slippage_rate": 0.0002}
+    assert charged_points(rates | {"charged_cost_basis_points": 7.0}) == 7.0
+    to_be = charged_points(rates | {"charged_cost_basis_points": None})
+    assert to_be == charged_points(rates) == pytest.approx(12.0)
+    assert charged_points({"fee_rate": 0.001}) is None
 
 
 # The verdict
@@ -207,6 +233,19 @@ def test_a_detector_looks_back_as_far_as_it_says_and_no_farther(name):
         out = np.zeros(row.room(config), EVENT_RECORD)
         found.append(out[: row.run(ring, len(ring) - 1, number, number + 1, *told, out)[1]])
     assert len(everything) > 20 and np.concatenate(found).tolist() == everything.tolist()
+
+
+def test_of_extremes_that_tie_the_last_one_is_the_order_block():
+    candles = np.zeros(4, CANDLE_RECORD)
+    candles["low"], candles["high"] = [3.0, 1.0, 1.0, 2.0], [6.0, 7.0, 7.0, 5.0]
+    assert _extreme(candles, -1, 0, 4, 1) == (2, 1.0) and _extreme(candles, -1, 0, 4, -1) == (2, -7.0)
+    assert _extreme(candles, -1, 0, 2, 1) == (1, 1.0)
+
+
+def test_candles_without_volume_have_no_profile():
+    candles = rough_market()["A"].assign(volume=[0.0] * 6 + [3.0] + [0.0] * 5)
+    known = rolling_profile(candles, 3, bins=4).notna().all(axis=1)
+    assert np.flatnonzero(known).tolist() == [6, 7, 8]
 
 
 def test_made_up_candles_have_ties_a_flat_stretch_and_one_hole_of_half_a_day():
@@ -285,3 +324,27 @@ def test_a_candle_that_comes_twice_is_no_future():
         HorizonError, match=r"open_time 2024-01-31 23:35.* does not come after 2024-01-31 23:35"
     ):
         horizon_targets(candles, HorizonConfig(), "5m")
+
+
+def overlapping(symbols: list[str]) -> pd.DataFrame:
+    "Two trades, one from the second open to the sixth, the other from the fourth to the eighth."
+    entry, exit = TIME[[1, 3]], TIME[[5, 7]]
+    return pd.DataFrame({"symbol": symbols, "time": entry, "entry_at": entry, "exit_at": exit})
+
+
+def test_a_trade_owns_the_returns_of_its_candles_but_for_what_it_shares_within_its_symbol():
+    market = rough_market()
+    market = Market({"A": market["A"], "B": market["A"]}, "5m")
+    moved = np.diff(np.log(CLOSES), prepend=np.log(OPENS[0]))
+    shared = (moved[3] + moved[4]) / 2
+    own = np.abs([moved[1] + moved[2] + shared, shared + moved[5] + moved[6]])
+    alone = np.abs([moved[1:5].sum(), moved[3:7].sum()])
+    for symbols, together, weights in (("AA", False, own), ("AB", False, alone), ("AB", True, own)):
+        found = return_attribution(overlapping(list(symbols)), market, together)
+        np.testing.assert_allclose(found, weights / weights.mean())
+    np.testing.assert_allclose(return_attribution(overlapping(["A", "B"]), market), alone / alone.mean())
+
+
+def test_weights_by_nothing_need_no_candles_and_are_equal():
+    given = WeightConfig(by="none", oldest=1.0)
+    assert sample_weights(overlapping(["A", "A"]), given).tolist() == [1.0, 1.0]
