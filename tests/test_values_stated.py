@@ -9,7 +9,7 @@ from smc_ml.costs import Costs
 from smc_ml.evaluation.intervals import Interval
 from smc_ml.evaluation.verdict import Detectable, Evidence, decide, verdict
 from smc_ml.features.config import FeatureConfig
-from smc_ml.features.declaration import FeatureInputs
+from smc_ml.features.inputs import FeatureInputs
 from smc_ml.labels.barriers import STOP, TARGET, barrier_exits
 from smc_ml.labels.checks import LabelError, check_market
 from smc_ml.labels.config import HorizonConfig, LabelingConfig, WeightConfig
