@@ -7,9 +7,11 @@ import pytest
 from smc_ml.candles import Market
 from smc_ml.costs import Costs
 from smc_ml.evaluation.intervals import Interval
+from smc_ml.evaluation.trials import TrialError, read_trials
 from smc_ml.evaluation.verdict import Detectable, Evidence, decide, verdict
 from smc_ml.features.config import FeatureConfig
-from smc_ml.features.inputs import FeatureInputs
+from smc_ml.features.inputs import FeatureInputs, smoothing_rows
+from smc_ml.features.series import _close_place
 from smc_ml.labels.barriers import STOP, TARGET, barrier_exits
 from smc_ml.labels.checks import LabelError, check_market
 from smc_ml.labels.config import HorizonConfig, LabelingConfig, WeightConfig
@@ -348,3 +350,30 @@ def test_a_trade_owns_the_returns_of_its_candles_but_for_what_it_shares_within_i
 def test_weights_by_nothing_need_no_candles_and_are_equal():
     given = WeightConfig(by="none", oldest=1.0)
     assert sample_weights(overlapping(["A", "A"]), given).tolist() == [1.0, 1.0]
+
+
+# Trials
+
+
+def test_a_damaged_ledger_that_all_checkouts_share_is_deleted_and_ones_own_restored(tmp_path):
+    for folder, remedy in (("smc_ml/trials", "delete the file"), ("trials", "restore the file with git")):
+        path = tmp_path / folder / "1234.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("no trial\n")
+        with pytest.raises(TrialError, match=f"line 1: not a trial as it was written: {remedy}"):
+            read_trials(path)
+
+
+# Series of features
+
+
+def test_an_exponential_mean_knows_ten_or_twenty_times_its_length():
+    assert smoothing_rows(7) == 70 and smoothing_rows(7, wilder=True) == 140
+
+
+def test_the_place_of_the_close_runs_from_the_low_to_the_high():
+    candles = rough_market()["A"]
+    patterns = pd.DataFrame({"kind": [], "timeframe": [], "scale": [], "label": []})
+    inputs = FeatureInputs(FeatureConfig(), PatternConfig(), "5m", candles, patterns)
+    middle, half = (candles["high"] + candles["low"]) / 2, (candles["high"] - candles["low"]) / 2
+    np.testing.assert_allclose(_close_place(inputs), (candles["close"] - middle) / half)
