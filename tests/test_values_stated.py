@@ -302,6 +302,20 @@ def test_what_a_candle_leaves_in_doubt_is_settled_by_its_thirds(side, thirds, se
     assert doubtful(side, thirds) == settled
 
 
+def test_a_doubt_that_is_settled_in_the_last_candle_forgets_nothing_of_the_first():
+    rows = [(100.0, 100.6, 98.5)] * 3 + [(100.0, 104.0, 99.5), (103.5, 103.6, 97.0), (97.5, 98.5, 97.2)]
+    index = pd.date_range("2024-01-01", periods=6, freq="5min", tz="UTC")
+    finer = pd.DataFrame(rows, index=index, columns=["open", "high", "low"])
+    candles = finer.resample("15min").agg({"open": "first", "high": "max", "low": "min"})
+    events = pd.DataFrame({"entry_row": [0], "direction": [1], "entry": [100.0]}).assign(
+        stop=98.0, target=103.0
+    )
+    given = (events[name].to_numpy() for name in ("entry_row", "direction", "stop", "target"))
+    exits = barrier_exits(*(candles[name].to_numpy() for name in candles), *given, 5)
+    settle_doubts(candles, finer, events, exits, LabelingConfig(), "TEST", "15m")
+    assert [one[0].item() for one in exits] == [1, TARGET, 103.0, 103.0, 98.5, False]
+
+
 def test_columns_that_labels_lack_are_refused_whatever_their_name():
     labels = pd.DataFrame({"time": TIME[:2], "won": [True, False]})
     for name in ("hour", "weekday"):

@@ -52,7 +52,7 @@ SLOW = (
     "test_same_bytes.py",
     "test_trials_in_experiments.py",
 )
-LONGEST = 10.0  # seconds of a test, but for the module's notebook
+LONGEST = 20.0  # seconds of a test, but for the module's notebook
 PATIENCE = 4  # times as long as without a change has noticed it
 ALIKE = ("RemoveDecorator", "ExceptionReplacer")  # the ones change speed, the others errors alone
 BITS = {"BitAnd", "BitOr", "BitXor", "LShift", "RShift"}
