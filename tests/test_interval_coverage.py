@@ -12,11 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from scipy.signal import lfilter
 
 from smc_ml.candles import Market
 from smc_ml.controls.markets import mirrored_market, shuffled_market
-from smc_ml.evaluation.intervals import Interval, block_days, mean_interval
-from smc_ml.evaluation.metrics import score
+from smc_ml.evaluation.intervals import (
+    Interval,
+    block_days,
+    jackknife_interval,
+    left_out_sums,
+    mean_interval,
+)
+from smc_ml.evaluation.metrics import balanced_accuracy_of, mcc_of, score
+from smc_ml.evaluation.overfitting import sharpe_report
 from smc_ml.evaluation.verdict import carries_information, edge_shown, evidence_of
 from smc_ml.models.predictions import join_outcomes
 from smc_ml.provenance import code_hashes
@@ -101,6 +109,67 @@ def test_a_model_that_knows_nothing_is_hardly_ever_said_to_know_something():
         found = [Interval(row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
         assert 0.92 <= share_covered(found, truth) <= 0.98, name
     assert np.mean([carries_information(evidence_of(row)) for row in rows]) <= 0.04
+
+
+def counted(seed: int, days: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Guessed wins that won and lost, guessed losses that won and lost: all, and without each day; the days."
+    random = np.random.default_rng(seed)
+    day = np.repeat(np.arange(days), 25)
+    won = random.random(25 * days) < 1 / (1 + np.exp(0.32 - random.normal(scale=0.6, size=days)[day]))
+    guess = 0.33 + 0.05 * random.standard_t(5, days)[day] + 0.05 * random.normal(size=25 * days) > 0.5
+    parts = [guess & won, guess & ~won, ~guess & won, ~guess & ~won]
+    return np.array([[part.sum()] for part in parts], float), left_out_sums(parts, day), day
+
+
+def test_where_wins_are_rarely_guessed_balanced_accuracy_is_covered_and_mcc_would_not_be():
+    made, found = [counted(seed) for seed in range(400)], {}
+    for statistic, truth in ((balanced_accuracy_of, 0.5), (mcc_of, 0.0)):
+        intervals = [
+            jackknife_interval(statistic(whole)[0], statistic(left), day) for whole, left, day in made
+        ]
+        found[statistic] = share_covered(intervals, truth)
+    assert 0.92 <= found[balanced_accuracy_of] <= 0.98 and found[mcc_of] < 0.91, found
+
+
+# Sharpe ratios
+
+
+def daily_returns(seed: int, days: int, ratio: float = 0.0) -> np.ndarray:
+    "Fat-tailed daily results whose size comes in clusters; of each day their true Sharpe ratio is as given."
+    random = np.random.default_rng(seed)
+    sizes = np.exp(lfilter([0.25], [1, -0.85], random.normal(size=days + 50))[50:])
+    true_size = np.exp(0.25**2 / (1 - 0.85**2))  # root of the mean square
+    return sizes / true_size * random.standard_t(5, days) / (5 / 3) ** 0.5 + ratio
+
+
+def drawn_ratio(values: np.ndarray, draws: int = 300) -> Interval:
+    "The interval that the jackknife replaced: circular blocks of days drawn with replacement."
+    length = round(len(values) ** (1 / 3))
+    starts = np.random.default_rng(0).integers(0, len(values), (draws, round(len(values) / length), 1))
+    drawn = values[(starts + np.arange(length)) % len(values)].reshape(draws, -1)
+    ratios = drawn.mean(axis=1) / drawn.std(axis=1)
+    return Interval(values.mean() / values.std(), *np.percentile(ratios, [2.5, 97.5]))
+
+
+def reported(values: np.ndarray) -> Interval:
+    "The interval of `sharpe_report`, of one day."
+    record = sharpe_report(pd.Series(values), trials=1, periods_per_year=1.0)
+    return Interval(record.sharpe, record.sharpe_low, record.sharpe_high)
+
+
+@pytest.mark.parametrize("days", [60, 120, 250])
+def test_the_sharpe_ratio_of_an_account_without_an_edge_is_covered(days):
+    made = [daily_returns(seed, days) for seed in range(400)]
+    covered, before = (share_covered([way(one) for one in made]) for way in (reported, drawn_ratio))
+    print(f"{days} days: {covered:.3f}, percentile bootstrap {before:.3f}")
+    assert 0.92 <= covered <= 0.98 and covered >= before
+
+
+def test_the_sharpe_ratio_of_an_account_with_an_edge_is_covered_better_than_it_was():
+    made = [daily_returns(seed, days, 0.1) for seed in range(200) for days in (60, 120, 250)]
+    covered, before = (share_covered([way(one) for one in made], 0.1) for way in (reported, drawn_ratio))
+    print(f"{covered:.3f}, percentile bootstrap {before:.3f}")
+    assert 0.92 <= covered <= 0.98 and before < covered - 0.01
 
 
 # The long proof: whole pipelines

@@ -109,11 +109,12 @@ def days_sentence(times: pd.Series, exits: pd.Series) -> str:
     effective = sizes.sum() ** 2 / np.square(sizes).sum()
     if len(sizes) < FEWEST_DAYS:
         return f"{len(sizes)} blocks of days are too few for an interval."
-    quantile, usual = stdtrit(max(1.0, effective - 1), 0.975), stdtrit(np.inf, 0.975)
-    power = nct.sf(quantile, max(1.0, effective - 1), usual + stdtrit(np.inf, 0.8))
+    freedom, usual = max(1.0, effective - 1), stdtrit(np.inf, 0.975)
+    quantile, drawn = stdtrit(freedom, 0.975), usual * np.sqrt(1 - 1 / effective)
+    power, more = nct.sf([quantile, drawn], freedom, usual + stdtrit(np.inf, 0.8))
     unit = "days" if days == 1 else f"blocks of {days} days"
     return (
         f"{len(sizes)} {unit}, {effective:.0f} effective ones: the intervals are {quantile / usual - 1:.1%} "
         "wider than those of endless days, and what these would show with 80 % power is shown "
-        f"with {power:.0%}."
+        f"with {power:.1%} (by the percentile bootstrap, whose intervals are too short, with {more:.1%})."
     )

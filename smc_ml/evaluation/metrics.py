@@ -221,17 +221,13 @@ def _mean_of(values: np.ndarray, block: np.ndarray, members: np.ndarray | None =
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #a9df846c
 def _class_intervals(events: _Judged) -> dict[str, Interval]:
-    "Accuracy, advantage over the larger class (of whole counts: 0 is exact), balanced accuracy, MCC."
+    "Accuracy, advantage over the larger class (of whole counts: 0 is exact), balanced accuracy."
     won, block = events.won, events.block
     guess = events.probability > 0.5
     parts = _confusion(guess, won)
     whole = np.array([[part.sum()] for part in parts], float)
     left = left_out_sums(parts, block)
-    statistics = {
-        "advantage": _advantage_of,
-        "balanced_accuracy": balanced_accuracy_of,
-        "mcc": mcc_of,
-    }
+    statistics = {"advantage": _advantage_of, "balanced_accuracy": balanced_accuracy_of}
     found = {"accuracy": _mean_of((guess == won).astype(float), block)}
     for name, statistic in statistics.items():
         found[name] = jackknife_interval(statistic(whole)[0], statistic(left), block)
@@ -278,11 +274,13 @@ def _score_model(table: pd.DataFrame, labels: pd.DataFrame) -> dict[str, float]:
         _class_intervals(events) | _rank_intervals(events) | _mean_intervals(events),
     )
     days = len(np.unique(day_blocks(table["time"])))
+    counts = [[part.sum()] for part in _confusion(events.probability > 0.5, events.won)]
     row: dict[str, float] = {"events": len(table), "days": days, "blocks": int(events.block.max()) + 1}
     for name in dict.fromkeys((*FIRST, *intervals)):
         value, low, high = intervals[name]
         row |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return row | {
+        "mcc": mcc_of(np.array(counts, float))[0],
         "majority_rate": max(events.won.sum(), (~events.won).sum()) / len(table),
         "majority_accuracy": ((base > 0.5) == events.won).mean(),
         "base_log_loss": _log_loss(base, events.won).mean(),
@@ -297,7 +295,7 @@ def score(
     labels: pd.DataFrame,  # all events: those before a fold give its base rate
     target: str | None = None,  # None: the only one that is predicted
 ) -> pd.DataFrame:
-    """One row per model: its metrics, each with a 95 % interval by blocks of days, and their yardsticks.
+    """One row per model: its metrics, all but MCC with 95 % intervals by blocks of days, and yardsticks.
 
     Gain in log-loss over the base rate of the training past (nats), AUC and information coefficient (expected
     R with R before costs) within folds, accuracy, advantage, balanced accuracy, MCC, log-loss, Brier score,

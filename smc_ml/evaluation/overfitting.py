@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.special import ndtr, ndtri
 
 from ..config import UserError
-from .intervals import Interval, in_words
+from .intervals import Interval, in_words, jackknife_interval, left_out_sums
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #4461d752
 class OverfittingError(UserError):
@@ -350,17 +350,21 @@ def independent_trials(
     return int(np.ceil(counted * alike / scaled.shape[1] - 1e-9))
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #c0ffaab9
-def _drawn_ratios(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    "Mean over standard deviation of each draw of circular blocks; 0 where a draw holds nothing that varies."
-    length = max(1, round(len(values) ** (1 / 3)))
+def _ratio_interval(values: np.ndarray) -> Interval:
+    """Mean over standard deviation of returns that vary, with its 95 % interval.
+
+    Left out are blocks of as many periods as the cube root of their number; what is left counts as 0 where it
+    does not vary.
+    """
+    block = np.arange(len(values)) // max(1, round(len(values) ** (1 / 3)))
     centre = values.mean()  # sums around it do not cancel
-    ring = np.concatenate([values, values[:length]]) - centre
-    running = np.concatenate([np.zeros((2, 1)), np.cumsum([ring, ring**2], axis=1)], axis=1)
-    starts = np.random.default_rng(seed).integers(0, len(values), (draws, round(len(values) / length)))
-    total, squares = (running[:, starts + length] - running[:, starts]).sum(axis=2)
-    count = starts.shape[1] * length
-    spread = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
-    return np.divide(total / count + centre, spread, out=np.zeros(draws), where=spread > 1e-9 * values.std())
+    count, total, squares = left_out_sums(
+        (np.ones(len(values)), values - centre, np.square(values - centre)), block
+    )
+    spread = np.sqrt(np.maximum(squares - total**2 / count, 0) / (count - 1))
+    varies = spread > 1e-9 * values.std()
+    left = np.divide(total / count + centre, spread, out=np.zeros(len(count)), where=varies)
+    return jackknife_interval(centre / values.std(ddof=1), left, block)
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #2b89d1d5
 def _overfitting(others: np.ndarray | None, blocks: int) -> tuple[float | None, tuple[str, ...]]:
@@ -395,8 +399,6 @@ def sharpe_report(
     tried: pd.DataFrame | None = None,  # (periods, strategies): the trials' returns, the chosen among them
     periods_per_year: float = 365.25,  # of daily returns of a market without weekends
     blocks: int = 16,  # of the probability of backtest overfitting
-    draws: int = 1000,
-    seed: int = 0,
 ) -> SharpeReport:
     """The Sharpe ratio with its interval, beside the number of trials and what is left once they count.
 
@@ -413,7 +415,7 @@ def sharpe_report(
         return empty._replace(notes=(few, *notes))
     if np.ptp(values) <= 1e-12 * np.abs(values).max():
         return empty._replace(notes=("not enough data: the returns do not vary", *notes))
-    return _measured(empty, values, others, draws, seed)
+    return _measured(empty, values, others)
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #3acf9bb0
 def _empty(
@@ -452,26 +454,23 @@ def _confidences(
         return [None] * len(benchmarks), [str(error)]
 
 
-def _measured(
-    empty: SharpeReport, values: np.ndarray, others: np.ndarray | None, draws: int, seed: int
-) -> SharpeReport:
+def _measured(empty: SharpeReport, values: np.ndarray, others: np.ndarray | None) -> SharpeReport:
     "The record of returns that vary."
     from scipy.stats import kurtosis, skew
 
     year = np.sqrt(empty.periods_per_year)
-    ratio = values.mean() / values.std(ddof=1)
+    ratio, low, high = _ratio_interval(values)
     moments = float(skew(values)), float(kurtosis(values, fisher=False))
     independent = empty.trials if others is None else independent_trials(others, empty.trials)
     unknown = others is None and empty.trials > 1
     luck, less = (
         expected_maximum_sharpe(count, 1 / (len(values) - 1)) for count in (empty.trials, independent)
     )
-    low, high = np.percentile(_drawn_ratios(values, draws, seed), [2.5, 97.5]) * year
     (psr, dsr, apart), impossible = _confidences(ratio, len(values), moments, (0.0, luck, less))
     return empty._replace(
         sharpe=float(ratio * year),
-        sharpe_low=float(low),
-        sharpe_high=float(high),
+        sharpe_low=float(low * year),
+        sharpe_high=float(high * year),
         dsr=dsr,
         psr=psr,
         expected_maximum=float(luck * year),

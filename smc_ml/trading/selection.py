@@ -184,11 +184,11 @@ def judge(
 ) -> Judgement:
     "The chosen strategy among all that were run."
     _need_counted(returns, chosen, trials)
-    values, blocks, drawn = returns.to_numpy(), config.blocks, (config.draws, config.seed)
+    values, blocks = returns.to_numpy(), config.blocks
     idle = tuple(returns.columns[np.ptp(values, axis=0) <= 1e-12 * np.abs(values).max()])
     varied, year = returns.drop(columns=list(idle)), _days_a_year(returns.index)
     shown = varied if varied.shape[1] else None
-    report = sharpe_report(returns[chosen], trials, shown, year, blocks, *drawn)
+    report = sharpe_report(returns[chosen], trials, shown, year, blocks)
     overfitting: Overfitting | str = "fewer than two strategies ever gained or lost anything"
     if varied.shape[1] > 1:
         overfitting = _tested(probability_of_backtest_overfitting, varied, blocks)
