@@ -49,7 +49,7 @@ class FeatureSettings:
 
     def span(self, timeframe: str, count: int) -> int:
         "Base candles that hold `count` complete candles of a timeframe wherever they begin."
-        return (count + 1) * (TIMEFRAMES[timeframe] // TIMEFRAMES[self.timeframe])
+        return (count + 1) * (TIMEFRAMES[timeframe].value // TIMEFRAMES[self.timeframe].value)
 
     def higher_rows(self, timeframe: str, count: int) -> int:
         "Base candles in which `count` candles of a timeframe are looked for, where an eighth may be missing."

@@ -232,7 +232,7 @@ def h1_h4_alignment(inputs: FeatureInputs) -> np.ndarray:
 def _trend_timeframe(settings: FeatureSettings) -> str:
     "`features.trend_timeframe`, a multiple of the base."
     name = settings.config.trend_timeframe
-    if TIMEFRAMES[name] % TIMEFRAMES[settings.timeframe]:
+    if TIMEFRAMES[name].value % TIMEFRAMES[settings.timeframe].value:
         raise FeatureError(
             f"features.trend_timeframe is {name}, no multiple of {settings.timeframe}: take one that is"
         )
@@ -274,7 +274,7 @@ def daily_trend_strength(inputs: FeatureInputs) -> np.ndarray:
     higher, rows = _trend_timeframe(inputs), _trend_rows(inputs)
     count = np.minimum(inputs.closed(higher, rows), inputs.config.daily_bars)
     strength = np.full(inputs.rows, np.nan)
-    for held in np.unique(count[count > 0]).tolist():  # fewer than `daily_bars` where days were left out
+    for held in sorted(set(count[count > 0].tolist())):  # fewer than `daily_bars` where days were left out
         of_days = inputs.on(higher, _strength_over(held), held, rows)
         strength = np.where(count == held, of_days, strength)
     return strength
