@@ -9,6 +9,7 @@ __all__ = ['LiveInputs']
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ _LONG_AGO = -(1 << 62)
 
 def _newest(result: Any, known: bool) -> Any:
     "The last value of what a kernel gives, of each of several outputs; NaN where it is not known."
-    if isinstance(result, tuple):
+    if type(result) is tuple:
         return tuple(_newest(part, known) for part in result)
     newest = result[..., -1:]
     return newest if known else np.full(newest.shape, np.nan)
@@ -208,9 +209,13 @@ class LiveInputs(FeatureSettings):
         parameters: Sequence[float] = (),
     ) -> Any:
         "What a kernel makes of the last `window` rows of some series."
-        windows = []
+        now, rings, windows = self._now, self._rings, []
         for name in names:
-            ring = self._ring(name, window)
+            if name not in now:
+                self._make(name)
+            ring = rings.get(name)
+            if ring is None or ring.room < window:
+                ring = rings[name] = self._longer(name, window)
             windows.append(ring.seen[ring.stop - window : ring.stop])
         result = kernel(*windows, window, *parameters)
         if type(result) is np.ndarray and self.length >= window:
@@ -219,11 +224,14 @@ class LiveInputs(FeatureSettings):
 
     def talib(self, function: str, *parameters: float, of: Sequence[str]) -> Any:
         "A function of TA-Lib that looks at `talib_rows` rows and no others: one array, or a tuple of them."
-        rows = talib_rows(function, *parameters)
-        windows = [self._ring(name, rows).last(rows) for name in of]
+        run, rows = _bare(function, *parameters)
+        windows = []
+        for name in of:
+            ring = self._ring(name, rows)
+            windows.append(ring.seen[ring.stop - rows : ring.stop])
         if self.length < rows or any(window[0] != window[0] for window in windows):
             return _unknown_of(function)
-        return _newest(getattr(talib, function)(*windows, *parameters), True)
+        return _newest(run(*windows, *parameters), True)
 
     def smoothed(self, name: str, length: int, wilder: bool = False) -> np.ndarray:
         "Exponential mean of `length` rows, Wilder's where asked, that forgets after `smoothing_rows`."
@@ -424,6 +432,14 @@ def _closes(inputs: LiveInputs) -> pd.DatetimeIndex:
     return pd.DatetimeIndex([inputs.close], dtype="datetime64[ns, UTC]")
 
 
+@cache
+def _bare(function: str, *parameters: float) -> tuple[Callable[..., Any], int]:
+    "A function of TA-Lib without its look at what kind of series it is given, and the rows that it needs."
+    run = getattr(talib, function)
+    return getattr(run, "__wrapped__", run), talib_rows(function, *parameters)
+
+
+@cache
 def _unknown_of(function: str) -> Any:
     "What a function of TA-Lib gives where it has too few rows: NaN, and 0 of a candle pattern."
     if function.startswith("CDL"):

@@ -67,7 +67,7 @@ class _Function:
     def newest(self, inputs: LiveInputs) -> list[float]:
         "The wanted columns at the newest row."
         result = self.run(inputs)
-        if isinstance(result, Mapping):
+        if type(result) is dict:
             return [result[name][0] for name in self.names]
         if len(self.columns) == 1:
             return [result[0] if type(result) is np.ndarray else np.asarray(result)[0]]
