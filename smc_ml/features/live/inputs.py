@@ -34,7 +34,7 @@ from ..windows import exponential_mean, ordered_mean
 
 # %% ../../../nbs/features/live/01_inputs.ipynb #de98a681
 class _Ring:
-    "The last `room` values of a series in one piece; at the end of a longer buffer they move to its beginning."
+    "The last `room` values of a series in one piece; at the end of the buffer they move to its beginning."
 
     __slots__ = ("none", "room", "seen", "stop", "values")
 
