@@ -8,6 +8,7 @@ __all__ = ['FeatureColumns', 'Lookback', 'Feature', 'Family']
 # %% ../../nbs/features/03_declaration.ipynb #37a114dd
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +36,7 @@ class Feature:
     optional: bool  # may be missing where its inputs are
     unit: str
     meaning: str
+    columns: tuple[str, ...]  # all that its function computes, in order
 
     def lacks(self, columns: Collection[str], kinds: Collection[str]) -> tuple[str, ...]:
         "The inputs that are neither columns of the candles nor kinds of patterns at hand."
@@ -46,6 +48,7 @@ def _named_columns(
 ) -> Callable[..., FeatureColumns]:
     "The function with its result as named columns, checked."
 
+    @wraps(compute)
     def columns_of(inputs: FeatureInputs) -> FeatureColumns:
         result = compute(inputs)
         if not isinstance(result, Mapping):
@@ -112,6 +115,7 @@ class Family:
                     optional,
                     unit,
                     meaning,
+                    tuple(meanings),
                 )
             return compute
 

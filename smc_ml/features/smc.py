@@ -9,13 +9,17 @@ __all__ = ['SMC', 'price_momentum', 'volatility_ratio', 'volume_profile', 'zone_
            'stop_loss_distance', 'position_size_optimal', 'book_source', 'bid_ask_spread', 'order_book_imbalance']
 
 # %% ../../nbs/features/05_smc.ipynb #131b3523
+from collections.abc import Callable, Iterable
+from functools import cache
+
 import numpy as np
-import pandas as pd
 from numba import njit
 
-from ..candles import TIMEFRAMES, average_true_range, known_rows, resample, window_mean
+from ..candles import TIMEFRAMES
 from .declaration import Family
-from .inputs import FeatureError, FeatureInputs, FeatureSettings
+from .inputs import FeatureError, FeatureInputs, FeatureSettings, series
+from .series import ratio
+from .windows import ordered_mean, rolling_highest, rolling_lowest
 
 SMC = Family("smc")
 
@@ -28,19 +32,17 @@ SMC = Family("smc")
 )
 def price_momentum(inputs: FeatureInputs) -> np.ndarray:
     "Price change over `momentum_bars` in ATR, by the square root of time; 0 where the ATR is 0."
-    bars, change = inputs.config.momentum_bars, np.full(len(inputs.candles), np.nan)
-    change[bars:] = inputs["close"][bars:] - inputs["close"][:-bars]
-    return np.divide(change, inputs.atr * np.sqrt(bars), out=np.zeros(len(change)), where=inputs.atr != 0)
+    bars = inputs.config.momentum_bars
+    return ratio(inputs["close"] - inputs.past("close", bars), inputs.atr * np.sqrt(bars))
 
 
 @SMC.feature(lookback=lambda s: s.config.long_range + 1, inputs=("high", "low", "close"), unit="ratio")
 def volatility_ratio(inputs: FeatureInputs) -> np.ndarray:
     "Short over long ATR: above one when the market is livelier than usual; 1 where neither moved."
-    usual = average_true_range(inputs.candles, inputs.config.long_range)
-    return np.divide(inputs.atr, usual, out=np.ones(len(usual)), where=usual != 0)
+    return ratio(inputs.atr, inputs.rolling(ordered_mean, inputs.config.long_range, "true_range"), 1.0)
 
 # %% ../../nbs/features/05_smc.ipynb #9b2bcae9
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _volume_below(price: np.ndarray, close: np.ndarray, volume: np.ndarray, window: int) -> np.ndarray:
     "Share of the window's volume at candles whose typical price lies below the last close, less one half."
     out = np.full(len(close), np.nan)
@@ -62,11 +64,10 @@ def _volume_below(price: np.ndarray, close: np.ndarray, volume: np.ndarray, wind
 )
 def volume_profile(inputs: FeatureInputs) -> np.ndarray:
     "Place of the close in the volume profile: -0.5 below all volume, +0.5 above; 0 where nothing was traded."
-    typical = (inputs["high"] + inputs["low"] + inputs["close"]) / 3
-    return _volume_below(typical, inputs["close"], inputs["volume"], inputs.config.profile_bars)
+    return inputs.rolling(_volume_below, inputs.config.profile_bars, "typical_price", "close", "volume")
 
 # %% ../../nbs/features/05_smc.ipynb #34358d63
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _nearest_zone(
     close: np.ndarray,
     atr: np.ndarray,
@@ -79,7 +80,7 @@ def _nearest_zone(
     "Direction of the nearest living zone over one plus its distance in ATR; 0 where none lives."
     out = np.zeros(len(close))
     for zone in range(len(start)):
-        for row in range(start[zone], end[zone]):
+        for row in range(max(start[zone], 0), min(end[zone], len(atr))):
             distance = max(close[row] - top[zone], bottom[zone] - close[row], 0.0)
             if atr[row] == 0.0 and distance > 0.0:
                 continue
@@ -89,24 +90,24 @@ def _nearest_zone(
     return out
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _latest_zone(
     atr: np.ndarray, start: np.ndarray, end: np.ndarray, direction: np.ndarray, size: np.ndarray
 ) -> np.ndarray:
     "Direction times size, in ATR, of the living zone that became known last; 0 where none lives."
     out = np.zeros(len(atr))
     for zone in range(len(start)):
-        for row in range(start[zone], end[zone]):
+        for row in range(max(start[zone], 0), min(end[zone], len(atr))):
             out[row] = direction[zone] * size[zone] / atr[row] if atr[row] != 0.0 else 0.0
     return out
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _fading(n_rows: int, start: np.ndarray, value: np.ndarray, fade: int, add: bool) -> np.ndarray:
     "Values that fade from their start row over `fade` rows: the last one, or their sum."
     out = np.zeros(n_rows)
     for event in range(len(start)):
-        for row in range(start[event], min(start[event] + fade, n_rows)):
+        for row in range(max(start[event], 0), min(start[event] + fade, n_rows)):
             left = value[event] * (1.0 - (row - start[event]) / fade)
             out[row] = out[row] + left if add else left
     return out
@@ -133,8 +134,8 @@ def _break_lookback(s: FeatureSettings) -> int:
 def _faded(inputs: FeatureInputs, kind: str, add: bool = False) -> np.ndarray:
     "Direction times strength of the events of one kind, faded."
     events = inputs.known(kind, zone_timeframes(inputs))
-    value = (events["direction"] * events["strength"]).to_numpy(float)
-    return _fading(len(inputs.candles), events["start"].to_numpy(), value, inputs.config.event_bars, add)
+    value = events.direction * events.strength
+    return _fading(inputs.rows, events.start, value, inputs.config.event_bars, add)
 
 # %% ../../nbs/features/05_smc.ipynb #49aafeb1
 @SMC.feature(
@@ -149,8 +150,7 @@ def order_block_proximity(inputs: FeatureInputs) -> np.ndarray:
     Where the ATR is 0, blocks beside the price are infinitely far away: 0.
     """
     zones = inputs.known("order_block", zone_timeframes(inputs))
-    columns = (zones[name].to_numpy() for name in ("start", "end", "direction", "top", "bottom"))
-    return _nearest_zone(inputs["close"], inputs.atr, *columns)
+    return _nearest_zone(inputs["close"], inputs.atr, *zones[:5])
 
 
 @SMC.feature(
@@ -162,9 +162,7 @@ def fvg_size(inputs: FeatureInputs) -> np.ndarray:
     0 where none is open, and where the ATR is 0.
     """
     zones = inputs.known("fair_value_gap", zone_timeframes(inputs))
-    zones = zones.assign(size=zones["top"] - zones["bottom"])
-    columns = (zones[name].to_numpy() for name in ("start", "end", "direction", "size"))
-    return _latest_zone(inputs.atr, *columns)
+    return _latest_zone(inputs.atr, zones.start, zones.end, zones.direction, zones.top - zones.bottom)
 
 # %% ../../nbs/features/05_smc.ipynb #34538a19
 @SMC.feature(
@@ -206,7 +204,7 @@ def _trend_lookback(s: FeatureSettings, timeframes: tuple[str, ...]) -> int:
 
 
 def _mean_trend(inputs: FeatureInputs, timeframes: tuple[str, ...]) -> np.ndarray:
-    return np.mean([inputs.trend(name) for name in timeframes], axis=0)
+    return sum((inputs.trend(name) for name in timeframes), np.zeros(inputs.rows)) / len(timeframes)
 
 
 @SMC.feature(
@@ -234,14 +232,28 @@ def h1_h4_alignment(inputs: FeatureInputs) -> np.ndarray:
 def _trend_timeframe(settings: FeatureSettings) -> str:
     "`features.trend_timeframe`, a multiple of the base."
     name = settings.config.trend_timeframe
-    if TIMEFRAMES[name] % TIMEFRAMES[settings.timeframe]:
+    if TIMEFRAMES[name].value % TIMEFRAMES[settings.timeframe].value:
         raise FeatureError(
             f"features.trend_timeframe is {name}, no multiple of {settings.timeframe}: take one that is"
         )
     return name
 
 
-_OF_DAYS = ["high", "low", "close"]
+@series
+def _daily_range(inputs: FeatureInputs) -> np.ndarray:
+    "High less low, in price units."
+    return inputs["high"] - inputs["low"]
+
+
+@cache
+def _strength_over(days: int) -> Callable[[FeatureInputs], np.ndarray]:
+    "Close less the mean of so many closes, over their mean range; 0 where none of them has one."
+
+    def strength(inputs: FeatureInputs) -> np.ndarray:
+        way = inputs["close"] - inputs.rolling(ordered_mean, days, "close")
+        return ratio(way, inputs.rolling(ordered_mean, days, "daily_range"))
+
+    return strength
 
 
 def _trend_rows(settings: FeatureSettings) -> int:
@@ -259,25 +271,20 @@ def daily_trend_strength(inputs: FeatureInputs) -> np.ndarray:
 
     0 where no day has a range, NaN where not one of the days could be made.
     """
-    higher, window, prices = _trend_timeframe(inputs), inputs.config.daily_bars, inputs.candles[_OF_DAYS]
-    days = resample(prices, inputs.timeframe, higher, inputs.complete_share, inputs.calendar)
-    close, spread = days["close"].to_numpy(), (days["high"] - days["low"]).to_numpy()
-    last, rows = known_rows(inputs.candles, inputs.timeframe, days, higher), np.arange(len(inputs.candles))
-    oldest = inputs.candles.index[np.maximum(rows - _trend_rows(inputs) + 1, 0)]
-    count = np.minimum(last + 1 - days.index.searchsorted(oldest), window)
-    strength = np.full(len(rows), np.nan)
-    for held in np.unique(count[count > 0]):  # fewer than `window` only where days were left out
-        way, usual = close - window_mean(close, held), window_mean(spread, held)
-        of_days = np.divide(way, usual, out=np.zeros(len(days)), where=usual != 0)
-        strength[count == held] = of_days[last[count == held]]
+    higher, rows = _trend_timeframe(inputs), _trend_rows(inputs)
+    count = np.minimum(inputs.closed(higher, rows), inputs.config.daily_bars)
+    strength = np.full(inputs.rows, np.nan)
+    for held in sorted(set(count[count > 0].tolist())):  # fewer than `daily_bars` where days were left out
+        of_days = inputs.on(higher, _strength_over(held), held, rows)
+        strength = np.where(count == held, of_days, strength)
     return strength
 
 # %% ../../nbs/features/05_smc.ipynb #d9061065
 def _dealing_range(inputs: FeatureInputs) -> np.ndarray:
     "(2, candles): distance from the close up to the range's high and down to its low, in price units."
     window = inputs.config.range_bars
-    up = inputs.candles["high"].rolling(window).max().to_numpy() - inputs["close"]
-    down = inputs["close"] - inputs.candles["low"].rolling(window).min().to_numpy()
+    up = inputs.rolling(rolling_highest, window, "high") - inputs["close"]
+    down = inputs["close"] - inputs.rolling(rolling_lowest, window, "low")
     return np.stack([up, down])
 
 
@@ -319,33 +326,59 @@ def position_size_optimal(inputs: FeatureInputs) -> np.ndarray:
     return np.minimum(most, size)
 
 # %% ../../nbs/features/05_smc.ipynb #eda00a1c
-def book_source(candles: pd.DataFrame) -> dict[str, str]:
-    "Where spread and imbalance of these candles come from."
-    spread = "quotes" if {"bid", "ask"} <= set(candles) else "estimate from high, low and close"
+def book_source(candles: Iterable[str]) -> dict[str, str]:
+    "Where spread and imbalance of candles, or of columns of these names, come from."
+    candles = set(candles)
+    spread = "quotes" if {"bid", "ask"} <= candles else "estimate from high, low and close"
     taker = (
         "taker volume" if "taker_buy_volume" in candles else "estimate from the close's place in the candle"
     )
     return {
         "bid_ask_spread": spread,
-        "order_book_imbalance": "depth" if {"bid_volume", "ask_volume"} <= set(candles) else taker,
+        "order_book_imbalance": "depth" if {"bid_volume", "ask_volume"} <= candles else taker,
     }
 
 
-def _estimated_spread(inputs: FeatureInputs) -> np.ndarray:
-    "Abdi and Ranaldo (2017): root of 4 times the mean of (c - m)(c - m of the next candle), in logarithms."
-    close, middle = np.log(inputs["close"]), (np.log(inputs["high"]) + np.log(inputs["low"])) / 2
-    product = np.full(len(close), np.nan)
-    product[1:] = (close[:-1] - middle[:-1]) * (close[:-1] - middle[1:])
-    return np.sqrt(np.maximum(4 * window_mean(product, inputs.config.book_bars), 0))
+@series
+def _log_middle(inputs: FeatureInputs) -> np.ndarray:
+    "Mean of the logarithms of high and low."
+    return (np.log(inputs["high"]) + np.log(inputs["low"])) / 2
+
+
+@series
+def _spread_product(inputs: FeatureInputs) -> np.ndarray:
+    "Last close less its own mid-range, times it less the next one, in logarithms (Abdi and Ranaldo 2017)."
+    close = inputs.past("log_close", 1)
+    return (close - inputs.past("log_middle", 1)) * (close - inputs["log_middle"])
+
+
+@series
+def _book_spread(inputs: FeatureInputs) -> np.ndarray:
+    "Ask less bid in basis points of the price between them."
+    return 2e4 * (inputs["ask"] - inputs["bid"]) / (inputs["ask"] + inputs["bid"])
+
+
+@series
+def _book_share(inputs: FeatureInputs) -> np.ndarray:
+    "Buying less selling interest over their sum; 0 for a candle without any."
+    match book_source(inputs.columns)["order_book_imbalance"]:
+        case "depth":
+            more, less = inputs["bid_volume"], inputs["ask_volume"]
+        case "taker volume":
+            more, less = inputs["taker_buy_volume"], inputs["volume"] - inputs["taker_buy_volume"]
+        case _:
+            more, less = inputs["close"] - inputs["low"], inputs["high"] - inputs["close"]
+    total = more + less
+    return np.divide(more - less, total, out=np.zeros(inputs.rows), where=total > 0)
 
 
 @SMC.feature(lookback=lambda s: s.config.book_bars + 1, inputs=("high", "low", "close"), unit="basis points")
 def bid_ask_spread(inputs: FeatureInputs) -> np.ndarray:
     "Mean spread over `book_bars`; of bid and ask where the candles carry them, else 0 where nothing moved."
-    if book_source(inputs.candles)["bid_ask_spread"] != "quotes":
-        return 1e4 * _estimated_spread(inputs)
-    bid, ask = inputs["bid"], inputs["ask"]
-    return window_mean(2e4 * (ask - bid) / (ask + bid), inputs.config.book_bars)
+    bars = inputs.config.book_bars
+    if book_source(inputs.columns)["bid_ask_spread"] == "quotes":
+        return inputs.rolling(ordered_mean, bars, "book_spread")
+    return 1e4 * np.sqrt(np.maximum(4 * inputs.rolling(ordered_mean, bars, "spread_product"), 0))
 
 
 @SMC.feature(
@@ -356,13 +389,4 @@ def bid_ask_spread(inputs: FeatureInputs) -> np.ndarray:
 )
 def order_book_imbalance(inputs: FeatureInputs) -> np.ndarray:
     "Buying less selling interest over their sum, mean over `book_bars`; 0 for a candle without any."
-    match book_source(inputs.candles)["order_book_imbalance"]:
-        case "depth":
-            more, less = inputs["bid_volume"], inputs["ask_volume"]
-        case "taker volume":
-            more, less = inputs["taker_buy_volume"], inputs["volume"] - inputs["taker_buy_volume"]
-        case _:
-            more, less = inputs["close"] - inputs["low"], inputs["high"] - inputs["close"]
-    total = more + less
-    share = np.divide(more - less, total, out=np.zeros(len(total)), where=total > 0)
-    return window_mean(share, inputs.config.book_bars)
+    return inputs.rolling(ordered_mean, inputs.config.book_bars, "book_share")

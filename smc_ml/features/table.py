@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEATURE_FAMILIES', 'declared_features', 'signed_features', 'optional_features', 'feature_catalogue',
-           'longest_lookback', 'check_declared', 'feature_table', 'feature_tables', 'smc_features']
+           'longest_lookback', 'computable_features', 'check_declared', 'feature_table', 'feature_tables',
+           'smc_features']
 
 # %% ../../nbs/features/06_table.ipynb #2db493ab
 import logging
@@ -111,15 +112,14 @@ def longest_lookback(
 _log = logging.getLogger("smc_ml")
 
 
-def _computable(
+def computable_features(
     wanted: Sequence[Feature],
     columns: Collection[str],  # of the candles, and of what is known of other symbols
-    patterns: pd.DataFrame | None,
-    pattern_config: PatternConfig,
+    kinds: Collection[str],  # of the patterns at hand
     source: str,
 ) -> list[Feature]:
     "The features whose inputs are there; optional ones without them are left out with a warning."
-    kinds, computable = () if patterns is None else pattern_config.kinds, []
+    computable = []
     without: dict[str, list[str]] = {}
     for declared in wanted:
         lacking = ", ".join(declared.lacks(columns, kinds))
@@ -201,7 +201,8 @@ def feature_table(
     base = checked_timeframe(candles, timeframe, source)
     features = declared_features(config, wanted, families)
     columns = [*candles, *(() if others is None else others)]
-    computable = _computable(features, columns, patterns, pattern_config, source)
+    kinds = () if patterns is None else pattern_config.kinds
+    computable = computable_features(features, columns, kinds, source)
     place = {declared.name: row for row, declared in enumerate(features)}
     out: np.ndarray = np.full((len(features), len(candles)), np.nan, dtype)
     detected = None if patterns is None else frozenset(patterns["timeframe"].unique())
