@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from smc_ml.candles import Market
+from smc_ml.config import UserError
 from smc_ml.costs import Costs
 from smc_ml.evaluation.intervals import Interval
 from smc_ml.evaluation.trials import TrialError, read_trials
@@ -23,6 +24,7 @@ from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.detectors import DETECTORS
 from smc_ml.patterns.events import CANDLE_RECORD, EVENT_RECORD, rough_candles, run
 from smc_ml.patterns.order_blocks import _extreme
+from smc_ml.patterns.streaming import PatternStream
 from smc_ml.patterns.volume_profile import rolling_profile
 from smc_ml.trading.account import _Bought, _exposure, run_backtest
 from smc_ml.trading.config import BacktestConfig
@@ -391,3 +393,16 @@ def test_the_place_of_the_close_runs_from_the_low_to_the_high():
     inputs = FeatureInputs(FeatureConfig(), PatternConfig(), "5m", candles, patterns)
     middle, half = (candles["high"] + candles["low"]) / 2, (candles["high"] - candles["low"]) / 2
     np.testing.assert_allclose(_close_place(inputs), (candles["close"] - middle) / half)
+
+
+# Streams
+
+
+@pytest.mark.parametrize("wrong", [{"low": -5.0}, {"low": 0.0}, {"volume": -1.0}])
+def test_a_stream_refuses_prices_that_are_not_above_zero_and_volumes_below_it(wrong):
+    candles = rough_market()["A"].assign(volume=1.0)
+    stream = PatternStream(PatternConfig(), "5m")
+    stream.update(candles.iloc[0])
+    with pytest.raises(UserError):
+        stream.update(pd.Series(candles.iloc[1].to_dict() | wrong, name=TIME[1]))
+    stream.update(candles.iloc[1].rename(TIME[1]))
