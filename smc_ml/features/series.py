@@ -56,6 +56,12 @@ def _absolute_return(inputs: FeatureInputs) -> np.ndarray:
 
 
 @series
+def _squared_return(inputs: FeatureInputs) -> np.ndarray:
+    "Square of the logarithmic return."
+    return inputs["log_return"] ** 2
+
+
+@series
 def _log_true_range(inputs: FeatureInputs) -> np.ndarray:
     "True range of the logarithms of the prices: about the true range as a share of the price."
     before = inputs.past("close", 1)

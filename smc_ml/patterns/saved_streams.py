@@ -53,7 +53,8 @@ def write_state(
     facts = facts | {"version": smc_ml.__version__, "code": _code(module)}
     told = json.dumps({"facts": facts, "content": _content(facts, arrays)}, sort_keys=True)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays, facts=np.frombuffer(told.encode(), np.uint8))
+    held: dict[str, Any] = arrays | {"facts": np.frombuffer(told.encode(), np.uint8)}
+    np.savez_compressed(buffer, **held)
     write_whole(path, buffer.getvalue())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..candles import Market
-from ..features.catalogue import FeatureCatalogue
+from ..features.catalogue import FeatureCatalogue, FeatureFacts
 from ..features.config import FeatureConfig
 from ..features.smc import book_source
 from ..features.table import feature_catalogue, feature_tables
@@ -36,12 +36,23 @@ class ComputedFeatures(NamedTuple):
         "All rows of all symbols."
         return pd.concat(self.tables.values())
 
-    def metrics(self) -> dict[str, Any]:
-        "Counts of rows, and the sources."
+    def described(self) -> pd.DataFrame:
+        "The catalogue, a row each, with the values that five and ninety-five of a hundred rows lie above."
         everything = self.together()
+        low, middle, high = (everything.quantile(share) for share in (0.05, 0.5, 0.95))
+        upside_down = ["sign changes" if one.signed else one.partner or "unchanged" for one in self.catalogue]
+        facts = pd.DataFrame(self.catalogue, columns=FeatureFacts._fields).set_index("name")
+        facts = facts.assign(upside_down=upside_down, low=low, median=middle, high=high)
+        facts = facts.assign(missing=[f"{share:.1%}" for share in everything.isna().mean()])
+        return facts.drop(columns=["signed", "partner", "optional", "inputs"])
+
+    def metrics(self) -> dict[str, Any]:
+        "Counts of rows, and the sources; a row is exact where no feature is missing that may not be."
+        everything, optional = self.together(), sorted(self.catalogue.optional)
         return {
+            "features": len(self.catalogue),
             "rows": len(everything),
-            "exact_rows": len(everything.dropna()),
+            "exact_rows": int(everything.drop(columns=optional).notna().all(axis=1).sum()),
             "first_exact_row": self.first_exact_row,
             "sources": self.sources.to_dict(),
         }

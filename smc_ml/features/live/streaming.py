@@ -165,9 +165,9 @@ class FeatureStream:
         kept = slice(max(part.start, part.stop - self.lookback - 1), part.stop)
         settings = self.config, self.pattern_config, self.timeframe
         beside = None if others is None else others[kept]
-        given = (history[kept], None, None, self.source, self.calendar, self.complete_share, beside)
+        place = self.source, self.calendar, self.complete_share
         with np.errstate(all="ignore"):
-            self._inputs.fill(FeatureInputs(*settings, *given))
+            self._inputs.fill(FeatureInputs(*settings, history[kept], None, None, *place, beside))
         times = history.index.asi8
         self.last_open = int(times[-1])
         self._last = history.iloc[-1].tolist()
@@ -313,9 +313,10 @@ class FeatureStream:
         settings = self.config, self.pattern_config, self.timeframe
         candles, others = table[list(self.columns)], table[list(self.other_columns)]
         patterns = self._table() if function.kinds else None
-        given = self.source, self.calendar, self.complete_share, others if len(self.other_columns) else None
+        place = self.source, self.calendar, self.complete_share
+        beside = others if len(self.other_columns) else None
         detected = frozenset(self.pattern_config.timeframes)
-        found = function.compute(FeatureInputs(*settings, candles, patterns, detected, *given))
+        found = function.compute(FeatureInputs(*settings, candles, patterns, detected, *place, beside))
         values = np.array([found[name][-1] for name in function.names])
         if function.agreed >= 0:
             function.compare(inputs, values)

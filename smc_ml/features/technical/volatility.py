@@ -22,13 +22,6 @@ from ..windows import rolling_deviation, rolling_highest, rolling_lowest, rollin
 _CANDLES = ("high", "low", "close")
 
 # %% ../../../nbs/features/technical/04_volatility.ipynb #8a49ce17
-@series
-def _log_true_range(inputs: FeatureInputs) -> np.ndarray:
-    "Logarithm of the highest over the lowest price since the close before."
-    before = inputs.past("close", 1)
-    return np.log(np.maximum(inputs["high"], before) / np.minimum(inputs["low"], before))
-
-
 def _declare_range(length: int) -> None:
     "Declare a mean true range."
 
@@ -96,12 +89,6 @@ def donchian_width_48(inputs: FeatureInputs) -> np.ndarray:
     return 100 * np.log(highest / lowest)
 
 # %% ../../../nbs/features/technical/04_volatility.ipynb #4b708dbd
-@series
-def _squared_return(inputs: FeatureInputs) -> np.ndarray:
-    "Square of the logarithmic return."
-    return inputs["log_return"] ** 2
-
-
 @series
 def _opening_jump(inputs: FeatureInputs) -> np.ndarray:
     "Logarithm of the open over the close before."
