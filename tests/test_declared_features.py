@@ -19,7 +19,7 @@ from smc_ml.features.table import FEATURE_FAMILIES, feature_catalogue, feature_t
 from smc_ml.patterns.config import PatternConfig
 from smc_ml.patterns.detection import detect_timeframes
 
-OF_CANDLES = [family for family in FEATURE_FAMILIES if family.name != "smc"]  # without patterns
+OF_CANDLES = [family for family in FEATURE_FAMILIES if family.default and family.name != "smc"]
 CATALOGUE = feature_catalogue()
 LONGEST = max(facts.lookback for facts in CATALOGUE)
 OWN = pytest.mark.parametrize("family", OF_CANDLES, ids=lambda family: family.name)

@@ -29,8 +29,8 @@ class ComputedFeatures(NamedTuple):
 
     @property
     def first_exact_row(self) -> int:
-        "The rows before it are incomplete."
-        return max(facts.lookback for facts in self.catalogue) - 1
+        "The rows before it lack features that may not be missing."
+        return max((facts.lookback for facts in self.catalogue if not facts.optional), default=1) - 1
 
     def together(self) -> pd.DataFrame:
         "All rows of all symbols."
