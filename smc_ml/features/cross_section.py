@@ -81,11 +81,6 @@ def _relative_return(inputs: FeatureInputs) -> np.ndarray:
 
 
 @series
-def _squared_return(inputs: FeatureInputs) -> np.ndarray:
-    return inputs["log_return"] ** 2
-
-
-@series
 def _others_square(inputs: FeatureInputs) -> np.ndarray:
     return inputs["others_return"] ** 2
 
