@@ -21,9 +21,10 @@ from .declaration import Family, Feature, FeatureColumns
 from .inputs import FeatureError, FeatureInputs, FeatureSettings
 from .multi_timeframe import MULTI_TIMEFRAME
 from .smc import SMC
+from .statistical.calendar import STATISTICAL
 from ..patterns.config import PatternConfig
 
-FEATURE_FAMILIES: tuple[Family, ...] = (SMC, CROSS_SECTIONAL, MULTI_TIMEFRAME)
+FEATURE_FAMILIES: tuple[Family, ...] = (SMC, STATISTICAL, CROSS_SECTIONAL, MULTI_TIMEFRAME)
 
 # %% ../../nbs/features/06_table.ipynb #e311260a
 def _by_name(families: Sequence[Family]) -> dict[str, Feature]:

@@ -104,8 +104,8 @@ def rolling_rank(values: np.ndarray, window: int) -> np.ndarray:
         if row < window - 1 or missing > row - window:
             continue
         own, balance = values[row], 0  # counted in integers, several at once
-        for past in range(row - window + 1, row):
-            balance += int(values[past] < own) - int(values[past] > own)
+        for value in values[row - window + 1 : row]:
+            balance += int(value < own) - int(value > own)
         out[row] = 0.5 + 0.5 * balance / (window - 1)
     return out
 

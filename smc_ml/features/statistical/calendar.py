@@ -22,13 +22,15 @@ GREAT_SESSIONS = ("asia", "london", "new_york")
 @series
 def _hour_angle(inputs: FeatureInputs) -> np.ndarray:
     "Time of the day, UTC, as an angle."
-    return (inputs["close_time"] % 86_400) * (2 * math.pi / 86_400)
+    days = inputs["close_time"] / 86_400
+    return (days - np.floor(days)) * (2 * math.pi)
 
 
 @series
 def _week_angle(inputs: FeatureInputs) -> np.ndarray:
     "Time since Monday, UTC, as an angle; 1970 began on a Thursday."
-    return ((inputs["close_time"] + 3 * 86_400) % (7 * 86_400)) * (2 * math.pi / (7 * 86_400))
+    weeks = (inputs["close_time"] + 3 * 86_400) / (7 * 86_400)
+    return (weeks - np.floor(weeks)) * (2 * math.pi)
 
 
 @STATISTICAL.feature(
@@ -69,6 +71,6 @@ def _session_times(name: str) -> np.ndarray:
 def _sessions(inputs: FeatureInputs) -> dict[str, np.ndarray]:
     times = inputs["close_time"]
     return {
-        f"{name}_session": np.searchsorted(_session_times(name), times, side="right") % 2.0
+        f"{name}_session": np.searchsorted(_session_times(name), times, side="right") & 1
         for name in GREAT_SESSIONS
     }

@@ -49,8 +49,8 @@ def standardised_moments(
     "Deviation, skewness and excess kurtosis by moments about zero; the last two 0 where nothing varies."
     variance = np.maximum(square - mean * mean, 0.0)
     least = 1e-9 * square + STILL * STILL
-    third = cube - 3 * mean * square + 2 * mean**3
-    last = fourth - 4 * mean * cube + 6 * mean * mean * square - 3 * mean**4
+    third = cube - 3 * mean * square + 2 * mean * mean * mean
+    last = fourth - 4 * mean * cube + mean * mean * (6 * square - 3 * mean * mean)
     deviation = np.sqrt(variance)
     skewness = np.where(variance > least, ratio(third, variance * deviation), 0.0 * third)
     kurtosis = np.where(variance > least, ratio(last, variance * variance, 3.0) - 3.0, 0.0 * last)
