@@ -102,3 +102,9 @@ def _close_place(inputs: FeatureInputs) -> np.ndarray:
 def _placed_volume(inputs: FeatureInputs) -> np.ndarray:
     "Volume times the place of the close: what accumulation and distribution add up (Chaikin)."
     return inputs["close_place"] * inputs["volume"]
+
+# %% ../../nbs/features/04_series.ipynb #5befb88b
+@series
+def _close_time(inputs: FeatureInputs) -> np.ndarray:
+    "When the candle closes, in seconds since 1970, UTC."
+    return inputs.closes.as_unit("ns").asi8 / 1e9

@@ -22,10 +22,18 @@ from .declaration import Family, Feature, FeatureColumns
 from .inputs import FeatureError, FeatureInputs, FeatureSettings
 from .multi_timeframe import MULTI_TIMEFRAME
 from .smc import SMC
+from .statistical.calendar import STATISTICAL
 from .technical.candlesticks import CANDLESTICKS, TECHNICAL
 from ..patterns.config import PatternConfig
 
-FEATURE_FAMILIES: tuple[Family, ...] = (SMC, TECHNICAL, CROSS_SECTIONAL, MULTI_TIMEFRAME, CANDLESTICKS)
+FEATURE_FAMILIES: tuple[Family, ...] = (
+    SMC,
+    TECHNICAL,
+    STATISTICAL,
+    CROSS_SECTIONAL,
+    MULTI_TIMEFRAME,
+    CANDLESTICKS,
+)
 
 # %% ../../nbs/features/06_table.ipynb #e311260a
 def _by_name(families: Sequence[Family]) -> dict[str, Feature]:

@@ -112,15 +112,16 @@ def rolling_slope(values: np.ndarray, window: int) -> np.ndarray:
 def rolling_rank(values: np.ndarray, window: int) -> np.ndarray:
     "Share of the `window - 1` values before the last that are smaller, ties as one half; 0 to 1."
     check_room("window", window, 2)
-    out = np.full(len(values), np.nan)
-    for row in range(window - 1, len(values)):
-        below = 0.0
-        for past in range(row - window + 1, row):
-            if values[past] < values[row]:
-                below += 1.0
-            elif not values[past] > values[row]:
-                below += 0.5 if values[past] == values[row] else np.nan
-        out[row] = below / (window - 1)
+    out, missing = np.full(len(values), np.nan), -1
+    for row in range(len(values)):
+        if np.isnan(values[row]):
+            missing = row
+        if row < window - 1 or missing > row - window:
+            continue
+        own, balance = values[row], 0  # counted in integers, several at once
+        for value in values[row - window + 1 : row]:
+            balance += int(value < own) - int(value > own)
+        out[row] = 0.5 + 0.5 * balance / (window - 1)
     return out
 
 
