@@ -46,15 +46,14 @@ _MODULE = "smc_ml/patterns/streaming.py"
 def write_state(
     path: str | os.PathLike,
     facts: dict[str, Any],  # as JSON holds them
-    arrays: dict[str, np.ndarray],
+    arrays: dict[str, Any],
     module: str,  # that makes sense of them: a path below the repository's root
 ) -> None:
     "Write what a stream holds to a file, whole or not at all; the same state makes the same bytes."
     facts = facts | {"version": smc_ml.__version__, "code": _code(module)}
     told = json.dumps({"facts": facts, "content": _content(facts, arrays)}, sort_keys=True)
     buffer = io.BytesIO()
-    held: dict[str, Any] = arrays | {"facts": np.frombuffer(told.encode(), np.uint8)}
-    np.savez_compressed(buffer, **held)
+    np.savez_compressed(buffer, **arrays, facts=np.frombuffer(told.encode(), np.uint8))
     write_whole(path, buffer.getvalue())
 
 

@@ -163,11 +163,8 @@ class FeatureStream:
         rules = self.pattern_config.maximum_hole, self.pattern_config.weekends_closed
         part = segments(history, self.timeframe, *rules)[-1]
         kept = slice(max(part.start, part.stop - self.lookback - 1), part.stop)
-        settings = self.config, self.pattern_config, self.timeframe
-        beside = None if others is None else others[kept]
-        place = self.source, self.calendar, self.complete_share
         with np.errstate(all="ignore"):
-            self._inputs.fill(FeatureInputs(*settings, history[kept], None, None, *place, beside))
+            self._inputs.fill(self._of_table(history[kept], None, None if others is None else others[kept]))
         times = history.index.asi8
         self.last_open = int(times[-1])
         self._last = history.iloc[-1].tolist()
@@ -310,17 +307,30 @@ class FeatureStream:
         names = (*self.columns, *(name for name in self.other_columns if name not in self.columns))
         index = pd.DatetimeIndex(inputs.times(rows), dtype="datetime64[ns, UTC]", name="open_time")
         table = pd.DataFrame({name: inputs.kept(name, rows) for name in names}, index)
-        settings = self.config, self.pattern_config, self.timeframe
-        candles, others = table[list(self.columns)], table[list(self.other_columns)]
+        others = table[list(self.other_columns)] if self.other_columns else None
         patterns = self._table() if function.kinds else None
-        place = self.source, self.calendar, self.complete_share
-        beside = others if len(self.other_columns) else None
-        detected = frozenset(self.pattern_config.timeframes)
-        found = function.compute(FeatureInputs(*settings, candles, patterns, detected, *place, beside))
+        found = function.compute(self._of_table(table[list(self.columns)], patterns, others))
         values = np.array([found[name][-1] for name in function.names])
         if function.agreed >= 0:
             function.compare(inputs, values)
         return values
+
+    def _of_table(
+        self, candles: pd.DataFrame, patterns: pd.DataFrame | None, others: pd.DataFrame | None
+    ) -> FeatureInputs:
+        "What the batch sees of some rows."
+        return FeatureInputs(
+            self.config,
+            self.pattern_config,
+            self.timeframe,
+            candles,
+            patterns,
+            frozenset(self.pattern_config.timeframes),
+            self.source,
+            self.calendar,
+            self.complete_share,
+            others,
+        )
 
     def _table(self) -> pd.DataFrame:
         "The patterns that became known within the candles that are kept."
