@@ -151,7 +151,7 @@ def run_length(values: np.ndarray, window: int) -> np.ndarray:
     },
     lookback={f"permutation_entropy_{window}": window for window in (96, DAY)},
     inputs=("close",),
-    unit="0 to 1",
+    unit="share of the entropy of six orders",
 )
 def _permutation_entropy(inputs: FeatureInputs) -> dict[str, np.ndarray]:
     return {
