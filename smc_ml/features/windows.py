@@ -113,15 +113,20 @@ def rolling_rank(values: np.ndarray, window: int) -> np.ndarray:
     "Share of the `window - 1` values before the last that are smaller, ties as one half; 0 to 1."
     check_room("window", window, 2)
     out, missing = np.full(len(values), np.nan), -1
-    for row in range(len(values)):
-        if np.isnan(values[row]):
-            missing = row
-        if row < window - 1 or missing > row - window:
-            continue
-        own, balance = values[row], 0  # counted in integers, several at once
-        for value in values[row - window + 1 : row]:
-            balance += int(value < own) - int(value > own)
-        out[row] = 0.5 + 0.5 * balance / (window - 1)
+    for start in range(0, len(values), 1024):  # row after row of a block at once, in integers
+        own = values[start : start + 1024]
+        balance = np.zeros(len(own), np.int64)
+        for lag in range(1, window):
+            early = max(lag - start, 0)  # rows without a past
+            past = values[start + early - lag : start + len(own) - lag]
+            for place in range(len(past)):
+                value = own[place + early]
+                balance[place + early] += int(past[place] < value) - int(past[place] > value)
+        for place in range(len(own)):
+            row = start + place
+            missing = row if np.isnan(own[place]) else missing
+            if row >= window - 1 and missing <= row - window:
+                out[row] = 0.5 + 0.5 * balance[place] / (window - 1)
     return out
 
 

@@ -12,7 +12,7 @@ from numba import njit
 
 from ..inputs import FeatureInputs, series
 from ..series import ratio
-from .moments import DAY, STATISTICAL, STILL
+from .moments import DAY_CANDLES, STATISTICAL, STILL
 from ..windows import rolling_highest, rolling_sum
 from ...rows import check_room
 
@@ -38,25 +38,25 @@ for _lag in (1, 12):
 
 @series
 def _squares_of_day(inputs: FeatureInputs) -> np.ndarray:
-    return inputs.rolling(rolling_sum, DAY, "squared_return")
+    return inputs.rolling(rolling_sum, DAY_CANDLES, "squared_return")
 
 
 @series
 def _sizes_of_day(inputs: FeatureInputs) -> np.ndarray:
-    return inputs.rolling(rolling_sum, DAY, "absolute_return")
+    return inputs.rolling(rolling_sum, DAY_CANDLES, "absolute_return")
 
 
 def _declare_autocorrelation(lag: int) -> None:
     @STATISTICAL.feature(
         {f"autocorrelation_{lag}": f"Of 288 returns with those {lag} candles before, about zero."},
-        lookback=DAY + 1 + lag,
+        lookback=DAY_CANDLES + 1 + lag,
         inputs=("close",),
         unit="-1 to 1",
     )
     def autocorrelation(inputs: FeatureInputs) -> np.ndarray:
-        products = inputs.rolling(rolling_sum, DAY, f"log_return_product_{lag}")
+        products = inputs.rolling(rolling_sum, DAY_CANDLES, f"log_return_product_{lag}")
         squares = inputs["squares_of_day"] * inputs.past("squares_of_day", lag)
-        return ratio(products, np.sqrt(squares), least=DAY * STILL**2)
+        return ratio(products, np.sqrt(squares), least=DAY_CANDLES * STILL**2)
 
 
 for _lag in LAGS:
@@ -66,15 +66,20 @@ for _lag in LAGS:
 def _declare_absolute_autocorrelation(lag: int) -> None:
     @STATISTICAL.feature(
         {f"absolute_autocorrelation_{lag}": f"Of the sizes of 288 returns with those {lag} candles before."},
-        lookback=DAY + 1 + lag,
+        lookback=DAY_CANDLES + 1 + lag,
         inputs=("close",),
         unit="-1 to 1",
     )
     def autocorrelation(inputs: FeatureInputs) -> np.ndarray:
         own, past = inputs["sizes_of_day"], inputs.past("sizes_of_day", lag)
         squares, before = inputs["squares_of_day"], inputs.past("squares_of_day", lag)
-        shared = inputs.rolling(rolling_sum, DAY, f"absolute_return_product_{lag}") - own * past / DAY
-        spread = np.maximum(squares - own * own / DAY, 0.0) * np.maximum(before - past * past / DAY, 0.0)
+        shared = (
+            inputs.rolling(rolling_sum, DAY_CANDLES, f"absolute_return_product_{lag}")
+            - own * past / DAY_CANDLES
+        )
+        spread = np.maximum(squares - own * own / DAY_CANDLES, 0.0) * np.maximum(
+            before - past * past / DAY_CANDLES, 0.0
+        )
         return ratio(shared, np.sqrt(spread), least=1e-9 * np.sqrt(squares * before) + STILL**2)
 
 
@@ -91,12 +96,15 @@ def _declare_variance_ratio(span: int) -> None:
 
     @STATISTICAL.feature(
         {f"variance_ratio_{span}": f"Of returns of {span} candles, less 1, over 288 of them."},
-        lookback=DAY + span,
+        lookback=DAY_CANDLES + span,
         inputs=("close",),
         unit="ratio",
     )
     def variance_ratio(inputs: FeatureInputs) -> np.ndarray:
-        longer, least = inputs.rolling(rolling_sum, DAY, f"squared_return_{span}"), DAY * STILL**2
+        longer, least = (
+            inputs.rolling(rolling_sum, DAY_CANDLES, f"squared_return_{span}"),
+            DAY_CANDLES * STILL**2,
+        )
         return ratio(longer / span, inputs["squares_of_day"], 1.0, least) - 1.0
 
 
@@ -147,16 +155,16 @@ def run_length(values: np.ndarray, window: int) -> np.ndarray:
 @STATISTICAL.feature(
     {
         f"permutation_entropy_{window}": f"Disorder of {window} closes by the orders of three neighbours."
-        for window in (96, DAY)
+        for window in (96, DAY_CANDLES)
     },
-    lookback={f"permutation_entropy_{window}": window for window in (96, DAY)},
+    lookback={f"permutation_entropy_{window}": window for window in (96, DAY_CANDLES)},
     inputs=("close",),
     unit="share of the entropy of six orders",
 )
 def _permutation_entropy(inputs: FeatureInputs) -> dict[str, np.ndarray]:
     return {
         f"permutation_entropy_{window}": inputs.rolling(permutation_entropy, window, "close")
-        for window in (96, DAY)
+        for window in (96, DAY_CANDLES)
     }
 
 
@@ -192,11 +200,11 @@ def _change_of_side(inputs: FeatureInputs) -> np.ndarray:
     return np.maximum(-inputs["return_side"] * inputs.past("return_side", 1), 0.0)
 
 
-@STATISTICAL.feature(lookback=DAY + 1, inputs=("close",), unit="deviations")
+@STATISTICAL.feature(lookback=DAY_CANDLES + 1, inputs=("close",), unit="deviations")
 def runs_score_288(inputs: FeatureInputs) -> np.ndarray:
     "Changes of side among 288 returns less what chance would give, in its deviations."
-    changes = inputs.rolling(rolling_sum, DAY - 1, "change_of_side")
-    net, moved = (inputs.rolling(rolling_sum, DAY, name) for name in ("return_side", "return_moved"))
+    changes = inputs.rolling(rolling_sum, DAY_CANDLES - 1, "change_of_side")
+    net, moved = (inputs.rolling(rolling_sum, DAY_CANDLES, name) for name in ("return_side", "return_moved"))
     pairs = 0.5 * (moved * moved - net * net)  # twice the rises times the falls
     expected = ratio(pairs, moved)
     spread = ratio(pairs * np.maximum(pairs - moved, 0.0), moved * moved * np.maximum(moved - 1, 0.0))
@@ -230,13 +238,13 @@ def fractional_difference(values: np.ndarray, window: int, order: float) -> np.n
         f"fractional_difference_{name}": f"Of order {order} of the logarithm of the close, over 96 returns."
         for name, order in (("30", 0.3), ("50", 0.5))
     },
-    lookback=DAY + 1,
+    lookback=DAY_CANDLES + 1,
     inputs=("close",),
     unit="deviations",
     signed=True,
 )
 def _fractional_difference(inputs: FeatureInputs) -> dict[str, np.ndarray]:
-    scale, found = np.sqrt(inputs["squares_of_day"] / DAY), {}
+    scale, found = np.sqrt(inputs["squares_of_day"] / DAY_CANDLES), {}
     for name, order in (("30", 0.3), ("50", 0.5)):
         moved = inputs.rolling(fractional_difference, 96, "log_return", parameters=(order,))
         found[f"fractional_difference_{name}"] = ratio(moved, scale, least=STILL)

@@ -12,7 +12,7 @@ from numba import njit
 from ..inputs import FeatureInputs
 from ..series import ratio
 from .memory import STATISTICAL
-from .moments import DAY, STILL
+from .moments import DAY_CANDLES, STILL
 from ..windows import rolling_highest, rolling_lowest, rolling_rank, rolling_sum
 from ...rows import check_room
 
@@ -33,9 +33,15 @@ def _declare_rank(
         return 2.0 * inputs.rolling(rolling_rank, window, of) - 1.0
 
 
-_declare_rank("return_rank_288", "log_return", ("close",), DAY + 1, "The last return among 288.", True)
 _declare_rank(
-    "range_rank_288", "log_true_range", ("high", "low", "close"), DAY + 1, "The last true range among 288."
+    "return_rank_288", "log_return", ("close",), DAY_CANDLES + 1, "The last return among 288.", True
+)
+_declare_rank(
+    "range_rank_288",
+    "log_true_range",
+    ("high", "low", "close"),
+    DAY_CANDLES + 1,
+    "The last true range among 288.",
 )
 _declare_rank("volume_rank_96", "volume", ("volume",), 96, "The last volume among 96.")
 _declare_rank("close_rank_96", "close", ("close",), 96, "The last close among 96.", True)
@@ -86,22 +92,25 @@ def _line_48(inputs: FeatureInputs) -> np.ndarray:
 
 
 def _line_288(inputs: FeatureInputs) -> np.ndarray:
-    return inputs.rolling(window_line, DAY, "log_close")
+    return inputs.rolling(window_line, DAY_CANDLES, "log_close")
 
 
 @STATISTICAL.feature(
-    {f"close_score_{window}": f"Close less the mean of {window}, of logarithms." for window in (48, DAY)},
-    lookback={f"close_score_{window}": window for window in (48, DAY)},
+    {
+        f"close_score_{window}": f"Close less the mean of {window}, of logarithms."
+        for window in (48, DAY_CANDLES)
+    },
+    lookback={f"close_score_{window}": window for window in (48, DAY_CANDLES)},
     inputs=("close",),
     unit="deviations",
     signed=True,
 )
 def _close_score(inputs: FeatureInputs) -> dict[str, np.ndarray]:
-    lines = {48: inputs.once(_line_48), DAY: inputs.once(_line_288)}
+    lines = {48: inputs.once(_line_48), DAY_CANDLES: inputs.once(_line_288)}
     return {f"close_score_{window}": ratio(line[0], line[1], least=STILL) for window, line in lines.items()}
 
 
-@STATISTICAL.feature(lookback=DAY, inputs=("close",), unit="-1 to 1", signed=True)
+@STATISTICAL.feature(lookback=DAY_CANDLES, inputs=("close",), unit="-1 to 1", signed=True)
 def trend_fit_288(inputs: FeatureInputs) -> np.ndarray:
     "R² of a line through the logarithms of 288 closes, with the sign of its slope."
     correlation = inputs.once(_line_288)[2]
@@ -111,17 +120,19 @@ def trend_fit_288(inputs: FeatureInputs) -> np.ndarray:
 @STATISTICAL.feature(
     {
         f"{name}_{window}": f"{meaning} of {window} candles, of logarithms."
-        for window in (48, DAY)
+        for window in (48, DAY_CANDLES)
         for name, meaning in (("drawdown", "Highest high less close"), ("rally", "Close less lowest low"))
     },
-    lookback={f"{name}_{window}": window + 1 for window in (48, DAY) for name in ("drawdown", "rally")},
+    lookback={
+        f"{name}_{window}": window + 1 for window in (48, DAY_CANDLES) for name in ("drawdown", "rally")
+    },
     inputs=("high", "low", "close"),
     unit="deviations of the window's walk",
-    partners={f"drawdown_{window}": f"rally_{window}" for window in (48, DAY)},
+    partners={f"drawdown_{window}": f"rally_{window}" for window in (48, DAY_CANDLES)},
 )
 def _drawdown(inputs: FeatureInputs) -> dict[str, np.ndarray]:
     found = {}
-    for window in (48, DAY):
+    for window in (48, DAY_CANDLES):
         walk = np.sqrt(inputs.rolling(rolling_sum, window, "squared_return"))
         highest = np.log(inputs.rolling(rolling_highest, window, "high"))
         lowest = np.log(inputs.rolling(rolling_lowest, window, "low"))
@@ -135,11 +146,11 @@ def _drawdown(inputs: FeatureInputs) -> dict[str, np.ndarray]:
         "extremes_order_288": "Age of the low less age of the high of 288 candles: 1 at a high after a low.",
         "extremes_age_288": "Mean age of the high and of the low of 288 candles.",
     },
-    lookback=DAY,
+    lookback=DAY_CANDLES,
     inputs=("high", "low"),
     unit="share of the window",
     signed={"extremes_order_288"},
 )
 def _extremes(inputs: FeatureInputs) -> dict[str, np.ndarray]:
-    low, high = inputs.talib("AROON", DAY - 1, of=("high", "low"))  # 100: now, 0: the oldest
+    low, high = inputs.talib("AROON", DAY_CANDLES - 1, of=("high", "low"))  # 100: now, 0: the oldest
     return {"extremes_order_288": (high - low) / 100, "extremes_age_288": 1.0 - (high + low) / 200}
