@@ -116,7 +116,7 @@ def rolling_rank(values: np.ndarray, window: int) -> np.ndarray:
     for start in range(0, len(values), 1024):  # row after row of a block at once, in integers
         own = values[start : start + 1024]
         balance = np.zeros(len(own), np.int64)
-        for lag in range(1, window):
+        for lag in range(1, min(window, start + len(own))):
             early = max(lag - start, 0)  # rows without a past
             past = values[start + early - lag : start + len(own) - lag]
             for place in range(len(past)):
