@@ -91,6 +91,12 @@ def _flow_square(inputs: FeatureInputs) -> np.ndarray:
 
 
 @series
+def _earlier_flow_square(inputs: FeatureInputs) -> np.ndarray:
+    "Square of the bulk flow of the candle before."
+    return inputs.past("flow_square", 1)
+
+
+@series
 def _flow_product(inputs: FeatureInputs) -> np.ndarray:
     "Bulk flow times the one before."
     return inputs["bulk_flow"] * inputs.past("bulk_flow", 1)
@@ -134,8 +140,9 @@ def _weighted_return(inputs: FeatureInputs) -> dict[str, np.ndarray]:
     unit="-1 to 1",
 )
 def _persistence(inputs: FeatureInputs) -> np.ndarray:
-    products, squares = (inputs.rolling(rolling_sum, 288, name) for name in ("flow_product", "flow_square"))
-    return ratio(products, squares)
+    names = ("flow_product", "flow_square", "earlier_flow_square")
+    products, squares, earlier = (inputs.rolling(rolling_sum, 288, name) for name in names)
+    return ratio(products, np.sqrt(squares) * np.sqrt(earlier))
 
 # %% ../../../nbs/features/microstructure/01_flow.ipynb #49854678
 @series

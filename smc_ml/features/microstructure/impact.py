@@ -129,10 +129,10 @@ def _later_return(inputs: FeatureInputs) -> np.ndarray:
     },
     lookback={f"flow_continuation_{window}": BULK_ROWS + window for window in (48, 288)},
     inputs=_MARKET,
-    unit="about -1 to 1",
+    unit="-1 to 1",
 )
 def _continuation(inputs: FeatureInputs) -> dict[str, np.ndarray]:
-    found, names = {}, ("later_return", "squared_return", "flow_square")
+    found, names = {}, ("later_return", "squared_return", "earlier_flow_square")
     for window in (48, 288):
         products, returns, flows = (inputs.rolling(rolling_sum, window, name) for name in names)
         size = np.sqrt(np.maximum(returns, 0.0)) * np.sqrt(np.maximum(flows, 0.0))
