@@ -13,7 +13,7 @@ from ..inputs import FeatureInputs, series
 from ..series import ratio
 from ..windows import rolling_sum
 
-BOOK = Family("book")
+BOOK = Family("book", default=False)
 
 # %% ../../../nbs/features/microstructure/04_book.ipynb #eb5591b3
 @series

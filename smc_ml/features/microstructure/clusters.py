@@ -19,7 +19,7 @@ from ...rows import check_lengths, check_room
 
 # %% ../../../nbs/features/microstructure/03_clusters.ipynb #477c619d
 @series
-def _squared_volume(inputs: FeatureInputs) -> np.ndarray:
+def _volume_square(inputs: FeatureInputs) -> np.ndarray:
     "Square of the volume."
     return inputs["volume"] ** 2
 
@@ -42,7 +42,7 @@ def _volume_of_day(inputs: FeatureInputs) -> np.ndarray:
     unit="log ratio",
 )
 def _concentration(inputs: FeatureInputs) -> np.ndarray:
-    squares, volume = (inputs.rolling(rolling_sum, 48, name) for name in ("squared_volume", "volume"))
+    squares, volume = (inputs.rolling(rolling_sum, 48, name) for name in ("volume_square", "volume"))
     return np.log(np.maximum(ratio(48 * squares, volume**2, otherwise=1.0), 1.0))
 
 # %% ../../../nbs/features/microstructure/03_clusters.ipynb #7ba03355
@@ -60,7 +60,7 @@ def _range_times_volume(inputs: FeatureInputs) -> np.ndarray:
 
 def _correlation_with_volume(inputs: FeatureInputs, name: str, square: str, product: str) -> np.ndarray:
     "Pearson correlation of a series with volume over 48 candles; 0 where one of the two does not move."
-    names = (product, name, "volume", square, "squared_volume")
+    names = (product, name, "volume", square, "volume_square")
     both, one, volume, own, squares = (inputs.rolling(rolling_sum, 48, of) / 48 for of in names)
     spread, spread_of_volume = own - one**2, squares - volume**2
     moved = (spread > 1e-9 * own) & (spread_of_volume > 1e-9 * squares)

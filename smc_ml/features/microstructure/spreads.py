@@ -22,7 +22,7 @@ _CANDLE = ("high", "low", "close")
 
 # %% ../../../nbs/features/microstructure/00_spreads.ipynb #d592980e
 @series
-def _neighbour_product(inputs: FeatureInputs) -> np.ndarray:
+def _bounce_product(inputs: FeatureInputs) -> np.ndarray:
     "Logarithmic return times the one before."
     return inputs["log_return"] * inputs.past("log_return", 1)
 
@@ -37,7 +37,7 @@ def _neighbour_product(inputs: FeatureInputs) -> np.ndarray:
     unit="basis points",
 )
 def _roll(inputs: FeatureInputs) -> dict[str, np.ndarray]:
-    means = {window: inputs.rolling(rolling_sum, window, "neighbour_product") / window for window in _WINDOWS}
+    means = {window: inputs.rolling(rolling_sum, window, "bounce_product") / window for window in _WINDOWS}
     return {
         f"roll_spread_{window}": 2 * _BASIS_POINTS * np.sqrt(np.maximum(-mean, 0.0))
         for window, mean in means.items()
@@ -123,7 +123,7 @@ def _abdi_ranaldo(inputs: FeatureInputs) -> dict[str, np.ndarray]:
 
 # %% ../../../nbs/features/microstructure/00_spreads.ipynb #4fb21f74
 @series
-def _squared_range(inputs: FeatureInputs) -> np.ndarray:
+def _ranges_square(inputs: FeatureInputs) -> np.ndarray:
     "Square of the logarithm of the high over the low."
     return inputs["log_range"] ** 2
 
@@ -149,7 +149,7 @@ def _noise(inputs: FeatureInputs) -> dict[str, np.ndarray]:
     found = {"zero_return_share_288": inputs.rolling(rolling_sum, 288, "standing_close") / 288}
     for window in _WINDOWS:
         closes, ranges = (
-            inputs.rolling(rolling_sum, window, name) for name in ("squared_return", "squared_range")
+            inputs.rolling(rolling_sum, window, name) for name in ("squared_return", "ranges_square")
         )
         share = ratio(4 * math.log(2) * closes, ranges, otherwise=1.0, least=1e-18)
         found[f"close_to_range_variance_{window}"] = np.log(np.clip(share, 1e-3, 1e3))
