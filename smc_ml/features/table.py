@@ -20,6 +20,8 @@ from .config import FeatureConfig
 from .cross_section import CROSS_SECTIONAL, beside
 from .declaration import Family, Feature, FeatureColumns
 from .inputs import FeatureError, FeatureInputs, FeatureSettings
+from .microstructure.book import BOOK
+from .microstructure.clusters import MICROSTRUCTURE
 from .multi_timeframe import MULTI_TIMEFRAME
 from .smc import SMC
 from .statistical.calendar import STATISTICAL
@@ -29,10 +31,12 @@ from ..patterns.config import PatternConfig
 FEATURE_FAMILIES: tuple[Family, ...] = (
     SMC,
     TECHNICAL,
+    MICROSTRUCTURE,
     STATISTICAL,
     CROSS_SECTIONAL,
     MULTI_TIMEFRAME,
     CANDLESTICKS,
+    BOOK,
 )
 
 # %% ../../nbs/features/09_table.ipynb #e311260a
