@@ -269,7 +269,7 @@ CASES = {
     ),
     "no number": Case(
         text_of(CANDLES.astype(object).where(CANDLES.index.to_series() != CANDLES.index[7], "n/a?")),
-        "correct the file",
+        "correct it",
         mended=text_of(CANDLES),
     ),
 }
