@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from smc_ml.candles import Market
+from smc_ml.candles import CandleError, Market
 from smc_ml.config import UserError
 from smc_ml.costs import Costs
 from smc_ml.evaluation.intervals import Interval
@@ -17,7 +17,7 @@ from smc_ml.labels.barriers import STOP, TARGET, barrier_exits
 from smc_ml.labels.checks import LabelError, check_market
 from smc_ml.labels.config import HorizonConfig, LabelingConfig, WeightConfig
 from smc_ml.labels.finer import settle_doubts
-from smc_ml.labels.horizons import HorizonError, horizon_targets
+from smc_ml.labels.horizons import horizon_targets
 from smc_ml.labels.statistics import get_pattern_statistics
 from smc_ml.labels.weights import return_attribution, sample_weights
 from smc_ml.patterns.config import PatternConfig
@@ -209,13 +209,14 @@ def test_patterns_of_the_zigzag_of_periods_and_of_other_timeframes_are_not_known
         ("fair_value_gap", "5m", "internal", "", 7),
     ]
     patterns = pd.DataFrame(rows, columns=["kind", "timeframe", "scale", "label", "known_at"])
+    patterns[["direction", "top", "bottom", "strength"]] = [1, 101.0, 100.0, 0.5]
     patterns["known_at"] = TIME[patterns["known_at"]] + pd.Timedelta("5min")
     patterns["ended_at"] = pd.Series([TIME[9] + pd.Timedelta("5min")]).reindex(range(5)).array
     inputs = FeatureInputs(FeatureConfig(), PatternConfig(), "5m", rough_market()["A"], patterns)
     known = inputs.known("order_block", ["5m"])
-    assert known.index.tolist() == [0] and known[["start", "end"]].to_numpy().tolist() == [[3, 9]]
-    assert inputs.known("order_block", ["5m", "15m"])["start"].tolist() == [3, 6]
-    assert inputs.known("order_block", ["5m", "15m"])["end"].tolist() == [9, 12]
+    assert (known.start.tolist(), known.end.tolist()) == ([3], [9])
+    assert inputs.known("order_block", ["5m", "15m"]).start.tolist() == [3, 6]
+    assert inputs.known("order_block", ["5m", "15m"]).end.tolist() == [9, 12]
 
 
 # Detectors
@@ -338,9 +339,7 @@ def test_patterns_are_of_another_symbol_where_more_than_half_of_them_lie_off_the
 
 def test_a_candle_that_comes_twice_is_no_future():
     candles = rough_market()["A"].iloc[[0, 1, 1, 2]]
-    with pytest.raises(
-        HorizonError, match=r"open_time 2024-01-31 23:35.* does not come after 2024-01-31 23:35"
-    ):
+    with pytest.raises(CandleError, match=r"open_time 2024-01-31 23:35.* is there twice"):
         horizon_targets(candles, HorizonConfig(), "5m")
 
 
