@@ -93,7 +93,7 @@ class Family:
         "Declare what the decorated function computes; a `FeatureError` for a name that is taken."
 
         def declare(compute: Callable[[FeatureInputs], Any]) -> Callable[[FeatureInputs], Any]:
-            meanings = columns or {compute.__name__: (compute.__doc__ or "").strip()}
+            meanings = columns or {compute.__name__: " ".join((compute.__doc__ or "").split())}
             mirrored = {**partners, **{other: name for name, other in partners.items()}}
             run = _named_columns(compute, tuple(meanings))
             for name, meaning in meanings.items():
