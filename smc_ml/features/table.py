@@ -14,7 +14,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ..candles import COMPLETE_SHARE, TIMEFRAMES, Market, as_candles, checked_timeframe, segments
+from smc_ml.candles import (
+    COMPLETE_SHARE,
+    PRICES,
+    TIMEFRAMES,
+    Market,
+    as_candles,
+    checked_timeframe,
+    segments,
+)
 from .catalogue import FeatureCatalogue, FeatureFacts, chosen_names, unknown_name
 from .config import FeatureConfig
 from .cross_section import CROSS_SECTIONAL, beside
@@ -191,6 +199,21 @@ def _fill(
             out[place[name], first[name] :] = columns[name][first[name] :]
 
 # %% ../../nbs/features/09_table.ipynb #01d66bc1
+def _check_values(candles: pd.DataFrame, source: str) -> None:
+    "Raise for a price or a volume that is impossible, and for what is infinite: windows would hide it."
+    for name in candles.columns:
+        values, price = candles[name].to_numpy(np.float64), name in PRICES
+        bad = np.isinf(values)
+        if price or name == "volume":
+            bad |= ~(values > 0) if price else ~(values >= 0)
+        if bad.any():
+            row = bad.argmax()
+            raise FeatureError(
+                f"{source}: column {name} is {values[row]} at {candles.index[row]}: mend this candle or leave "
+                "it out before features are made of it"
+            )
+
+
 def feature_table(
     candles: pd.DataFrame,  # base candles of one symbol
     patterns: pd.DataFrame | None = None,  # its patterns on all timeframes; None: only features without any
@@ -211,6 +234,7 @@ def feature_table(
     names what is missing: an input, the patterns of a timeframe, a feature or family of that name.
     """
     candles = as_candles(candles, source, needs=())
+    _check_values(candles, source)
     base = checked_timeframe(candles, timeframe, source)
     features = declared_features(config, wanted, families)
     columns = [*candles, *(() if others is None else others)]
