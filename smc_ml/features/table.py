@@ -209,8 +209,8 @@ def _check_values(candles: pd.DataFrame, source: str) -> None:
         if bad.any():
             row = bad.argmax()
             raise FeatureError(
-                f"{source}: column {name} is {values[row]} at {candles.index[row]}: mend this candle or leave "
-                "it out before features are made of it"
+                f"{source}: column {name} is {values[row]} at {candles.index[row]}: "
+                "mend this candle or leave it out before features are made"
             )
 
 
