@@ -46,6 +46,16 @@ def descends_from(ancestor: int) -> bool:
         return False
 
 
+def _alike(ancestor: int) -> bool:
+    "Whether that process is of this one's session, as what a run starts is."
+    try:
+        return os.getsid(ancestor) == os.getsid(0)
+    except PermissionError:  # some systems do not tell
+        return True
+    except ProcessLookupError:
+        return False
+
+
 def _watch(ancestor: int) -> None:
     "Kill this process once that one is gone; it looks twice, since processes come and go."
     while descends_from(ancestor) or descends_from(ancestor):
@@ -59,7 +69,7 @@ def end_with(
 ) -> None:
     "Let this process end as soon as that one does; a `RunningError` where it has ended already."
     end_with_parent()
-    if not descends_from(ancestor):
+    if not (descends_from(ancestor) and _alike(ancestor)):
         raise RunningError("the run that started this stage has ended: run again")
     if watched:
         threading.Thread(target=_watch, args=(ancestor,), daemon=True).start()

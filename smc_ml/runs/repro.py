@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -69,8 +70,12 @@ def _prepare_dvc() -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    "Kill DVC and what it started."
-    for each in (process, *psutil.Process(process.pid).children(recursive=True)):
+    "Kill DVC and what it started; it is stopped first, lest it start more meanwhile."
+    dvc = psutil.Process(process.pid)
+    process.send_signal(signal.SIGSTOP)
+    while dvc.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+        time.sleep(0.001)
+    for each in (dvc, *dvc.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
     process.wait()
