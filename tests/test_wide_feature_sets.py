@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from smc_ml.candles import Market
-from smc_ml.models.dataset import SMCDataset
-from smc_ml.models.engineer import SMCFeatureEngineer
+from smc_ml.datasets.engineer import SMCFeatureEngineer
+from smc_ml.datasets.samples import SMCDataset
 from smc_ml.models.out_of_fold import out_of_fold
 from smc_ml.models.saving import load_model, save_model
 
