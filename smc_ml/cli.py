@@ -122,7 +122,7 @@ def files(settings: SettingsFile, pairs: Pairs) -> None:
 
 @app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run_pipeline(context: typer.Context) -> None:
-    "Run the pipeline: dvc repro, with its targets and options, after what a killed run left was mended."
+    "Run the pipeline: dvc repro, with its targets and options, after what a killed run left was repaired."
     from smc_ml.config import project_root
     from smc_ml.runs.repro import reproduce
 

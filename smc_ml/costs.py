@@ -31,14 +31,14 @@ class Costs(Section):
         FEES["perpetual"],
         ge=0,
         lt=0.1,
-        description="exchange fee a side, share of the price (0.0004 = 4 basis points); "
+        description="exchange fee per side, share of the price (0.0004 = 4 basis points); "
         "null: 0.0004 of a perpetual, 0.001 of spot, 0 of forex",
     )
     slippage_rate: float = Field(
         0.0001,
         ge=0,
         lt=0.1,
-        description="slippage a side, share of the price, beyond half the spread where the candles know it; "
+        description="slippage per side, share of the price, beyond half the spread where candles know it; "
         "where they do not, half the spread is in it",
     )
 
@@ -56,7 +56,7 @@ class Costs(Section):
 
     @property
     def rate(self) -> float:
-        "Fee and slippage together, a side."
+        "Fee and slippage together, per side."
         return self.fee_rate + self.slippage_rate
 
     def charged_in(self, kind: str | None) -> "Costs":

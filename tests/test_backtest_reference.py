@@ -528,6 +528,20 @@ def test_losses_end_with_the_margin(name, fees):
     np.testing.assert_allclose(booked["spared"], 0, atol=1e-6)
 
 
+def test_the_numbering_of_the_trades_does_not_matter():
+    times, market = falling_market(-0.2)
+    first = held_through(times, -0.2, reason="timeout")
+    meanwhile = first.assign(event_id=1, time=times[15], entry_at=times[15])
+    config, span = BacktestConfig(leverage_limit=10.0, maximum_position=10.0), (times[0], times[-1])
+    trades = pd.concat([first, meanwhile]).assign(position=0.5)
+    assert not trades.index.is_unique
+    account = run_backtest(trades, market, *span, config)
+    numbered = run_backtest(trades.reset_index(drop=True), market, *span, config)
+    pd.testing.assert_frame_equal(account.trades, numbered.trades)
+    pd.testing.assert_frame_equal(account.equity, numbered.equity)
+    assert account.trades["event_id"].tolist() == [0]  # whose symbol was not free falls away, and it alone
+
+
 def test_a_ruined_account_trades_no_more():
     times, market = falling_market(-0.2)
     first = held_through(times, -0.2)

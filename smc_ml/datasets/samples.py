@@ -113,7 +113,8 @@ class SMCDataset:
         import torch
 
         X, y, weights = (np.ascontiguousarray(part, np.float32) for part in self.to_numpy(sequences))
-        return tuple(torch.from_numpy(part).to(device) for part in (X, y, weights))  # type: ignore[return-value]
+        parts = (torch.from_numpy(part).to(device) for part in (X, y, weights))
+        return tuple(parts)  # type: ignore[return-value]
 
     def summary(self) -> pd.Series:
         "Counts, span and what the targets are on average."

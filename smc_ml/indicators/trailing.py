@@ -22,7 +22,7 @@ class SuperTrendIndicator(TechnicalIndicator):
 
     def __init__(
         self,
-        period: int = 10,  # candles of the average true range
+        period: int = 10,  # candles of the ATR
         multiplier: float = 3.0,  # average true ranges from the middle to a band
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,  # of the values; None: float64
@@ -59,7 +59,7 @@ class ChandelierExitIndicator(TechnicalIndicator):
 
     def __init__(
         self,
-        period: int = 22,  # candles of the extremes and of the average true range
+        period: int = 22,  # candles of the extremes and of the ATR
         multiplier: float = 3.0,  # average true ranges from the extreme to the stop
         use_close: bool = False,  # extremes of closes instead of highs and lows
         device: torch.device | str | None = None,

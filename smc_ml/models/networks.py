@@ -64,7 +64,7 @@ def constructor(settings: type[Section], **more: Any) -> Callable[..., None]:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
         for name, value in defaults.items()
     ]
-    __init__.__signature__ = inspect.Signature([own, *keywords])  # type: ignore[attr-defined]  # a function may
+    __init__.__signature__ = inspect.Signature([own, *keywords])  # type: ignore[attr-defined]  # it may
     return __init__
 
 # %% ../../nbs/models/06_networks.ipynb #b662db94
@@ -91,7 +91,7 @@ class NetworkEstimator(BaseEstimator):
         super().__init_subclass__(**rest)
         if network is not None and settings is not None:
             cls.network, cls.settings = staticmethod(network), settings
-            cls.__init__ = constructor(settings, **cls.more)  # type: ignore[method-assign]  # made from settings
+            cls.__init__ = constructor(settings, **cls.more)  # type: ignore[method-assign]  # of settings
 
     def _new(self, features: int, length: int, outputs: int) -> WindowNetwork:
         "Untrained weights, drawn from `random_state`."

@@ -55,7 +55,7 @@ def _still(root: Path) -> Iterator[None]:
 
 
 def look_over(root: Path, say: Callable[[str], None] = print) -> None:
-    "Make a project ready for a run; what was mended is said, one sentence each."
+    "Make a project ready for a run; each repair is said in one sentence."
     check_writable(root)
     with _still(root):
         for sentence in (*mend_rwlock(root), *mend_records(root)):

@@ -347,7 +347,8 @@ def _exposure(bought: _Bought, marks: np.ndarray, value: np.ndarray) -> np.ndarr
     np.add.at(held, (bought.entry_row, bought.column), units)
     np.add.at(held, (bought.exit_row, bought.column), -units)
     worth = (held.cumsum(axis=0)[1:-1:2] * marks[1::2]).sum(axis=1)
-    return np.where(worth > 1e-9 * np.abs(value), worth / np.where(value > 0, value, np.nan), 0.0)
+    known = (value > 0) & (worth > 1e-9 * value)
+    return np.divide(worth, value, out=np.zeros_like(worth), where=known)
 
 # %% ../../nbs/trading/02_account.ipynb #2e8a0fb5
 def _kept_by_vectorbt(
@@ -402,6 +403,8 @@ def run_backtest(
 ) -> Backtest:
     "The account over a span, beside buying every symbol in equal parts and holding it."
     settings, factor = scenario_settings(config, scenario)
+    if not trades.index.is_unique:  # of tables put together
+        trades = trades.reset_index(drop=True)
     filled = _free(liquidate(scenario_fills(trades, market, scenario), market, settings))
     charged = charge_costs(filled, market, settings, costs, factor)
     timeline = _timeline(market, start, end, settings)
