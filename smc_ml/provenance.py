@@ -12,14 +12,21 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from .config import project_root
 from .writing import write_whole
 
 # %% ../nbs/04_provenance.ipynb #f59965a7
-def imported_names(source: str, package: tuple[str, ...] = ()) -> Iterator[str]:
+@cache
+def imported_names(source: str, package: tuple[str, ...] = ()) -> tuple[str, ...]:
     "Dotted names that a Python source imports; `package` is where its relative imports begin."
+    return tuple(_imported(source, package))
+
+
+def _imported(source: str, package: tuple[str, ...]) -> Iterator[str]:
+    "The names, in no order."
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -41,13 +48,14 @@ def import_closure(
     source: str,  # of a module or of a notebook's cells
     root: Path,  # folder that holds the package
     package: tuple[str, ...] = (),  # where relative imports of `source` begin
+    named: str = "*",  # the module that `import_module` brings in where its name is filled in; *: any
 ) -> list[str]:
     "Paths below `root`, sorted, of every module that `source` imports, directly or not."
     left, seen = [(source, package)], set()
     while left:
         text, here = left.pop()
         for name in imported_names(text, here):
-            for path in _modules(name, root):
+            for path in _modules(name.replace("*", named), root):
                 if path.as_posix() not in seen:
                     seen.add(path.as_posix())
                     left.append(((root / path).read_text(encoding="utf-8"), path.parent.parts))
@@ -79,11 +87,12 @@ def templates_beside(modules: Iterable[str], root: Path) -> list[str]:
 def code_hashes(
     path: str,  # of a notebook or module, seen from `root`
     root: Path,
+    named: str = "*",  # as in `import_closure`
 ) -> dict[str, str]:
     "SHA-256 of a file and of all modules of the package below it with their templates, by path."
     whole = root / path
     source = notebook_source(whole) if whole.suffix == ".ipynb" else whole.read_text(encoding="utf-8")
-    modules = import_closure(source, root, Path(path).parent.parts)
+    modules = import_closure(source, root, Path(path).parent.parts, named)
     paths = dict.fromkeys([path, *modules, *templates_beside([path, *modules], root)])
     return {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in paths}
 
@@ -94,14 +103,27 @@ def stage_notebooks(root: Path) -> dict[str, str]:
     return {path.stem.split("_", 1)[1]: path.relative_to(root).as_posix() for path in found}
 
 
+def _by_name(hashes: Mapping[str, str], root: Path) -> set[str]:
+    "The modules that some of these may bring in by a name that is filled in."
+    sources = [(root / path).read_text(encoding="utf-8") for path in hashes if path.endswith(".py")]
+    open_names = {name for source in sources for name in imported_names(source) if "*" in name}
+    return {path.stem for name in open_names for path in _modules(name, root)}
+
+
 def write_code(root: Path) -> Mapping[str, str]:
-    "Write `artifacts/code/<stage>.txt` for each stage: hash and path, one file per line."
+    "Write `artifacts/code/<stage>.txt` and `<stage>_<module>.txt` of each stage: hashes and paths of files."
     lists = {}
     for stage, notebook in stage_notebooks(root).items():
-        lines = [f"{digest}  {path}\n" for path, digest in code_hashes(notebook, root).items()]
-        lists[stage] = "".join(lines)
-        write_whole(root / f"artifacts/code/{stage}.txt", lists[stage].encode())
-    return lists
+        lists[stage] = code_hashes(notebook, root)
+        for named in _by_name(lists[stage], root):
+            lists[f"{stage}_{named}"] = code_hashes(notebook, root, named)
+    texts = {
+        name: "".join(f"{digest}  {path}\n" for path, digest in files.items())
+        for name, files in lists.items()
+    }
+    for name, text in texts.items():
+        write_whole(root / f"artifacts/code/{name}.txt", text.encode())
+    return texts
 
 # %% ../nbs/04_provenance.ipynb #abaf28d3
 #| eval: false

@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError
 
 from smc_ml.candles import Market
 from smc_ml.models.config import TrainingConfig, model_settings
-from smc_ml.provenance import stage_notebooks
+from smc_ml.provenance import stage_notebooks, write_code
 from smc_ml.reports.summary import HEADLINE
 from smc_ml.settings import SECTIONS
 from smc_ml.simulation.config import SimulationConfig
@@ -144,10 +144,22 @@ def test_no_stage_names_a_model():
         assert not [model for model in MODELS if model in text], path.name
 
 
+def code_list(name):
+    "Which list of code a stage rests on: of one model, where it is run once a model."
+    return f"{name}_${{item.model}}" if "matrix" in ALL_STAGES[name] else name
+
+
+def test_an_edit_of_a_model_retrains_no_other():
+    lists = write_code(ROOT)
+    for model in MODELS:
+        used = {path for path in re.findall(r"smc_ml/models/(\w+)\.py", lists[f"train_{model}"])}
+        assert model in used and not used & (set(MODELS) - {model}), model
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_list_of_its_code_and_on_no_module(name):
     deps = paths_of(STAGES[name]["deps"])
-    assert f"artifacts/code/{name}.txt" in deps
+    assert f"artifacts/code/{code_list(name)}.txt" in deps
     assert not any(path.startswith(("smc_ml/", "nbs/")) for path in deps)
 
 
@@ -199,7 +211,7 @@ def test_git_holds_none_of_what_dvc_holds():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_what_a_stage_reads_is_made_by_an_earlier_one(name):
-    made = {"params.yaml", "requirements.lock", "reports/notebooks", f"artifacts/code/{name}.txt"}
+    made = {"params.yaml", "requirements.lock", "reports/notebooks", f"artifacts/code/{code_list(name)}.txt"}
     for earlier in list(STAGES)[: list(STAGES).index(name)]:
         for kind in ("outs", "metrics"):
             for path in paths_of(STAGES[earlier].get(kind)):
