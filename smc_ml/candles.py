@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .calendars import HOUR, Calendar, Forex, calendar_of, open_time, slot_opens
-from .frames.contract import OPTIONAL, PRICES, SIGNED, CandleError
+from .frames.contract import IMBALANCES, OPTIONAL, PRICES, SIGNED, CandleError
 from .frames.door import as_candles
 from .writing import made_here, write_table
 
@@ -254,7 +254,7 @@ def validate_candles(
 # %% ../nbs/06_candles.ipynb #7ce1b80e
 _SUMS = ("volume", "quote_volume", "trades", "taker_buy_volume", "signed_volume", "funding_rate")
 _QUOTES = ("bid", "ask", "bid_volume", "ask_volume")
-_MEANS = ("spread", "depth", "imbalance")
+_MEANS = ("spread", "depth", "imbalance", *IMBALANCES)
 AGGREGATES = (
     {"open": "first", "high": "max", "low": "min", "close": "last"}
     | dict.fromkeys(_SUMS, "sum")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..candles import TIMEFRAMES, Market
+from ..candles import SIGNED, TIMEFRAMES, Market
 from ..config import UserError
 from ..simulation.config import SimulationConfig
 from ..simulation.market import simulate_market
@@ -26,7 +26,6 @@ class ControlError(UserError):
 # %% ../../nbs/controls/02_markets.ipynb #e06fd145
 _MIRROR = {"open": "open", "high": "low", "low": "high", "close": "close", "bid": "ask", "ask": "bid"}
 _SWAPPED = {"bid_volume": "ask_volume", "ask_volume": "bid_volume"}
-_TURNED = ("imbalance", "signed_volume", "funding_rate")  # change their sign
 
 
 def _chain(
@@ -72,7 +71,7 @@ def _turned_volumes(taken: pd.DataFrame, sign: np.ndarray) -> dict[str, np.ndarr
         bought = taken["taker_buy_volume"]
         sold = np.maximum(taken["volume"] - bought, 0.0)
         columns["taker_buy_volume"] = np.where(turned, sold, bought)
-    for name in taken.columns.intersection(_TURNED):
+    for name in taken.columns.intersection(SIGNED):
         columns[name] = taken[name].to_numpy() * sign
     return columns
 

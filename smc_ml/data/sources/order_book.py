@@ -20,6 +20,7 @@ from .base import moments
 from .containers import UNREADABLE, shown_names
 from .names import SourceError
 from .raw_tables import raw_table
+from ...frames.contract import IMBALANCES
 
 _log = logging.getLogger(__name__)
 
@@ -195,12 +196,14 @@ def read_recorded_trades(
 
 # %% ../../../nbs/data/sources/15_order_book.ipynb #9b08271b
 def book_measures(books: Books) -> dict[str, np.ndarray]:
-    "Spread in price units, depth in base units and imbalance of each snapshot."
-    bid, ask = books.bid_size.sum(axis=1), books.ask_size.sum(axis=1)
+    "Spread in price units, depth in base units and imbalance of each snapshot, and of its best levels."
+    bid, ask = books.bid_size.cumsum(axis=1), books.ask_size.cumsum(axis=1)
+    imbalance, depth = (bid - ask) / (bid + ask), bid + ask
     return {
         "spread": books.ask_price[:, 0] - books.bid_price[:, 0],
-        "imbalance": (bid - ask) / (bid + ask),
-        "depth": bid + ask,
+        "imbalance": imbalance[:, -1],
+        "depth": depth[:, -1],
+        **dict(zip(IMBALANCES, imbalance.T, strict=False)),
     }
 
 # %% ../../../nbs/data/sources/15_order_book.ipynb #d85d0da8
@@ -322,5 +325,5 @@ def add_order_book(
         )
     if "volume" in measures:
         _check_volumes(candles, measures, both, source, tolerance)
-    columns = ("spread", "imbalance", "depth", "signed_volume", "trades", "taker_buy_volume")
+    columns = ("spread", "imbalance", *IMBALANCES, "depth", "signed_volume", "trades", "taker_buy_volume")
     return candles.join(measures[[name for name in columns if name in measures and name not in candles]])

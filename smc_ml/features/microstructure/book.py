@@ -12,6 +12,7 @@ from ..declaration import Family
 from ..inputs import FeatureInputs, series
 from ..series import ratio
 from ..windows import rolling_sum
+from ...frames.contract import IMBALANCES
 
 BOOK = Family("book", default=False)
 
@@ -85,6 +86,25 @@ def _pressure(inputs: FeatureInputs) -> dict[str, np.ndarray]:
 )
 def _depth_imbalance(inputs: FeatureInputs) -> np.ndarray:
     return inputs.rolling(rolling_sum, 12, "imbalance") / 12
+
+
+def _declare_imbalance(level: str) -> None:
+    "Declare the mean of a column `imbalance_<levels>`; a recording may have fewer levels than others."
+
+    @BOOK.feature(
+        {f"{level}_mean_12": f"Imbalance of the best {level[10:]} levels of the book, mean of 12 candles."},
+        lookback=12,
+        inputs=(level,),
+        unit="-1 to 1",
+        signed=True,
+        optional=True,
+    )
+    def _mean(inputs: FeatureInputs) -> np.ndarray:
+        return inputs.rolling(rolling_sum, 12, level) / 12
+
+
+for _level in IMBALANCES:
+    _declare_imbalance(_level)
 
 
 @BOOK.feature(
