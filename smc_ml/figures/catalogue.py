@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Html', 'sparkline', 'catalogue_page', 'folded_table']
 
-# %% ../../nbs/figures/15_catalogue.ipynb #40b05226
+# %% ../../nbs/figures/15_catalogue.ipynb #d42b0990
 import re
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -17,7 +17,7 @@ import pandas as pd
 from .canvas import FigureError, need, words
 from ..tables import readable
 
-# %% ../../nbs/figures/15_catalogue.ipynb #d5a1c744
+# %% ../../nbs/figures/15_catalogue.ipynb #09ee1e46
 class Html(NamedTuple):
     "A piece of a page, shown where it is the last line of a cell."
 
@@ -26,7 +26,7 @@ class Html(NamedTuple):
     def _repr_html_(self) -> str:
         return self.text
 
-# %% ../../nbs/figures/15_catalogue.ipynb #c8cb1834
+# %% ../../nbs/figures/15_catalogue.ipynb #f7ddc424
 _WIDE, _HIGH = 110, 26  # pixels
 
 
@@ -34,7 +34,7 @@ def sparkline(values: np.ndarray | pd.Series, bins: int = 40) -> str:
     "A small histogram as SVG; nothing is drawn of what has no two different values."
     known = np.asarray(values, float)
     known = known[np.isfinite(known)]
-    low, high = np.quantile(known, (0.01, 0.99)) if len(known) else (0.0, 0.0)
+    low, high = np.quantile(known, (0.01, 0.99), method="nearest") if len(known) else (0.0, 0.0)
     if low == high and len(known):
         low, high = known.min(), known.max()
     frame = f'<svg viewBox="0 0 {_WIDE} {_HIGH}" width="{_WIDE}" height="{_HIGH}" aria-hidden="true">'
@@ -47,7 +47,7 @@ def sparkline(values: np.ndarray | pd.Series, bins: int = 40) -> str:
     mark = f'<path class="zero" d="M{zero:.1f} 0V{_HIGH}"/>' if 0 < zero < _WIDE else ""
     return f'{frame}<path d="M0 {_HIGH}{steps}V{_HIGH}z"/>{mark}</svg>'
 
-# %% ../../nbs/figures/15_catalogue.ipynb #d9243eb7
+# %% ../../nbs/figures/15_catalogue.ipynb #8b21471a
 _STYLE = """<style>
 .folded input { width: 100%; max-width: 34rem; padding: .4rem .7rem; font: inherit; margin: .3rem 0 .6rem;
   border: 1px solid var(--line, #dfe2e6); border-radius: 8px; background: var(--paper, #fff);
@@ -87,16 +87,23 @@ def _marked(text: str) -> str:
     "Escaped, with `words` between backticks as code."
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
-# %% ../../nbs/figures/15_catalogue.ipynb #472bd103
+# %% ../../nbs/figures/15_catalogue.ipynb #d79cf970
 _COLUMNS = {  # heading: width in percent, and whether it holds numbers
-    "feature": (43, False),
-    "unit": (12, False),
-    "upside down": (10, False),
+    "feature": (38, False),
+    "unit": (11, False),
+    "upside down": (11, False),
     "candles": (8, True),
     "distribution": (12, False),
-    "5 to 95 %": (9, True),
-    "missing": (6, True),
+    "5 to 95 %": (13, True),
+    "missing": (7, True),
 }
+
+
+def _short(value: float) -> str:
+    "Three significant digits, written out; a dash where there is none."
+    if not np.isfinite(value):
+        return "–"
+    return np.format_float_positional(float(f"{value:.3g}"), trim="-").replace("-", "−")
 
 
 def _cells(name: str, facts: pd.Series, values: pd.Series) -> Iterable[str]:
@@ -106,8 +113,7 @@ def _cells(name: str, facts: pd.Series, values: pd.Series) -> Iterable[str]:
     yield escape(facts["upside_down"])
     yield f"{facts['lookback']:,}"
     yield sparkline(values)
-    low, high = readable(pd.DataFrame({"value": facts[["low", "high"]].astype(float)}))["value"]
-    yield f"{low} to {high}".replace("-", "−")
+    yield f"{_short(facts['low'])} to {_short(facts['high'])}"
     yield escape(str(facts["missing"]))
 
 
@@ -150,7 +156,7 @@ def catalogue_page(
     field = f'<input type="search" placeholder="{asked}" aria-label="{asked}" oninput="{escape(_SEARCH)}">'
     return Html(f'<div class="folded">{_STYLE}{field}{"".join(parts)}</div>')
 
-# %% ../../nbs/figures/15_catalogue.ipynb #61b5907f
+# %% ../../nbs/figures/15_catalogue.ipynb #750e7530
 def folded_table(
     table: pd.DataFrame,
     name: str,  # what stands where it is folded
