@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Html', 'sparkline', 'catalogue_page', 'folded_table']
 
-# %% ../../nbs/figures/15_catalogue.ipynb #d42b0990
+# %% ../../nbs/figures/15_catalogue.ipynb #71d7e17d
 import re
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -17,7 +17,7 @@ import pandas as pd
 from .canvas import FigureError, need, words
 from ..tables import readable
 
-# %% ../../nbs/figures/15_catalogue.ipynb #09ee1e46
+# %% ../../nbs/figures/15_catalogue.ipynb #701294e2
 class Html(NamedTuple):
     "A piece of a page, shown where it is the last line of a cell."
 
@@ -26,7 +26,7 @@ class Html(NamedTuple):
     def _repr_html_(self) -> str:
         return self.text
 
-# %% ../../nbs/figures/15_catalogue.ipynb #f7ddc424
+# %% ../../nbs/figures/15_catalogue.ipynb #901957e1
 _WIDE, _HIGH = 110, 26  # pixels
 
 
@@ -47,7 +47,7 @@ def sparkline(values: np.ndarray | pd.Series, bins: int = 40) -> str:
     mark = f'<path class="zero" d="M{zero:.1f} 0V{_HIGH}"/>' if 0 < zero < _WIDE else ""
     return f'{frame}<path d="M0 {_HIGH}{steps}V{_HIGH}z"/>{mark}</svg>'
 
-# %% ../../nbs/figures/15_catalogue.ipynb #8b21471a
+# %% ../../nbs/figures/15_catalogue.ipynb #91917fc6
 _STYLE = """<style>
 .folded input { width: 100%; max-width: 34rem; padding: .4rem .7rem; font: inherit; margin: .3rem 0 .6rem;
   border: 1px solid var(--line, #dfe2e6); border-radius: 8px; background: var(--paper, #fff);
@@ -87,7 +87,7 @@ def _marked(text: str) -> str:
     "Escaped, with `words` between backticks as code."
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
-# %% ../../nbs/figures/15_catalogue.ipynb #d79cf970
+# %% ../../nbs/figures/15_catalogue.ipynb #94fd3164
 _COLUMNS = {  # heading: width in percent, and whether it holds numbers
     "feature": (38, False),
     "unit": (11, False),
@@ -156,7 +156,7 @@ def catalogue_page(
     field = f'<input type="search" placeholder="{asked}" aria-label="{asked}" oninput="{escape(_SEARCH)}">'
     return Html(f'<div class="folded">{_STYLE}{field}{"".join(parts)}</div>')
 
-# %% ../../nbs/figures/15_catalogue.ipynb #750e7530
+# %% ../../nbs/figures/15_catalogue.ipynb #c8bb7d9a
 def folded_table(
     table: pd.DataFrame,
     name: str,  # what stands where it is folded
