@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from ..features.catalogue import FeatureCatalogue
 from ..features.stability import Drift
 from .canvas import INK, NEUTRAL, FigureError, canvas, need, panels, percent, words
-from .features import FAMILY_COLOURS
+from .features import FAMILY_COLOURS, empty_canvas
 
 # %% ../../nbs/figures/14_feature_maps.ipynb #ec518815
 def by_family(names: Sequence[str], families: Mapping[str, str]) -> dict[str, list[str]]:
@@ -94,7 +94,7 @@ def _symbol_counts(
     row = np.arange(len(table))
     for facts in catalogue:
         missing = table[facts.name].isna().to_numpy()
-        never = facts.optional and missing.all()  # not for want of candles
+        never = facts.optional and missing.all() and len(table) >= facts.lookback  # no want of candles
         early = missing & (row < (0 if never else facts.lookback - 1))
         later = missing & ~early
         counts = [np.bincount(slot[part], minlength=slots) for part in (early, later)]
@@ -186,11 +186,11 @@ def drift_plot(
 ) -> Figure:
     "Population stability index by feature and period, with a dot where it is beyond chance."
     if drift.index.shape[1] < 2 or not len(drift.index):
-        return canvas(f"Less than two {drift.period}s: nothing to compare", (9, 1))[0]
+        return empty_canvas(f"Less than two {drift.period}s: nothing to compare")
     excess = (drift.index - drift.chance).clip(lower=0).sum(axis=1)
     further = excess.sort_values(ascending=False, kind="stable").index[:most]
     shown = drift._replace(index=drift.index.loc[further], chance=drift.chance.loc[further])
-    figure, axes = canvas(_drift_title(drift), (10, 1.6 + 0.23 * len(further)))
+    figure, axes = canvas(_drift_title(drift), (10, 2.2 + 0.21 * len(further)))
     for row, column in _drift_cells(axes, shown):
         axes.plot(column, row, "o", color=INK, markersize=4)
     axes.set_yticks(range(len(further)), [words(str(name)) for name in further], fontsize=8.5)

@@ -20,6 +20,9 @@ from ..features.table import feature_catalogue, feature_tables
 from ..patterns.config import PatternConfig
 
 # %% ../../nbs/stages/07_features.ipynb #0edb9f1f
+_PLURALS = {"feature": "features", "family": "families", "symbol": "symbols"}
+
+
 class ComputedFeatures(NamedTuple):
     "The features of a market."
 
@@ -63,9 +66,13 @@ class ComputedFeatures(NamedTuple):
         since = f"exact from {self.exact().index.min():%Y-%m-%d} on"
         if self.first_exact_row >= longest:
             since = f"none exact yet: that takes {self.first_exact_row + 1:,} candles"
-        symbols = f"{len(self.tables)} symbol{'s' * (len(self.tables) != 1)}"
-        counted = f"{len(self.catalogue)} features in {len(set(self.families.values()))} families"
-        return f"{counted} of {rows:,} candles of {symbols}, {since}."
+        counts = {
+            "feature": len(self.catalogue),
+            "family": len(set(self.families.values())),
+            "symbol": len(self.tables),
+        }
+        said = [f"{count} {name if count == 1 else _PLURALS[name]}" for name, count in counts.items()]
+        return f"{said[0]} in {said[1]} of {rows:,} candles of {said[2]}, {since}."
 
     def metrics(self) -> dict[str, Any]:
         "Counts of rows, and the sources; a row is exact where no feature is missing that may not be."
