@@ -192,7 +192,7 @@ def drift_plot(
     shown = drift._replace(index=drift.index.loc[further], chance=drift.chance.loc[further])
     figure, axes = canvas(_drift_title(drift), (10, 2.2 + 0.21 * len(further)))
     for row, column in _drift_cells(axes, shown):
-        axes.plot(column, row, "o", color=INK, markersize=4)
+        axes.plot(column, row, "o", color=INK, markeredgecolor="white", markersize=5)
     axes.set_yticks(range(len(further)), [words(str(name)) for name in further], fontsize=8.5)
     form = {"month": "%b %Y", "quarter": "%b %Y", "week": "%d %b"}[drift.period]
     every = -(-len(shown.index.columns) // 14)
