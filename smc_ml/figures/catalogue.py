@@ -146,7 +146,7 @@ def catalogue_page(
         f'<th style="width: {width}%"{" class=number" if number else ""}>{heading}</th>'
         for heading, (width, number) in _COLUMNS.items()
     )
-    parts = []
+    parts: list[str] = []
     for family, members in described.groupby("family", sort=False):
         body = "".join(_row(_cells(str(name), facts, rows[name])) for name, facts in members.iterrows())
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
