@@ -20,6 +20,9 @@ from ..features.table import feature_catalogue, feature_tables
 from ..patterns.config import PatternConfig
 
 # %% ../../nbs/stages/07_features.ipynb #0edb9f1f
+_PLURALS = {"feature": "features", "family": "families", "symbol": "symbols"}
+
+
 class ComputedFeatures(NamedTuple):
     "The features of a market."
 
@@ -36,6 +39,17 @@ class ComputedFeatures(NamedTuple):
         "All rows of all symbols."
         return pd.concat(self.tables.values())
 
+    def exact(self) -> pd.DataFrame:
+        "The rows from the one on at which no feature lacks candles; where there is none, all rows."
+        longest = max(map(len, self.tables.values()))
+        first = self.first_exact_row if self.first_exact_row < longest else 0
+        return pd.concat([table.iloc[first:] for table in self.tables.values()])
+
+    @property
+    def families(self) -> dict[str, str]:
+        "The family of each feature."
+        return {facts.name: facts.family for facts in self.catalogue}
+
     def described(self) -> pd.DataFrame:
         "The catalogue, a row each, with the values that five and ninety-five of a hundred rows lie above."
         everything = self.together()
@@ -45,6 +59,20 @@ class ComputedFeatures(NamedTuple):
         facts = facts.assign(upside_down=upside_down, low=low, median=middle, high=high)
         facts = facts.assign(missing=[f"{share:.1%}" for share in everything.isna().mean()])
         return facts.drop(columns=["signed", "partner", "optional", "inputs"])
+
+    def sentence(self) -> str:
+        "What there is, and from when on it is exact."
+        rows, longest = sum(map(len, self.tables.values())), max(map(len, self.tables.values()))
+        since = f"exact from {self.exact().index.min():%Y-%m-%d} on"
+        if self.first_exact_row >= longest:
+            since = f"none exact yet: that takes {self.first_exact_row + 1:,} candles"
+        counts = {
+            "feature": len(self.catalogue),
+            "family": len(set(self.families.values())),
+            "symbol": len(self.tables),
+        }
+        said = [f"{count} {name if count == 1 else _PLURALS[name]}" for name, count in counts.items()]
+        return f"{said[0]} in {said[1]} of {rows:,} candles of {said[2]}, {since}."
 
     def metrics(self) -> dict[str, Any]:
         "Counts of rows, and the sources; a row is exact where no feature is missing that may not be."
