@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Turn', 'PeerFeatures', 'oriented_features', 'by_segments']
 
-# %% ../../nbs/baselines/00_oriented.ipynb #76b5f080
+# %% ../../nbs/baselines/00_oriented.ipynb #482bca39
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import pandas as pd
 from ..candles import Market, segments
 from ..patterns.config import PatternConfig
 
-# %% ../../nbs/baselines/00_oriented.ipynb #f325dbda
+# %% ../../nbs/baselines/00_oriented.ipynb #4a48cb64
 class Turn(NamedTuple):
     "What becomes of a column when the chart is turned upside down."
 
@@ -32,21 +32,26 @@ class PeerFeatures(NamedTuple):
     partners: dict[str, str]  # columns that change places for a short
 
 
+def _learnt(table: pd.DataFrame, turns: Mapping[str, Turn]) -> pd.DataFrame:
+    "The columns above their centres, float32, infinite ones missing."
+    values = np.empty((len(table), len(turns)), np.float32)
+    for place, (name, turn) in enumerate(turns.items()):
+        column = table[name].to_numpy(float) - turn.centre
+        values[:, place] = np.where(np.isfinite(column), column, np.nan)
+    return pd.DataFrame(values, table.index, list(turns), copy=False)
+
+
 def oriented_features(
     tables: Mapping[str, pd.DataFrame],  # the peer's own numbers, by symbol
     turns: Mapping[str, Turn],  # of every column
 ) -> PeerFeatures:
     "The columns above their centres, infinite ones missing, with their roles."
-    centres = pd.Series({name: turn.centre for name, turn in turns.items()})
-    learnt = {
-        symbol: (table[centres.index] - centres).replace([np.inf, -np.inf], np.nan).astype(np.float32)
-        for symbol, table in tables.items()
-    }
+    learnt = {symbol: _learnt(table, turns) for symbol, table in tables.items()}
     signed = frozenset(name for name, turn in turns.items() if turn.signed)
     partners = {name: turn.partner for name, turn in turns.items() if turn.partner is not None}
     return PeerFeatures(learnt, signed, partners)
 
-# %% ../../nbs/baselines/00_oriented.ipynb #9fc21f8b
+# %% ../../nbs/baselines/00_oriented.ipynb #20343980
 def by_segments(
     candles: pd.DataFrame,  # of one symbol
     timeframe: str,  # of the candles
