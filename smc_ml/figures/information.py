@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['information_plot', 'set_importance_plot', 'quarters_plot']
 
-# %% ../../nbs/figures/14_information.ipynb #1ddb33a7
+# %% ../../nbs/figures/14_information.ipynb #65b02465
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from .canvas import INK, NEUTRAL, UP, canvas, model_colour, need, panels, words
 
-# %% ../../nbs/figures/14_information.ipynb #8082d321
+# %% ../../nbs/figures/14_information.ipynb #60bcc39e
 def _gain_title(table: pd.DataFrame) -> str:
     "How many intervals lie above zero."
     shown = int((table["log_loss_gain_low"] > 0).sum())
@@ -42,7 +42,7 @@ def information_plot(table: pd.DataFrame) -> Figure:  # of `information_table`
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../../nbs/figures/14_information.ipynb #eb1950ce
+# %% ../../nbs/figures/14_information.ipynb #95371005
 def _importance_rows(axes: Axes, name: str, table: pd.DataFrame) -> None:
     "The most important features of one set, the first on top."
     shown = table.iloc[::-1]
@@ -73,7 +73,7 @@ def set_importance_plot(
         _importance_rows(axes, str(name), table.head(most))
     return figure
 
-# %% ../../nbs/figures/14_information.ipynb #00f21ce0
+# %% ../../nbs/figures/14_information.ipynb #b7a58ffa
 def quarters_plot(
     quarters: pd.DataFrame,  # set, feature, and a column for each quarter
     importance: pd.DataFrame,  # as in `set_importance_plot`: says which features come first

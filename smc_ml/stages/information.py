@@ -6,7 +6,7 @@
 __all__ = ['JudgedMarket', 'learnt_trades', 'feature_sets', 'predictions_of_sets', 'Shuffled', 'permuted_losses', 'Information',
            'judge_information']
 
-# %% ../../nbs/stages/16_information.ipynb #76b6e152
+# %% ../../nbs/stages/16_information.ipynb #0910fc21
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -37,7 +37,7 @@ from ..models.tasks import Binary
 from ..models.windows import Orientation, Windows, event_windows
 from ..patterns.config import PatternConfig
 
-# %% ../../nbs/stages/16_information.ipynb #8744e9f1
+# %% ../../nbs/stages/16_information.ipynb #9c6e9056
 class JudgedMarket(NamedTuple):
     "What the sets of features are made from."
 
@@ -80,7 +80,7 @@ def _oriented_rows(
     windows = replace(_windows(pd.DataFrame(values, columns=names)), orientation=turned)
     return pd.DataFrame(windows.last(), trades.index, names)
 
-# %% ../../nbs/stages/16_information.ipynb #1492f2e8
+# %% ../../nbs/stages/16_information.ipynb #de3765c0
 def _of_catalogue(judged: JudgedMarket, trades: pd.DataFrame, chosen: FeatureCatalogue) -> pd.DataFrame:
     "Rows of some of the features."
     if not chosen:
@@ -124,7 +124,7 @@ def feature_sets(
     joined = {name: pd.concat([part(one) for one in parts], axis=1) for name, parts in config.sets.items()}
     return {name: rows.loc[:, ~rows.columns.duplicated()] for name, rows in joined.items() if rows.shape[1]}
 
-# %% ../../nbs/stages/16_information.ipynb #090f3a1f
+# %% ../../nbs/stages/16_information.ipynb #a545d2ae
 def predictions_of_sets(
     sets: Mapping[str, pd.DataFrame],  # of `feature_sets`
     trades: pd.DataFrame,
@@ -140,7 +140,7 @@ def predictions_of_sets(
     ]
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/stages/16_information.ipynb #e126df17
+# %% ../../nbs/stages/16_information.ipynb #17766e43
 @dataclass(frozen=True)
 class Shuffled(Binary):
     "Two outcomes, and what is said of them where one feature after the other is shuffled among the samples."
@@ -186,7 +186,7 @@ def permuted_losses(
     rises = {name: _nats(told[f"without_{name}"].to_numpy(), won) - usual for name in rows}
     return pd.DataFrame(rises, told.index)
 
-# %% ../../nbs/stages/16_information.ipynb #58c3fe55
+# %% ../../nbs/stages/16_information.ipynb #471a407b
 def _interval_of(row: Mapping[str, Any], name: str) -> Interval:
     return Interval(*(float(row.get(name + end, np.nan)) for end in ("", "_low", "_high")))
 
