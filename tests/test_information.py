@@ -42,7 +42,7 @@ def judged(events) -> JudgedMarket:
 def test_the_set_of_the_run_is_judged_by_what_the_run_predicts(events, judged):
     "The same trades, folds, rows and model as those of the stage that trains."
     trades = learnt_trades(judged)
-    sets = feature_sets(judged, trades, CONFIG)
+    sets = feature_sets(judged, trades, CONFIG, splits=SPLITS)
     told = predictions_of_sets({"smc": sets["smc"]}, trades, ["logistic"], splits=SPLITS)
     usual = predictions_of("logistic", events, splits=SPLITS)
     pd.testing.assert_frame_equal(told.drop(columns="set"), usual)
@@ -50,11 +50,11 @@ def test_the_set_of_the_run_is_judged_by_what_the_run_predicts(events, judged):
 
 def test_the_rows_of_a_short_trade_are_turned(judged):
     trades = learnt_trades(judged)
-    sets = feature_sets(judged, trades, CONFIG)
+    sets = feature_sets(judged, trades, CONFIG, splits=SPLITS)
     peer = InformationConfig(sets={"smc": ["alpha158"]}, importance=[])
-    assert list(feature_sets(judged, trades, peer)["smc"]) == list(sets["alpha158"])
+    assert list(feature_sets(judged, trades, peer, splits=SPLITS)["smc"]) == list(sets["alpha158"])
     short = trades["direction"] == -1
-    flipped = feature_sets(judged, trades.assign(direction=1), CONFIG)
+    flipped = feature_sets(judged, trades.assign(direction=1), CONFIG, splits=SPLITS)
     pd.testing.assert_frame_equal(flipped["smc"][~short], sets["smc"][~short])
     signed = sorted(judged.catalogue.chosen(["smc"]).signed - set(judged.catalogue.partners))
     pd.testing.assert_frame_equal(flipped["smc"].loc[short, signed], -sets["smc"].loc[short, signed])
@@ -66,7 +66,7 @@ def test_the_rows_of_a_short_trade_are_turned(judged):
 def test_a_leak_is_shown_and_no_real_set_of_four_months_is(judged):
     trades = learnt_trades(judged)
     leak = trades["won"] + np.random.default_rng(0).normal(0, 1, len(trades))
-    sets = feature_sets(judged, trades, CONFIG) | {"leak": pd.DataFrame({"leak": leak})}
+    sets = feature_sets(judged, trades, CONFIG, splits=SPLITS) | {"leak": pd.DataFrame({"leak": leak})}
     told = predictions_of_sets(sets, trades, ["logistic"], splits=SPLITS)
     table = information_table(
         told, judged.outcomes, {name: rows.shape[1] for name, rows in sets.items()}, "smc"
@@ -98,7 +98,9 @@ def test_the_stage_says_which_sets_are_left_out_and_what_all_rows_allow(judged):
 def test_sets_of_other_trades_are_not_compared(judged):
     trades = learnt_trades(judged)
     two = InformationConfig(sets={"smc": ["smc"], "event_facts": ["event_facts"]}, importance=[])
-    told = predictions_of_sets(feature_sets(judged, trades, two), trades, ["logistic"], splits=SPLITS)
+    told = predictions_of_sets(
+        feature_sets(judged, trades, two, splits=SPLITS), trades, ["logistic"], splits=SPLITS
+    )
     fewer = told[(told["set"] == "smc") | (told["event_id"] % 2 == 0)]
     with pytest.raises(InformationError, match="event_facts with logistic predicts .* judge all sets on the"):
         information_table(fewer, judged.outcomes, {"smc": 16, "event_facts": 10})

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['information_plot', 'set_importance_plot', 'quarters_plot']
 
-# %% ../../nbs/figures/14_information.ipynb #65b02465
+# %% ../../nbs/figures/14_information.ipynb #420c653c
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..evaluation.intervals import in_words
 from .canvas import INK, NEUTRAL, UP, canvas, model_colour, need, panels, words
 
-# %% ../../nbs/figures/14_information.ipynb #60bcc39e
+# %% ../../nbs/figures/14_information.ipynb #88860cb0
 def _gain_title(table: pd.DataFrame) -> str:
     "How many intervals lie above zero."
     shown = int((table["log_loss_gain_low"] > 0).sum())
@@ -42,7 +43,7 @@ def information_plot(table: pd.DataFrame) -> Figure:  # of `information_table`
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../../nbs/figures/14_information.ipynb #95371005
+# %% ../../nbs/figures/14_information.ipynb #3f94366c
 def _importance_rows(axes: Axes, name: str, table: pd.DataFrame) -> None:
     "The most important features of one set, the first on top."
     shown = table.iloc[::-1]
@@ -73,7 +74,7 @@ def set_importance_plot(
         _importance_rows(axes, str(name), table.head(most))
     return figure
 
-# %% ../../nbs/figures/14_information.ipynb #b7a58ffa
+# %% ../../nbs/figures/14_information.ipynb #5e5c4021
 def quarters_plot(
     quarters: pd.DataFrame,  # set, feature, and a column for each quarter
     importance: pd.DataFrame,  # as in `set_importance_plot`: says which features come first
@@ -87,10 +88,15 @@ def quarters_plot(
     always = int((values > 0).all(axis=1).sum())
     title = f"{always} of the first {len(shown)} features are missed in every quarter"
     figure, axes = canvas(title, (9, 1.4 + 0.26 * len(shown)))
-    most_of_all = np.nanmax(np.abs(values)) or 1.0
-    image = axes.imshow(values, cmap="RdBu", vmin=-most_of_all, vmax=most_of_all, aspect="auto")
+    largest = np.nanmax(np.abs(values), axis=1, keepdims=True)
+    shares = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
+    axes.imshow(shares, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if abs(shares[row, column]) > 0.6 else INK
+        text = in_words(1e4 * value, "+.1f") if np.isfinite(value) else "–"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     axes.set_yticks(range(len(shown)), [f"{words(name)} ({words(kind)})" for kind, name in shown.index])
     axes.set_xticks(range(shown.shape[1]), list(shown.columns))
     axes.grid(False)
-    figure.colorbar(image, ax=axes, shrink=0.8).set_label("rise of the loss when shuffled, nats")
+    axes.set_xlabel("rise of the loss when shuffled, 0.0001 nats; the shade is each feature's own scale")
     return figure

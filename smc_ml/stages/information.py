@@ -6,7 +6,7 @@
 __all__ = ['JudgedMarket', 'learnt_trades', 'feature_sets', 'predictions_of_sets', 'Shuffled', 'permuted_losses', 'Information',
            'judge_information']
 
-# %% ../../nbs/stages/16_information.ipynb #0910fc21
+# %% ../../nbs/stages/16_information.ipynb #7f630282
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -28,16 +28,17 @@ from smc_ml.evaluation.information import (
     information_sentence,
     information_table,
 )
-from ..evaluation.intervals import Interval, in_words
+from ..evaluation.intervals import in_words
 from ..features.catalogue import FeatureCatalogue
 from ..labels.config import LabelingConfig, SplitsConfig
+from ..labels.splits import TRAIN, walk_forward
 from ..models.config import TrainingConfig
 from ..models.out_of_fold import out_of_fold
 from ..models.tasks import Binary
 from ..models.windows import Orientation, Windows, event_windows
 from ..patterns.config import PatternConfig
 
-# %% ../../nbs/stages/16_information.ipynb #9c6e9056
+# %% ../../nbs/stages/16_information.ipynb #2597cb9e
 class JudgedMarket(NamedTuple):
     "What the sets of features are made from."
 
@@ -80,7 +81,7 @@ def _oriented_rows(
     windows = replace(_windows(pd.DataFrame(values, columns=names)), orientation=turned)
     return pd.DataFrame(windows.last(), trades.index, names)
 
-# %% ../../nbs/stages/16_information.ipynb #de3765c0
+# %% ../../nbs/stages/16_information.ipynb #6abc920f
 def _of_catalogue(judged: JudgedMarket, trades: pd.DataFrame, chosen: FeatureCatalogue) -> pd.DataFrame:
     "Rows of some of the features."
     if not chosen:
@@ -101,10 +102,15 @@ def feature_sets(
     trades: pd.DataFrame,  # of `learnt_trades`
     config: InformationConfig = InformationConfig(),
     train: TrainingConfig = TrainingConfig(),
+    splits: SplitsConfig = SplitsConfig(),
     labels: LabelingConfig = LabelingConfig(),
     patterns: PatternConfig = PatternConfig(),
 ) -> dict[str, pd.DataFrame]:
-    "The rows of every set by its name, oriented, one per trade; sets without a column are left out."
+    """The rows of every set by its name, oriented, one per trade.
+
+    Columns that no trade of the first training span knows are left out, and so are sets without a column.
+    """
+    first = next(walk_forward(splits).roles(trades)) == TRAIN
     learnt = set(judged.catalogue.chosen(train.features).names)
     rest = [name for name in judged.catalogue.names if name not in learnt]
     risk = labels.kinds, labels.stop_buffer, labels.minimum_risk
@@ -122,9 +128,11 @@ def feature_sets(
         return _of_catalogue(judged, trades, judged.catalogue.chosen([name]))
 
     joined = {name: pd.concat([part(one) for one in parts], axis=1) for name, parts in config.sets.items()}
-    return {name: rows.loc[:, ~rows.columns.duplicated()] for name, rows in joined.items() if rows.shape[1]}
+    kept = {name: rows.loc[:, ~rows.columns.duplicated()] for name, rows in joined.items()}
+    known = {name: rows.loc[:, rows[first].notna().any()] for name, rows in kept.items()}
+    return {name: rows for name, rows in known.items() if rows.shape[1]}
 
-# %% ../../nbs/stages/16_information.ipynb #a545d2ae
+# %% ../../nbs/stages/16_information.ipynb #baee8182
 def predictions_of_sets(
     sets: Mapping[str, pd.DataFrame],  # of `feature_sets`
     trades: pd.DataFrame,
@@ -140,7 +148,7 @@ def predictions_of_sets(
     ]
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/stages/16_information.ipynb #17766e43
+# %% ../../nbs/stages/16_information.ipynb #a89e4b29
 @dataclass(frozen=True)
 class Shuffled(Binary):
     "Two outcomes, and what is said of them where one feature after the other is shuffled among the samples."
@@ -186,21 +194,24 @@ def permuted_losses(
     rises = {name: _nats(told[f"without_{name}"].to_numpy(), won) - usual for name in rows}
     return pd.DataFrame(rises, told.index)
 
-# %% ../../nbs/stages/16_information.ipynb #471a407b
-def _interval_of(row: Mapping[str, Any], name: str) -> Interval:
-    return Interval(*(float(row.get(name + end, np.nan)) for end in ("", "_low", "_high")))
+# %% ../../nbs/stages/16_information.ipynb #55c2f913
+def _interval_in_words(row: Mapping[str, Any], name: str, form: str) -> str:
+    "Value and bounds, as far as they are known."
+    value, low, high = (float(row.get(name + end, np.nan)) for end in ("", "_low", "_high"))
+    if not np.isfinite(value):
+        return "–"
+    bounds = f" ({in_words(low, form)} to {in_words(high, form)})" if np.isfinite(low) else ""
+    return in_words(value, form) + bounds
 
 
 def _in_words(row: Mapping[str, Any]) -> dict[str, str | int]:
     "A row of `information_table` for people."
-    gain, auc, over = (_interval_of(row, name) for name in ("log_loss_gain", "auc", "gain_over_reference"))
     told = {
-        "gain over the base rate": f"{in_words(gain.value, '+.4f')} ({gain.bounds('+.4f')})",
-        "seen with 80 % power": f"{row['least_gain']:.4f}",
-        "AUC": f"{auc.value:.3f} ({auc.bounds()})",
+        "gain over the base rate": _interval_in_words(row, "log_loss_gain", "+.4f"),
+        "seen with 80 % power": in_words(row["least_gain"], ".4f") if np.isfinite(row["least_gain"]) else "–",
+        "AUC": _interval_in_words(row, "auc", ".3f"),
+        "gain over the reference": _interval_in_words(row, "gain_over_reference", "+.4f"),
     }
-    if np.isfinite(over.value):
-        told["gain over the reference"] = f"{in_words(over.value, '+.4f')} ({over.bounds('+.4f')})"
     verdict = gain_words(row["verdict"], row["least_gain"])
     return {name: row[name] for name in ("set", "model", "columns")} | told | {"verdict": verdict}
 
@@ -222,9 +233,10 @@ class Information(NamedTuple):
     def facts(self) -> str:
         "Trades, weeks and the loss of the base rate."
         first = self.table.iloc[0]
+        few = "" if np.isfinite(first["log_loss_gain_low"]) else ", too few for an interval"
         return (
-            f"{first['events']:,} trades of {first['weeks']} weeks are judged; the base rate's log-loss is "
-            f"{first['base_log_loss']:.5f} nats an event."
+            f"{first['events']:,} trades of {first['weeks']} weeks are judged{few}; the base rate's log-loss "
+            f"is {first['base_log_loss']:.5f} nats an event."
         )
 
     def for_readers(self) -> pd.DataFrame:
@@ -254,7 +266,7 @@ def judge_information(
 ) -> Information:
     "Every set judged by every model, and the importance of the features of some."
     trades = learnt_trades(judged, train)
-    sets = feature_sets(judged, trades, config, train, labels, patterns)
+    sets = feature_sets(judged, trades, config, train, splits, labels, patterns)
     predictions = predictions_of_sets(sets, trades, config.models, train, splits)
     against = config.against if config.against in sets else None
     columns = {name: rows.shape[1] for name, rows in sets.items()}
