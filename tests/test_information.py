@@ -91,6 +91,9 @@ def test_the_stage_says_which_sets_are_left_out_and_what_all_rows_allow(judged):
     assert found.left_out == ("rest",) and found.sentence().endswith("no such features: rest.")
     assert set(found.importance["set"]) == {"smc"} and len(found.importance) == 16
     assert list(found.quarters) == ["feature", "2023Q1", "2023Q2", "set"]
+    assert judge_information(
+        judged, CONFIG.model_copy(update={"importance": ()}), splits=SPLITS
+    ).importance.empty
     assert found.metrics()["sets"]["smc_logistic"]["columns"] == 16
     assert len(found.for_readers()) == 3
 

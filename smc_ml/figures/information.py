@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['information_plot', 'set_importance_plot', 'quarters_plot']
 
-# %% ../../nbs/figures/14_information.ipynb #420c653c
+# %% ../../nbs/figures/14_information.ipynb #8cd44919
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ..evaluation.intervals import in_words
 from .canvas import INK, NEUTRAL, UP, canvas, model_colour, need, panels, words
 
-# %% ../../nbs/figures/14_information.ipynb #88860cb0
+# %% ../../nbs/figures/14_information.ipynb #a90d202c
 def _gain_title(table: pd.DataFrame) -> str:
     "How many intervals lie above zero."
     shown = int((table["log_loss_gain_low"] > 0).sum())
@@ -43,7 +43,7 @@ def information_plot(table: pd.DataFrame) -> Figure:  # of `information_table`
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../../nbs/figures/14_information.ipynb #3f94366c
+# %% ../../nbs/figures/14_information.ipynb #0ea5e20a
 def _importance_rows(axes: Axes, name: str, table: pd.DataFrame) -> None:
     "The most important features of one set, the first on top."
     shown = table.iloc[::-1]
@@ -64,6 +64,8 @@ def set_importance_plot(
     most: int = 16,  # features of a set that are drawn
 ) -> Figure:
     "Importance of the features of each set with its interval by weeks."
+    if importance.empty:
+        return canvas("No feature was shuffled", (9, 1))[0]
     need(importance, "set", "feature", "importance", "low", "high")
     sets = importance.groupby("set", sort=False)
     sure = int((importance["low"] > 0).sum())
@@ -74,13 +76,15 @@ def set_importance_plot(
         _importance_rows(axes, str(name), table.head(most))
     return figure
 
-# %% ../../nbs/figures/14_information.ipynb #5e5c4021
+# %% ../../nbs/figures/14_information.ipynb #6167bc7c
 def quarters_plot(
     quarters: pd.DataFrame,  # set, feature, and a column for each quarter
     importance: pd.DataFrame,  # as in `set_importance_plot`: says which features come first
     most: int = 10,  # features of a set that are drawn
 ) -> Figure:
     "Importance of the first features of each set in each quarter of a year."
+    if quarters.empty:
+        return canvas("No feature was shuffled", (9, 1))[0]
     need(quarters, "set", "feature")
     first = importance.groupby("set", sort=False).head(most)[["set", "feature"]]
     shown = first.merge(quarters, on=["set", "feature"]).set_index(["set", "feature"])

@@ -6,7 +6,7 @@
 __all__ = ['JudgedMarket', 'learnt_trades', 'feature_sets', 'predictions_of_sets', 'Shuffled', 'permuted_losses', 'Information',
            'judge_information']
 
-# %% ../../nbs/stages/16_information.ipynb #7f630282
+# %% ../../nbs/stages/16_information.ipynb #3a7f3862
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -38,7 +38,7 @@ from ..models.tasks import Binary
 from ..models.windows import Orientation, Windows, event_windows
 from ..patterns.config import PatternConfig
 
-# %% ../../nbs/stages/16_information.ipynb #2597cb9e
+# %% ../../nbs/stages/16_information.ipynb #97e5c8ff
 class JudgedMarket(NamedTuple):
     "What the sets of features are made from."
 
@@ -81,7 +81,7 @@ def _oriented_rows(
     windows = replace(_windows(pd.DataFrame(values, columns=names)), orientation=turned)
     return pd.DataFrame(windows.last(), trades.index, names)
 
-# %% ../../nbs/stages/16_information.ipynb #6abc920f
+# %% ../../nbs/stages/16_information.ipynb #436a576a
 def _of_catalogue(judged: JudgedMarket, trades: pd.DataFrame, chosen: FeatureCatalogue) -> pd.DataFrame:
     "Rows of some of the features."
     if not chosen:
@@ -132,7 +132,7 @@ def feature_sets(
     known = {name: rows.loc[:, rows[first].notna().any()] for name, rows in kept.items()}
     return {name: rows for name, rows in known.items() if rows.shape[1]}
 
-# %% ../../nbs/stages/16_information.ipynb #baee8182
+# %% ../../nbs/stages/16_information.ipynb #74fb530a
 def predictions_of_sets(
     sets: Mapping[str, pd.DataFrame],  # of `feature_sets`
     trades: pd.DataFrame,
@@ -148,7 +148,7 @@ def predictions_of_sets(
     ]
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/stages/16_information.ipynb #a89e4b29
+# %% ../../nbs/stages/16_information.ipynb #9f440ec4
 @dataclass(frozen=True)
 class Shuffled(Binary):
     "Two outcomes, and what is said of them where one feature after the other is shuffled among the samples."
@@ -194,7 +194,7 @@ def permuted_losses(
     rises = {name: _nats(told[f"without_{name}"].to_numpy(), won) - usual for name in rows}
     return pd.DataFrame(rises, told.index)
 
-# %% ../../nbs/stages/16_information.ipynb #55c2f913
+# %% ../../nbs/stages/16_information.ipynb #a91576b4
 def _interval_in_words(row: Mapping[str, Any], name: str, form: str) -> str:
     "Value and bounds, as far as they are known."
     value, low, high = (float(row.get(name + end, np.nan)) for end in ("", "_low", "_high"))
@@ -256,6 +256,25 @@ class Information(NamedTuple):
         return {"sentence": self.sentence(), **known, "sets": gains}
 
 
+def _explained(
+    sets: Mapping[str, pd.DataFrame],
+    trades: pd.DataFrame,
+    model: str,
+    train: TrainingConfig,
+    splits: SplitsConfig,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Importance of the features of each set by week and by quarter; without a row where there is no set."
+    by_week = [pd.DataFrame(columns=["set", "feature", "importance", "low", "high", "folds"])]
+    by_quarter = [pd.DataFrame(columns=["set", "feature"])]
+    for name, rows in sets.items():
+        rises = permuted_losses(rows, trades, model, train, splits)
+        times = trades.set_index("event_id")["time"].reindex(rises.index)
+        by_week.append(importance_by_week(rises, times, splits.n_folds).assign(set=name))
+        by_quarter.append(importance_by_quarter(rises, times).reset_index().assign(set=name))
+    week, quarter = (pd.concat(tables[bool(sets) :], ignore_index=True) for tables in (by_week, by_quarter))
+    return week, quarter
+
+
 def judge_information(
     judged: JudgedMarket,
     config: InformationConfig = InformationConfig(),
@@ -271,12 +290,6 @@ def judge_information(
     against = config.against if config.against in sets else None
     columns = {name: rows.shape[1] for name, rows in sets.items()}
     table = information_table(predictions, judged.outcomes, columns, against)
-    explained = [name for name in config.importance if name in sets]
-    importance, quarters = [pd.DataFrame()], [pd.DataFrame()]
-    for name in explained:
-        rises = permuted_losses(sets[name], trades, config.models[-1], train, splits)
-        times = trades.set_index("event_id")["time"].reindex(rises.index)
-        importance.append(importance_by_week(rises, times, splits.n_folds).assign(set=name))
-        quarters.append(importance_by_quarter(rises, times).reset_index().assign(set=name))
-    left_out = tuple(name for name in config.sets if name not in sets)
-    return Information(table, pd.concat(importance), pd.concat(quarters), left_out)
+    explained = {name: sets[name] for name in config.importance if name in sets}
+    importance, quarters = _explained(explained, trades, config.models[-1], train, splits)
+    return Information(table, importance, quarters, tuple(name for name in config.sets if name not in sets))
