@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALPHA158_WINDOWS', 'alpha158', 'alpha158_turn', 'alpha158_features']
 
-# %% ../../nbs/baselines/01_alpha158.ipynb #abedc916
+# %% ../../nbs/baselines/01_alpha158.ipynb #8994ddbd
 import re
 from types import MappingProxyType
 
@@ -16,7 +16,7 @@ from .oriented import PeerFeatures, Turn, by_segments, oriented_features
 from ..candles import Market
 from ..patterns.config import PatternConfig
 
-# %% ../../nbs/baselines/01_alpha158.ipynb #1dc0b750
+# %% ../../nbs/baselines/01_alpha158.ipynb #c9011cc8
 _LEAST = 1e-12  # Qlib adds it to what it divides by
 
 
@@ -43,7 +43,7 @@ def _shapes(candles: pd.DataFrame) -> dict[str, pd.Series]:
         "VWAP0": average / last,
     }
 
-# %% ../../nbs/baselines/01_alpha158.ipynb #9ca9785d
+# %% ../../nbs/baselines/01_alpha158.ipynb #1d57ad2d
 def _line(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Slope, R² and last residual of the straight line through the last `window` values; NaN before."
     slope, explained, left = (np.full(len(values), np.nan) for _ in range(3))
@@ -61,7 +61,7 @@ def _line(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.n
     left[window - 1 :] = -mean - steep * place[-1]
     return slope, explained, left
 
-# %% ../../nbs/baselines/01_alpha158.ipynb #5fab5515
+# %% ../../nbs/baselines/01_alpha158.ipynb #553bcb01
 def _of_prices(candles: pd.DataFrame, window: int) -> dict[str, pd.Series | np.ndarray]:
     "ROC to RSV of one window."
     high, low, last = (candles[name].astype(float) for name in ("high", "low", "close"))
@@ -93,7 +93,7 @@ def _since(values: np.ndarray, window: int, highest: bool) -> np.ndarray:
         place[window - 1 :] = (found + 1) / window
     return place
 
-# %% ../../nbs/baselines/01_alpha158.ipynb #5b54f777
+# %% ../../nbs/baselines/01_alpha158.ipynb #51c11d1f
 def _of_moves(candles: pd.DataFrame, window: int) -> dict[str, pd.Series | np.ndarray]:
     "IMAX to SUMD of one window."
     last, volume = candles["close"].astype(float), candles["volume"].astype(float)
@@ -134,7 +134,7 @@ def _of_volumes(candles: pd.DataFrame, window: int) -> dict[str, pd.Series]:
         "VSUMD": (up - down) / (up + down + _LEAST),
     }
 
-# %% ../../nbs/baselines/01_alpha158.ipynb #857e6584
+# %% ../../nbs/baselines/01_alpha158.ipynb #de600b48
 ALPHA158_WINDOWS = (5, 10, 20, 30, 60)  # candles
 
 
@@ -149,7 +149,7 @@ def alpha158(candles: pd.DataFrame) -> pd.DataFrame:
             columns |= {f"{name}{window}": values for name, values in measure(candles, window).items()}
     return pd.DataFrame(columns, index=candles.index)
 
-# %% ../../nbs/baselines/01_alpha158.ipynb #da3a6634
+# %% ../../nbs/baselines/01_alpha158.ipynb #12579947
 _SIGNED = (
     *("KMID", "KMID2", "KSFT", "KSFT2", "BETA", "RESI"),
     *("IMXD", "CORR", "CORD", "CNTD", "SUMD"),

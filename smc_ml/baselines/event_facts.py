@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EventFactsError', 'event_facts']
 
-# %% ../../nbs/baselines/03_event_facts.ipynb #f25f0a64
+# %% ../../nbs/baselines/03_event_facts.ipynb #9b8d7425
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from ..candles import average_true_range
 from ..config import UserError
 
-# %% ../../nbs/baselines/03_event_facts.ipynb #4aef9562
+# %% ../../nbs/baselines/03_event_facts.ipynb #ccc45123
 class EventFactsError(UserError):
     "Events that do not belong to the candles; names the symbol and the remedy."
 

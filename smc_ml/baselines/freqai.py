@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FREQAI_PERIODS', 'FREQAI_SHIFTS', 'freqai', 'freqai_turn', 'freqai_timeframes', 'freqai_features']
 
-# %% ../../nbs/baselines/02_freqai.ipynb #55a2f847
+# %% ../../nbs/baselines/02_freqai.ipynb #62d33d7a
 import numpy as np
 import pandas as pd
 
@@ -13,7 +13,7 @@ from .oriented import PeerFeatures, Turn, by_segments, oriented_features
 from ..candles import TIMEFRAMES, Market, resample
 from ..patterns.config import PatternConfig
 
-# %% ../../nbs/baselines/02_freqai.ipynb #1d0662e2
+# %% ../../nbs/baselines/02_freqai.ipynb #ff8a8016
 FREQAI_PERIODS = (10, 20)  # candles
 FREQAI_SHIFTS = 2  # candles ago
 _BANDS = 2.2  # standard deviations
@@ -53,7 +53,7 @@ def freqai(candles: pd.DataFrame) -> pd.DataFrame:
     ago = [now.shift(shift).add_suffix(f"_shift-{shift}") for shift in range(1, FREQAI_SHIFTS + 1)]
     return pd.concat([now, *ago], axis=1)
 
-# %% ../../nbs/baselines/02_freqai.ipynb #13661c14
+# %% ../../nbs/baselines/02_freqai.ipynb #f36b0f2a
 def _seen_from_now(table: pd.DataFrame) -> pd.DataFrame:
     "The columns of `freqai`, prices over the newest one and the close over the middle of its bands."
     now, seen = table["raw_price"], {}
@@ -99,7 +99,7 @@ def freqai_turn(column: str) -> Turn:
         return Turn(1.0, signed=True) if end else Turn()
     return _TURNS[measure]
 
-# %% ../../nbs/baselines/02_freqai.ipynb #0f50d383
+# %% ../../nbs/baselines/02_freqai.ipynb #a6686fd1
 def _at_close(candles: pd.DataFrame, higher: str, market: Market) -> pd.DataFrame:
     "The columns of a timeframe on the rows of the base candles, each known at the row's close."
     base = market.timeframe
@@ -114,7 +114,7 @@ def _at_close(candles: pd.DataFrame, higher: str, market: Market) -> pd.DataFram
     rows[last < 0] = np.nan
     return pd.DataFrame(rows, candles.index, table.columns)
 
-# %% ../../nbs/baselines/02_freqai.ipynb #ead48ee4
+# %% ../../nbs/baselines/02_freqai.ipynb #e6e5527f
 def freqai_timeframes(base: str) -> tuple[str, ...]:
     "Three timeframes that stand to the base as 5m, 15m and 4h to 5m; fewer where there are no such."
     wanted = [multiple * TIMEFRAMES[base] for multiple in (1, 3, 48)]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Turn', 'PeerFeatures', 'oriented_features', 'by_segments']
 
-# %% ../../nbs/baselines/00_oriented.ipynb #4c01fbab
+# %% ../../nbs/baselines/00_oriented.ipynb #07c7dda8
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import pandas as pd
 from ..candles import Market, segments
 from ..patterns.config import PatternConfig
 
-# %% ../../nbs/baselines/00_oriented.ipynb #4e68411a
+# %% ../../nbs/baselines/00_oriented.ipynb #ebd139c5
 class Turn(NamedTuple):
     "What becomes of a column when the chart is turned upside down."
 
@@ -51,7 +51,7 @@ def oriented_features(
     partners = {name: turn.partner for name, turn in turns.items() if turn.partner is not None}
     return PeerFeatures(learnt, signed, partners)
 
-# %% ../../nbs/baselines/00_oriented.ipynb #05e7f031
+# %% ../../nbs/baselines/00_oriented.ipynb #a049f18f
 def by_segments(
     candles: pd.DataFrame,  # of one symbol
     timeframe: str,  # of the candles

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SET_PARTS', 'InformationConfig']
 
-# %% ../../nbs/evaluation/05_config.ipynb #bfc2e0fd
+# %% ../../nbs/evaluation/05_config.ipynb #681ff231
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from ..config import Section
 from ..models.config import known_models
 
-# %% ../../nbs/evaluation/05_config.ipynb #c5fc797e
+# %% ../../nbs/evaluation/05_config.ipynb #5324b8c9
 SET_PARTS = ("rest", "event_facts", "freqai", "alpha158")  # beside features and families
 
 _SETS: dict[str, tuple[str, ...]] = {

@@ -6,7 +6,7 @@
 __all__ = ['WEEK', 'WeeklyMean', 'weekly_mean', 'gain_verdict', 'gain_words', 'InformationError', 'information_table',
            'information_sentence', 'importance_by_week', 'importance_by_quarter']
 
-# %% ../../nbs/evaluation/06_information.ipynb #040e7370
+# %% ../../nbs/evaluation/06_information.ipynb #b577e5ca
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from .intervals import Interval, day_blocks, in_words, jackknife_interval, left_
 from .metrics import auc_by_fold, base_rates, judged_events
 from .verdict import POWER, VerdictKind
 
-# %% ../../nbs/evaluation/06_information.ipynb #e497dec2
+# %% ../../nbs/evaluation/06_information.ipynb #e6bc276f
 WEEK = 7  # days in a block
 
 
@@ -51,7 +51,7 @@ def weekly_mean(
     least = float(nctdtrinc(freedom, 1 - POWER, quantile) * error)
     return WeeklyMean(interval, least, float(stdtr(freedom, -interval.value / error)), weeks)
 
-# %% ../../nbs/evaluation/06_information.ipynb #446398c4
+# %% ../../nbs/evaluation/06_information.ipynb #d1d68bc4
 def gain_verdict(gain: Interval, least: float) -> VerdictKind:
     "Whether a gain is shown, or absent above `least`, or not known."
     if gain.low > 0:
@@ -65,7 +65,7 @@ def gain_words(kind: VerdictKind, least: float) -> str:
         return "a gain is shown"
     return f"none of at least {least:.4f} is there" if kind == "absent" else "this much data cannot tell"
 
-# %% ../../nbs/evaluation/06_information.ipynb #538b0d55
+# %% ../../nbs/evaluation/06_information.ipynb #c7537856
 class InformationError(UserError):
     "Sets of features that cannot be compared."
 
@@ -101,7 +101,7 @@ def _need_same_events(told: Mapping[tuple[str, str], _Told]) -> None:
                 f"{len(known.table)}, not the same ones: judge all sets on the same events"
             )
 
-# %% ../../nbs/evaluation/06_information.ipynb #32bd9296
+# %% ../../nbs/evaluation/06_information.ipynb #9ffc90e8
 def _bounded(name: str, interval: Interval) -> dict[str, float]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))
 
@@ -151,7 +151,7 @@ def information_table(
         rows.append({"set": name, "model": model, "columns": columns[name]} | _row(one, reference))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/evaluation/06_information.ipynb #47c7dabb
+# %% ../../nbs/evaluation/06_information.ipynb #3f99c8ab
 def information_sentence(table: pd.DataFrame) -> str:  # of `information_table`
     "What all rows together allow one to say."
     count, luck = len(table), "" if len(table) == 1 else f", all {len(table)} rows counted"
@@ -177,7 +177,7 @@ def information_sentence(table: pd.DataFrame) -> str:  # of `information_table`
     seen = "" if np.isnan(least) else f": the smallest gain that would be seen is {least:.4f} nats an event"
     return f"This much data cannot tell whether any set gains over the base rate{seen} (80 % power)."
 
-# %% ../../nbs/evaluation/06_information.ipynb #b6723439
+# %% ../../nbs/evaluation/06_information.ipynb #fa3755d0
 def importance_by_week(
     rises: pd.DataFrame,  # (events, features): rise of the loss of an event when a feature is shuffled, nats
     times: pd.Series | pd.DatetimeIndex,  # of the events

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['information_plot', 'set_importance_plot', 'quarters_plot']
 
-# %% ../../nbs/figures/14_information.ipynb #8cd44919
+# %% ../../nbs/figures/14_information.ipynb #7370e174
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ..evaluation.intervals import in_words
 from .canvas import INK, NEUTRAL, UP, canvas, model_colour, need, panels, words
 
-# %% ../../nbs/figures/14_information.ipynb #a90d202c
+# %% ../../nbs/figures/14_information.ipynb #aebef9e1
 def _gain_title(table: pd.DataFrame) -> str:
     "How many intervals lie above zero."
     shown = int((table["log_loss_gain_low"] > 0).sum())
@@ -43,7 +43,7 @@ def information_plot(table: pd.DataFrame) -> Figure:  # of `information_table`
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../../nbs/figures/14_information.ipynb #0ea5e20a
+# %% ../../nbs/figures/14_information.ipynb #b8d9030a
 def _importance_rows(axes: Axes, name: str, table: pd.DataFrame) -> None:
     "The most important features of one set, the first on top."
     shown = table.iloc[::-1]
@@ -76,7 +76,7 @@ def set_importance_plot(
         _importance_rows(axes, str(name), table.head(most))
     return figure
 
-# %% ../../nbs/figures/14_information.ipynb #6167bc7c
+# %% ../../nbs/figures/14_information.ipynb #5a5c0013
 def quarters_plot(
     quarters: pd.DataFrame,  # set, feature, and a column for each quarter
     importance: pd.DataFrame,  # as in `set_importance_plot`: says which features come first
