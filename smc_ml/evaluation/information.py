@@ -152,30 +152,40 @@ def information_table(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evaluation/06_information.ipynb #3f99c8ab
+def _named(rows: pd.DataFrame) -> str:
+    "Set and model of each row."
+    return ", ".join(f"{row['set']} with {row['model']}" for row in rows.to_dict("records"))
+
+
 def information_sentence(table: pd.DataFrame) -> str:  # of `information_table`
     "What all rows together allow one to say."
     count, luck = len(table), "" if len(table) == 1 else f", all {len(table)} rows counted"
     proven = table[table["p_value"] < 0.025 / count]
     if len(proven):
-        best = proven.loc[proven["p_value"].idxmin()]
-        gain = Interval(best["log_loss_gain"], best["log_loss_gain_low"], best["log_loss_gain_high"])
+        best = proven.loc[[proven["p_value"].idxmin()]]
+        gain = Interval(*best[["log_loss_gain", "log_loss_gain_low", "log_loss_gain_high"]].iloc[0])
         return (
-            f"A gain over the base rate is shown{luck}: {best['set']} with {best['model']} gains "
+            f"A gain over the base rate is shown{luck}: {_named(best)} gains "
             f"{in_words(gain.value, '+.4f')} nats an event ({gain.bounds('+.4f')})."
         )
-    if table["verdict"].eq("absent").all():
-        least = table["least_gain"].max()
+    absent, open_ = table[table["verdict"] == "absent"], table[table["verdict"] != "absent"]
+    if absent.empty:
+        return f"This much data cannot tell whether any set gains over the base rate{_alone(table)}."
+    least = absent["least_gain"].max()
+    if open_.empty:
         return f"No set gains as much as {least:.4f} nats an event over the base rate (80 % power)."
+    return (
+        f"No gain over the base rate is shown: {len(absent)} of {count} rows gain less than {least:.4f} nats "
+        f"an event (80 % power), and of {_named(open_)} this much data cannot tell{_alone(open_)}."
+    )
+
+
+def _alone(table: pd.DataFrame) -> str:
+    "Which intervals lie above zero by themselves."
     alone = table[table["verdict"] == "shown"]
-    if len(alone):
-        names = ", ".join(f"{row.set} with {row.model}" for row in alone.itertuples())
-        return (
-            "This much data cannot tell whether any set gains over the base rate: the interval of "
-            f"{names} lies above zero, but not once all {count} rows are counted."
-        )
-    least = table["least_gain"].min()
-    seen = "" if np.isnan(least) else f": the smallest gain that would be seen is {least:.4f} nats an event"
-    return f"This much data cannot tell whether any set gains over the base rate{seen} (80 % power)."
+    if alone.empty:
+        return ""
+    return f": the interval of {_named(alone)} lies above zero, but not once all rows are counted"
 
 # %% ../../nbs/evaluation/06_information.ipynb #fa3755d0
 def importance_by_week(
