@@ -141,7 +141,8 @@ ALPHA158_WINDOWS = (5, 10, 20, 30, 60)  # candles
 def alpha158(candles: pd.DataFrame) -> pd.DataFrame:
     """Qlib's 158 columns of the candles of one symbol, float64, one row per candle, without units.
 
-    A row needs 61 candles; NaN before, where a window is flat (RSQR, CORR, CORD) and where volume is zero.
+    Source: the handler Alpha158 of Qlib (qlib/contrib/data/loader.py). A row needs 61 candles; NaN
+    before, where a window is flat (RSQR, CORR, CORD) and where volume is zero.
     """
     columns: dict[str, pd.Series | np.ndarray] = dict(_shapes(candles))
     for window in ALPHA158_WINDOWS:

@@ -42,7 +42,8 @@ def _of_period(candles: pd.DataFrame, period: int) -> dict[str, pd.Series]:
 def freqai(candles: pd.DataFrame) -> pd.DataFrame:
     """The 63 columns of one pair and timeframe, float64, one row per candle, raw prices among them.
 
-    What remembers all the past (RSI, ADX, EMA) begins with the first candle. NaN until a window is full.
+    Source: FreqaiExampleStrategy of Freqtrade. What remembers all the past (RSI, ADX, EMA) begins with
+    the first candle. NaN until a window is full.
     """
     columns: dict[str, pd.Series] = {}
     for period in FREQAI_PERIODS:
