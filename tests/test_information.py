@@ -18,8 +18,8 @@ from smc_ml.stages.information import (
     feature_sets,
     judge_information,
     learnt_trades,
-    permuted_losses,
     predictions_of_sets,
+    shuffled_predictions,
 )
 from smc_ml.stages.learning import MarketEvents, events_of, predictions_of
 
@@ -43,9 +43,12 @@ def test_the_set_of_the_run_is_judged_by_what_the_run_predicts(events, judged):
     "The same trades, folds, rows and model as those of the stage that trains."
     trades = learnt_trades(judged)
     sets = feature_sets(judged, trades, CONFIG, splits=SPLITS)
-    told = predictions_of_sets({"smc": sets["smc"]}, trades, ["logistic"], splits=SPLITS)
+    told, _ = predictions_of_sets({"smc": sets["smc"]}, trades, ["logistic"], splits=SPLITS)
     usual = predictions_of("logistic", events, splits=SPLITS)
     pd.testing.assert_frame_equal(told.drop(columns="set"), usual)
+    pd.testing.assert_frame_equal(
+        shuffled_predictions(sets["smc"], trades, "logistic", splits=SPLITS)[0], usual
+    )
 
 
 def test_the_rows_of_a_short_trade_are_turned(judged):
@@ -67,7 +70,7 @@ def test_a_leak_is_shown_and_no_real_set_of_four_months_is(judged):
     trades = learnt_trades(judged)
     leak = trades["won"] + np.random.default_rng(0).normal(0, 1, len(trades))
     sets = feature_sets(judged, trades, CONFIG, splits=SPLITS) | {"leak": pd.DataFrame({"leak": leak})}
-    told = predictions_of_sets(sets, trades, ["logistic"], splits=SPLITS)
+    told, rises = predictions_of_sets(sets, trades, ["logistic"], ["leak"], splits=SPLITS)
     table = information_table(
         told, judged.outcomes, {name: rows.shape[1] for name, rows in sets.items()}, "smc"
     )
@@ -76,11 +79,8 @@ def test_a_leak_is_shown_and_no_real_set_of_four_months_is(judged):
     assert "leak with logistic gains" in information_sentence(table)
     assert "shown" not in by_set["verdict"].drop("leak").tolist()
     assert by_set["events"].nunique() == by_set["base_log_loss"].nunique() == 1
-    rises = permuted_losses(sets["leak"], trades, "logistic", splits=SPLITS)
-    assert (
-        weekly_mean(rises["leak"].to_numpy(), trades.set_index("event_id")["time"][rises.index]).interval.low
-        > 0
-    )
+    moments = trades.set_index("event_id")["time"][rises["leak"].index]
+    assert weekly_mean(rises["leak"]["leak"].to_numpy(), moments).interval.low > 0
 
 
 def test_the_stage_says_which_sets_are_left_out_and_what_all_rows_allow(judged):
@@ -101,7 +101,7 @@ def test_the_stage_says_which_sets_are_left_out_and_what_all_rows_allow(judged):
 def test_sets_of_other_trades_are_not_compared(judged):
     trades = learnt_trades(judged)
     two = InformationConfig(sets={"smc": ["smc"], "event_facts": ["event_facts"]}, importance=[])
-    told = predictions_of_sets(
+    told, _ = predictions_of_sets(
         feature_sets(judged, trades, two, splits=SPLITS), trades, ["logistic"], splits=SPLITS
     )
     fewer = told[(told["set"] == "smc") | (told["event_id"] % 2 == 0)]
