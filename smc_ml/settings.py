@@ -18,6 +18,7 @@ from .controls.config import ControlsConfig, FullControlsConfig
 from .costs import Costs
 from .data.collection.config import DataCollectionConfig
 from .ensemble.config import EnsembleConfig
+from .evaluation.config import InformationConfig
 from .features.config import FeatureConfig
 from .labels.config import HorizonConfig, LabelingConfig, SplitsConfig
 from .models.config import TrainingConfig, TuningConfig
@@ -36,6 +37,7 @@ SECTIONS: dict[str, type[Section]] = {
     "splits": SplitsConfig,
     "train": TrainingConfig,
     "tuning": TuningConfig,
+    "information": InformationConfig,
     "ensemble": EnsembleConfig,
     "backtest": BacktestConfig,
     "judgement": JudgementConfig,

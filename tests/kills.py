@@ -19,6 +19,7 @@ CHANGES: dict[str, tuple[str, dict]] = {
     "horizons": ("horizons", {"dead_band": 0.6}),
     "splits": ("splits", {"embargo_minutes": 90}),
     "features": ("features", {"momentum_bars": 24}),
+    "information": ("information", {"importance": []}),
     "train@logistic": ("train", {"logistic": {"inverse_penalty": 0.2}}),
     "train@xgboost": ("train", {"xgboost": {"trees": 20}}),
     "train@lstm": ("train", {"lstm": {"layers": 1, "hidden": 6, "epochs": 1}}),

@@ -79,6 +79,10 @@ def clone(folder: Path, candles: Path) -> Path:
         collect={"source": "files", "start": None, "end": None, "files": {"BTCUSDT": str(candles)}},
         splits={"n_folds": 2, "first_train_share": 0.5},
         train=SMALL,
+        information={
+            "sets": {"smc": ["smc"], "event_facts": ["event_facts"], "freqai": ["freqai"]},
+            "importance": ["smc"],
+        },
         controls={"seeds": 2, "edges": [0.2, 0.45]},
     )
     for command in (

@@ -37,7 +37,10 @@ def prediction_table(
     "One row per sample and target, the samples of a target one after the other."
     keys = samples[sample_keys(samples)]
     tables = [
-        keys.assign(model=model, fold=fold, target=target, **columns) for target, columns in said.items()
+        pd.concat(
+            [keys.assign(model=model, fold=fold, target=target), pd.DataFrame(columns, keys.index)], axis=1
+        )
+        for target, columns in said.items()
     ]
     return pd.concat(tables, ignore_index=True)
 

@@ -106,16 +106,22 @@ SOURCES = {  # the file that each part of the page was read from
     "accuracy": "reports/metrics/ensemble.json",
     "costs": "artifacts/backtest/costs.parquet",
     "equity": "artifacts/backtest",
-    "findings": "reports/metrics/judgement.json and controls.json",
+    "findings": "reports/metrics: information.json, judgement.json and controls.json",
     "patterns": "artifacts/patterns and artifacts/candles",
     "spans": "artifacts/candles",
     "parameters": "params.yaml",
 }
 
 
-def findings_of(judgement: dict[str, Any], controls: dict[str, Any]) -> list[tuple[str, str, str]]:
+def findings_of(
+    judgement: dict[str, Any],
+    controls: dict[str, Any],
+    information: dict[str, Any] | None = None,  # None: not judged
+) -> list[tuple[str, str, str]]:
     "What the run is compared with, the sentence found, and the page that shows it."
+    sets = [] if information is None else [("other sets of features", information["sentence"], "information")]
     return [
+        *sets,
         ("everything that was tried", judgement["sentence"], "judgement"),
         *((name, sentence, "controls") for name, sentence in controls["sentences"].items()),
     ]
@@ -170,8 +176,8 @@ def summarise(config: ReportConfig, root: str | os.PathLike = ".") -> RunSummary
     "The summary of the run whose artifacts lie in a project folder."
     root = Path(root)
     metrics, facts = root / "reports/metrics", noted_facts(root / "artifacts/candles")
-    backtest, judgement, controls = (
-        _json(metrics / f"{name}.json") for name in ("backtest", "judgement", "controls")
+    backtest, judgement, controls, information = (
+        _json(metrics / f"{name}.json") for name in ("backtest", "judgement", "controls", "information")
     )
     scores = read_table(root / "artifacts/ensemble/scores.parquet")
     ensemble = scores.set_index("model").loc["ensemble"].to_dict()
@@ -186,7 +192,7 @@ def summarise(config: ReportConfig, root: str | os.PathLike = ".") -> RunSummary
         results=hash_of(*(metrics / f"{name}.json" for name in ("backtest", "judgement", "controls"))),
         lock_hash=hash_of(root / "requirements.lock"),
         figures=_figures(root, scores, backtest, config),
-        findings=findings_of(judgement, controls),
+        findings=findings_of(judgement, controls, information),
         artifacts=SOURCES,
         headline=headline_of(ensemble, backtest, judgement),
     )

@@ -12,7 +12,9 @@ from typing import Any
 from ..candles import check_made
 from ..config import UserError
 from ..data.sources.forms import known_form
-from ..features.table import check_declared
+from ..evaluation.config import SET_PARTS
+from ..features.catalogue import FeatureCatalogue
+from ..features.table import check_declared, feature_catalogue
 from ..labels.checks import check_kinds, check_traded
 from ..labels.horizons import horizon_length
 from ..labels.weights import weighing_market
@@ -56,9 +58,27 @@ def _features(sections: Sections) -> None:
     check_declared(sections["features"], sections["patterns"], sections["collect"].timeframe)
 
 
+def _computed(sections: Sections) -> FeatureCatalogue:
+    "The features that are computed; none where the section of the features is refused itself."
+    try:
+        settings = sections["features"], sections["patterns"], sections["collect"].timeframe
+        return feature_catalogue(*settings)
+    except UserError:
+        return FeatureCatalogue()
+
+
+def _information(sections: Sections) -> None:
+    "Sets of features that are not computed."
+    if computed := _computed(sections):
+        for parts in sections["information"].sets.values():
+            computed.chosen([name for name in parts if name not in SET_PARTS])
+
+
 def _train(sections: Sections) -> None:
-    "Weights that the stage cannot give, and windows that a model cannot take."
+    "Features that are not computed, weights that the stage cannot give, windows that a model cannot take."
     train = sections["train"]
+    if computed := _computed(sections):
+        computed.chosen(train.features)
     if train.weights.by == "return":
         weighing_market(train.weights)
     for fault in filter(None, (getattr(train, model).fault(train.steps) for model in train.models)):
@@ -77,6 +97,7 @@ RULES: Mapping[str, Callable[[Sections], None]] = {
     "labels": _labels,
     "horizons": _horizons,
     "features": _features,
+    "information": _information,
     "train": _train,
     "report": _report,
 }
