@@ -245,6 +245,11 @@ class FeatureInputs(FeatureSettings):
         return closes_at(self.candles, self.timeframe)
 
     @cached_property
+    def closed_at(self) -> np.ndarray:
+        "When each row is known, in seconds since 1970, UTC."
+        return _read_only(self.closes.as_unit("ns").asi8 / 1e9)
+
+    @cached_property
     def atr(self) -> np.ndarray:
         "ATR over `short_range` candles, in price units; NaN on the first rows."
         return _read_only(average_true_range(self.candles, self.config.short_range))

@@ -111,4 +111,4 @@ def _placed_volume(inputs: FeatureInputs) -> np.ndarray:
 @series
 def _close_time(inputs: FeatureInputs) -> np.ndarray:
     "When the candle closes, in seconds since 1970, UTC."
-    return inputs.closes.as_unit("ns").asi8 / 1e9
+    return inputs.closed_at
