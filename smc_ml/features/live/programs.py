@@ -8,7 +8,7 @@ __all__ = ['Ring', 'NotRecordable', 'Recorded', 'Program', 'unknown_of', 'bare_t
 # %% ../../../nbs/features/live/01_programs.ipynb #90b33b77
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import talib

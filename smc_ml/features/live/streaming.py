@@ -31,7 +31,15 @@ from .patterns import LivePatterns, updates_by_candle
 from ..table import FEATURE_FAMILIES, computable_features, declared_features
 from ...patterns.config import PatternConfig
 from ...patterns.names import KINDS
-from ...patterns.streaming import Candle, PatternUpdate, as_number, in_utc, named_values, update_table
+from smc_ml.patterns.streaming import (
+    Candle,
+    PatternUpdate,
+    as_number,
+    in_utc,
+    named_values,
+    of_one_candle,
+    update_table,
+)
 
 # %% ../../../nbs/features/live/03_streaming.ipynb #411435be
 _TRIAL = 100  # rows on which the live form of a function has to agree with the batch
@@ -260,8 +268,8 @@ class FeatureStream:
 
     def _admit(self, candle: Any) -> tuple[int, list[float]]:
         "Open time and values of a candle, if it is one and comes after the last; else the batch's sentence."
-        named = candle._asdict() if type(candle) is Candle else named_values(candle)
-        time = in_utc(named.get("open_time"))
+        named = candle._asdict() if type(candle) is Candle else named_values(candle, self.source)
+        time = in_utc(named.get("open_time"), self.source)
         values = [as_number(named.get(name)) for name in self.columns]
         known = dict(zip(self.columns, values, strict=True))
         plain = len(named) == len(values) + 1 and isinstance(time, pd.Timestamp) and time.tzinfo is not None
@@ -274,13 +282,17 @@ class FeatureStream:
             )
         odd = {name: value for name, value in named.items() if np.isnan(as_number(value))}
         rows = [{name: as_number(value) for name, value in named.items()} | odd | {"open_time": time}]
-        if self._last:
-            last = dict(zip(self.columns, self._last, strict=True))
-            rows.insert(0, last | {"open_time": pd.Timestamp(self.last_open, tz="UTC")})
-        table = pd.DataFrame(rows).set_index("open_time")
-        if isinstance(table.index, pd.DatetimeIndex):
-            table.index = table.index.as_unit("ns")
-        validate_candles(table, self.timeframe, self.source, allow_gaps=True)
+        before = pd.Timestamp(self.last_open, tz="UTC") if self._last else None
+        if before is not None:
+            rows.insert(0, dict(zip(self.columns, self._last, strict=True)) | {"open_time": before})
+        try:
+            for part in (rows[-1:], rows):  # by itself, and after the last
+                table = pd.DataFrame(part).set_index("open_time")
+                if isinstance(table.index, pd.DatetimeIndex):
+                    table.index = table.index.as_unit("ns")
+                validate_candles(table, self.timeframe, self.source, allow_gaps=True)
+        except CandleError as error:
+            raise of_one_candle(error, before) from None
         return table.index[-1].value, table[list(self.columns)].iloc[-1].tolist()
 
     def _beside(self, others: Mapping[str, float] | None) -> list[float]:
