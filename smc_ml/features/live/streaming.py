@@ -266,6 +266,12 @@ class FeatureStream:
         "Features that are computed from a table of candles at every row: slower, and as right."
         return tuple(name for function in self._functions if function.by_batch for name in function.names)
 
+    @property
+    def by_call(self) -> tuple[str, ...]:
+        "Features whose function cannot be written down: it is called at every row."
+        called = (function for function in self._called if not function.by_batch)
+        return tuple(name for function in called for name in function.names)
+
     def _admit(self, candle: Any) -> tuple[int, list[float]]:
         "Open time and values of a candle, if it is one and comes after the last; else the batch's sentence."
         named = candle._asdict() if type(candle) is Candle else named_values(candle, self.source)
