@@ -429,7 +429,8 @@ class _Call(NamedTuple):
     rings: tuple[Ring, ...]
     rows: int
     parameters: tuple[Any, ...]
-    places: tuple[tuple[int, int], ...]  # the number of a result and where it goes; -1: there is but one
+    place: int  # where the result goes; -1: there are several
+    parts: tuple[tuple[int, int], ...]  # the number of a result and where it goes
     unknown: float  # what goes there before all rows are known
 
 
@@ -514,43 +515,37 @@ class Machine:
         return []
 
     def _round(self, program: Program, here: Sequence[int], code: np.ndarray) -> _Round:
-        steps = program.steps
-        alike: dict[np.ufunc, list[int]] = {}
+        "What is done at once, sorted by how it is done."
+        steps, kinds = program.steps, dict[str, list[int]]()
+        for place in here:
+            kinds.setdefault(steps[place].kind, []).append(place)
         parts: dict[int, list[tuple[int, int]]] = {}
-        for place in here:
-            if steps[place].kind == "ufunc":
-                alike.setdefault(steps[place].what, []).append(place)
-            if steps[place].kind == "part":
-                parts.setdefault(steps[place].of[0], []).append((steps[place].what, place))
+        for place in kinds.get("part", ()):
+            parts.setdefault(steps[place].of[0], []).append((steps[place].what, place))
+        kernels = [self._call(steps[place], place, parts.get(place, ())) for place in kinds.get("kernel", ())]
+        same: dict[Any, list[_Call]] = {}
+        for place in kinds.get("talib", ()):
+            call = self._call(steps[place], place, parts.get(place, ()))
+            same.setdefault((steps[place].names, call.rows), []).append(call)
+        alike: dict[np.ufunc, list[int]] = {}
+        for place in kinds.get("ufunc", ()):
+            alike.setdefault(steps[place].what, []).append(place)
         ufuncs = [
-            (ufunc, np.array(found), list(np.array([steps[place].of for place in found]).T))
-            for ufunc, found in alike.items()
+            (ufunc, np.array(places), list(np.array([steps[place].of for place in places]).T))
+            for ufunc, places in alike.items()
         ]
-        kernels, sets = [], dict[Any, list[_Call]]()
-        for place in here:
-            step = steps[place]
-            if step.kind not in ("kernel", "talib"):
-                continue
-            rings, goes = (
-                tuple(self.rings[name] for name in step.names),
-                tuple(parts.get(place, [(-1, place)])),
-            )
-            if step.kind == "kernel":
-                kernels.append(_Call(step.what, rings, step.rows, step.more, goes, np.nan))
-            else:
-                run, unknown = bare_talib(step.what), 0.0 if step.what.startswith("CDL") else np.nan
-                same = sets.setdefault((step.names, step.rows), [])
-                same.append(_Call(run, rings, step.rows, step.more, goes, unknown))
-        calls = [(place, steps[place], self._holes(program, steps[place])) for place in here]
-        return _Round(
-            ufuncs, kernels, list(sets.values()), [call for call in calls if call[1].kind == "call"], code
-        )
+        calls = []
+        for place in kinds.get("call", ()):
+            holes = zip(steps[place].more[1], steps[place].of, strict=True)
+            calls.append((place, steps[place], [(hole, of, program.kinds[of]) for hole, of in holes]))
+        return _Round(ufuncs, kernels, list(same.values()), calls, code)
 
-    def _holes(self, program: Program, step: _Step) -> list[Any]:
-        "Where the operands of a call go, where they stand, and of what kind they are."
-        if step.kind != "call":
-            return []
-        return [(hole, of, program.kinds[of]) for hole, of in zip(step.more[1], step.of, strict=True)]
+    def _call(self, step: _Step, place: int, parts: Sequence[tuple[int, int]]) -> _Call:
+        of_talib = step.kind == "talib"
+        run = bare_talib(step.what) if of_talib else step.what
+        unknown = 0.0 if of_talib and step.what.startswith("CDL") else np.nan
+        rings = tuple(self.rings[name] for name in step.names)
+        return _Call(run, rings, step.rows, step.more, -1 if parts else place, tuple(parts), unknown)
 
     # from row to row
 
@@ -567,15 +562,26 @@ class Machine:
             for ufunc, places, operands in ufuncs:
                 values[places] = ufunc(*(values[of] for of in operands))
             for call in kernels:
-                known = length >= call.rows
-                windows = [ring.last(row, call.rows) for ring in call.rings] if known else []
-                self._make(call, windows, known, (call.rows, *call.parameters))
+                if length < call.rows:
+                    self._miss(call)
+                    continue
+                windows = [ring.last(row, call.rows) for ring in call.rings]
+                found = call.run(*windows, call.rows, *call.parameters)
+                if call.place < 0:
+                    self._share(call, found)
+                else:
+                    values[call.place] = found[-1]
             for same in sets:
                 rows = same[0].rows
                 windows = [ring.last(row, rows) for ring in same[0].rings]
                 known = length >= rows and not any(window[0] != window[0] for window in windows)
                 for call in same:
-                    self._make(call, windows, known, call.parameters)
+                    if not known:
+                        self._miss(call)
+                    elif call.place < 0:
+                        self._share(call, call.run(*windows, *call.parameters))
+                    else:
+                        values[call.place] = call.run(*windows, *call.parameters)[-1]
             for place, step, holes in calls:
                 given, _, settings = step.more
                 for hole, of, kind in holes:
@@ -583,16 +589,15 @@ class Machine:
                 values[place] = step.what(*given, **settings)[0]
             _carry_out(code, values, self._store, self._table, row, length)
 
-    def _make(self, call: _Call, windows: list[np.ndarray], known: bool, more: tuple[Any, ...]) -> None:
-        "Call a kernel or a function of TA-Lib, where enough is known."
-        values = self.values
-        if not known:
-            for _, place in call.places:
-                values[place] = call.unknown
-            return
-        found = call.run(*windows, *more)
-        for number, place in call.places:
-            values[place] = found[-1] if number < 0 else found[number][-1]
+    def _share(self, call: _Call, found: Sequence[np.ndarray]) -> None:
+        "Several results, each in its place."
+        for number, place in call.parts:
+            self.values[place] = found[number][-1]
+
+    def _miss(self, call: _Call) -> None:
+        "What a call gives before all that it looks at is known."
+        for place in [place for _, place in call.parts] or [call.place]:
+            self.values[place] = call.unknown
 
     def take(self, series: Mapping[str, np.ndarray]) -> None:
         "The last values of what is looked back on, up to row -1."
