@@ -17,6 +17,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from talib import abstract
 
 from ..inputs import talib_rows
+from ..series import ratio
 from smc_ml.features.windows import (
     exponential_mean,
     ordered_mean,
@@ -257,6 +258,8 @@ class Recorded(NDArrayOperatorsMixin):
             return self.shape
         if function is np.where and len(given) == 3:
             return self.program.where(*given)
+        if function is ratio:
+            return self.program.ratio(*given, **settings)
         return self.program.call(function, given, settings)
 
     def astype(self, dtype: Any) -> "Recorded":
@@ -341,6 +344,11 @@ class Program:
         operands = [self.value(value) for value in (which, one, other)]
         dtype = np.result_type(operands[1].dtype, operands[2].dtype)
         return self._record(_Step("native", np.where, tuple(operand.step for operand in operands)), dtype)
+
+    def ratio(self, top: Any, bottom: Any, otherwise: Any = 0.0, least: Any = 0.0) -> Recorded:
+        "`smc_ml.features.series.ratio`: what features do most."
+        nothing = self.ufunc(np.less_equal, self.ufunc(np.absolute, bottom), least)
+        return self.where(nothing, otherwise, self.ufunc(np.divide, top, bottom))
 
     def call(
         self, function: Callable[..., Any], given: Iterable[Any], settings: Mapping[str, Any]
