@@ -66,6 +66,9 @@ class Case:
         far &= ~(np.isnan(one) & np.isnan(other))
         wrong = [name for name, bad in zip(found, far.any(axis=0), strict=True) if bad]
         assert not wrong, f"{wrong} at {found.index[far.any(axis=1)][0]}"
+        size = np.maximum(np.abs(other), self.scale)
+        apart = np.divide(np.abs(one - other), size, out=np.zeros(one.shape), where=size > 0)
+        return float(np.nanmax(apart))
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,19 @@ def test_rows_of_the_stream_are_those_of_the_table(five_minutes, row):
     assert stream.by_batch == ()
 
 
+def test_what_is_not_written_down_needs_patterns_or_days_that_may_be_missing(five_minutes):
+    stream = five_minutes.opened(0)
+    assert len(stream.names) == 256
+    assert stream.by_call == (
+        "order_block_proximity",
+        "fvg_size",
+        "choch_strength",
+        "break_of_structure_momentum",
+        "liquidity_sweep_strength",
+        "daily_trend_strength",
+    )
+
+
 def test_a_stream_opens_from_the_lookback_alone(five_minutes):
     stream = five_minutes.opened(15_000)
     short = five_minutes.opened(15_000, stream.lookback + 1)
@@ -109,16 +125,16 @@ def test_weekends_and_days_of_new_york(quarters):
     quarters.check(quarters.fed(quarters.opened(friday - 40), friday - 40, 150), friday - 40)
 
 
-def test_copies_and_restored_streams_go_on_bit_for_bit(gappy, tmp_path):
+def test_copies_and_restored_streams_go_on_bit_for_bit(gappy, five_minutes, tmp_path):
     hole = int(np.flatnonzero(np.diff(gappy.candles.index.asi8) > 4 * gappy.step)[0])
-    for row in (40, hole - 10, 5_000):
-        stream = gappy.opened(row)
-        gappy.fed(stream, row, 5)
+    for case, row in ((gappy, 40), (gappy, hole - 10), (gappy, 5_000), (five_minutes, 9_003)):
+        stream = case.opened(row)
+        case.fed(stream, row, 5)
         save_feature_stream(stream, tmp_path / "stream")
         others = [stream.copy(), copy.deepcopy(stream), restore_feature_stream(tmp_path / "stream")]
-        gone_on = gappy.fed(stream, row + 5, 60)
+        gone_on = case.fed(stream, row + 5, 60)
         for other in others:
-            pd.testing.assert_frame_equal(gappy.fed(other, row + 5, 60), gone_on, check_exact=True)
+            pd.testing.assert_frame_equal(case.fed(other, row + 5, 60), gone_on, check_exact=True)
 
 
 def replay(case, stream, row, rows):
@@ -139,12 +155,13 @@ def replay(case, stream, row, rows):
 @pytest.mark.slow
 def test_two_thousand_rows_from_five_points_of_the_year(bitcoin, ether, gappy, quarters):
     year = Case(Market({"BTCUSDT": bitcoin, "ETHUSDT": ether}, "5m"))
-    for row in (100, 20_000, 45_000, 70_000, 103_000):
-        year.check(year.fed(year.opened(row), row, 2_000), row)
-    for case in (gappy, quarters):
-        case.check(case.fed(case.opened(0), 0, len(case.candles)), 0)
+    assert year.table.shape[1] == 256
+    points = (100, 20_000, 45_000, 70_000, 103_000)
+    apart = [year.check(year.fed(year.opened(row), row, 2_000), row) for row in points]
+    apart += [case.check(case.fed(case.opened(0), 0, len(case.candles)), 0) for case in (gappy, quarters)]
+    print("largest differences:", *(f"{largest:.1e}" for largest in apart))
     took = replay(year, year.opened(60_000), 60_000, 2_000)
     print(
         f"{year.table.shape[1]} features: median {np.median(took):.2f}, p99 {np.quantile(took, 0.99):.2f} ms"
     )
-    assert np.median(took) < 4.0
+    assert np.median(took) < 1.5

@@ -111,7 +111,7 @@ def test_a_bad_time_is_refused_and_one_in_other_words_is_the_same_time(candles, 
         ({"volume": -1.0}, "column volume is -1.0 at 2024-01-0"),
         ({"close": "n/a"}, "('n/a'): correct it"),
         ({"close": None}, "column close is nan at 2024-01-0"),
-        ({"open_time": 7}, "column open_time holds 7 in row 0"),
+        ({"open_time": 7}, "column open_time holds 7 in the "),
         ({"open_time": "2024-01-02 00:00"}, "column open_time has no time zone (first 2024-01-02 00:00:00)"),
         (
             {"open_time": datetime(2024, 1, 2)},
@@ -129,6 +129,29 @@ def test_what_is_refused(row, changed, sentence):
     assert sentence in said and said.startswith("candles: ") and "\n" not in said
     batch = in_batch(rows[: row + 1], PatternConfig(**SMALL))
     assert isinstance(batch, str) and ("open_time" in changed or row == 0 or sentence in batch)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"volume": "many"}, "ETHUSDT: column volume is not a number at {now} ('many'): correct it"),
+        ({"open_time": "noon"}, "ETHUSDT: column open_time holds 'noon' in the {which}, which is no time: "),
+        ({"open_time": 7}, "ETHUSDT: column open_time holds 7 in the {which}: write times as whole"),
+        ({"open_time": None}, "ETHUSDT: column open_time holds '' in the {which}, which is no time: "),
+        ({"close": np.inf}, "ETHUSDT: column close is inf at {now}: "),
+        ({"open_time": pd.Timestamp("2300-01-01", tz="UTC").as_unit("s")}, "ETHUSDT: open_time 2300-01-01"),
+    ],
+)
+@pytest.mark.parametrize("row", [0, 5])
+def test_a_refused_candle_is_named_by_symbol_and_time(row, changed, sentence):
+    stream, rows = PatternStream(timeframe="5m", source="ETHUSDT"), rows_of(random_walk(6, seed=3))
+    for before in rows[:row]:
+        stream.update(before)
+    which = f"candle after {rows[row - 1]['open_time']}" if row else "first candle"
+    with pytest.raises(UserError) as refused:
+        stream.update(rows[row] | changed)
+    assert sentence.format(now=rows[row]["open_time"], which=which) in str(refused.value)
+    assert " row " not in str(refused.value) and stream.rows == row
 
 
 @pytest.mark.parametrize("thing", [None, "2024-01-02,1,1,1,1,1", 1.0, (1, 2, 3), [1.0] * 6, np.ones(6), b""])

@@ -8,9 +8,10 @@ __all__ = ['ratio']
 # %% ../../nbs/features/04_series.ipynb #5d420ecb
 import numpy as np
 
-from .inputs import FeatureInputs, series
+from .inputs import FeatureInputs, elementwise, series
 
 # %% ../../nbs/features/04_series.ipynb #66fbd7bc
+@elementwise
 def ratio(
     top: np.ndarray,
     bottom: np.ndarray,
@@ -111,4 +112,4 @@ def _placed_volume(inputs: FeatureInputs) -> np.ndarray:
 @series
 def _close_time(inputs: FeatureInputs) -> np.ndarray:
     "When the candle closes, in seconds since 1970, UTC."
-    return inputs.closes.as_unit("ns").asi8 / 1e9
+    return inputs.closed_at

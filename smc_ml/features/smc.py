@@ -280,12 +280,12 @@ def daily_trend_strength(inputs: FeatureInputs) -> np.ndarray:
     return strength
 
 # %% ../../nbs/features/05_smc.ipynb #d9061065
-def _dealing_range(inputs: FeatureInputs) -> np.ndarray:
-    "(2, candles): distance from the close up to the range's high and down to its low, in price units."
+def _dealing_range(inputs: FeatureInputs) -> tuple[np.ndarray, np.ndarray]:
+    "Distance from the close up to the range's high and down to its low, in price units."
     window = inputs.config.range_bars
     up = inputs.rolling(rolling_highest, window, "high") - inputs["close"]
     down = inputs["close"] - inputs.rolling(rolling_lowest, window, "low")
-    return np.stack([up, down])
+    return up, down
 
 
 def _risk_lookback(s: FeatureSettings) -> int:
@@ -321,8 +321,8 @@ def position_size_optimal(inputs: FeatureInputs) -> np.ndarray:
     `maximum_leverage` where the distance is 0.
     """
     distance, most = inputs.once(stop_loss_distance), inputs.config.maximum_leverage
-    size = np.full(len(distance), most)
-    np.divide(100 * inputs.config.risk_per_trade, distance, out=size, where=distance != 0)
+    room = np.full(inputs.rows, most)
+    size = np.divide(100 * inputs.config.risk_per_trade, distance, out=room, where=distance != 0)
     return np.minimum(most, size)
 
 # %% ../../nbs/features/05_smc.ipynb #eda00a1c

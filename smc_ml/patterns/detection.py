@@ -214,14 +214,15 @@ def event_table(
 def check_series(
     candles: Any,  # whatever `as_candles` lets in
     timeframe: str | None = None,  # None: read from their index
+    source: str = "candles",  # named in errors: a symbol
 ) -> str:
     "The timeframe of candles that keep to the contract, holes allowed; a `CandleError` for any others."
     if timeframe is not None and timeframe not in TIMEFRAMES:
-        raise CandleError(f"candles: no timeframe {timeframe!r} (known: {', '.join(TIMEFRAMES)})")
-    candles = as_candles(candles)
+        raise CandleError(f"{source}: no timeframe {timeframe!r} (known: {', '.join(TIMEFRAMES)})")
+    candles = as_candles(candles, source)
     if len(candles):
-        validate_candles(candles, timeframe, allow_gaps=True)
-    return checked_timeframe(candles, timeframe)
+        validate_candles(candles, timeframe, source, allow_gaps=True)
+    return checked_timeframe(candles, timeframe, source)
 
 # %% ../../nbs/patterns/13_detection.ipynb #fca9d0b0
 def detect_patterns(

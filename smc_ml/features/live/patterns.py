@@ -28,6 +28,7 @@ _LIVES = 1 << 62
 _BREAKS = frozenset(map(KINDS.index, TREND_KINDS))
 _OF_PERIODS = frozenset(map(LABELS.index, PERIODS))
 _ORDER = list(TIMEFRAMES)
+_PLACES = {name: place for place, name in enumerate(_ORDER)}
 
 
 class LivePatterns:
@@ -65,22 +66,23 @@ class LivePatterns:
         """
         given, counts = sorted(updates, key=_in_order), dict(self.counts)
         for update in given:
-            time, name = pd.Timestamp(update.closed_at, tz="UTC"), update.timeframe
+            name = update.timeframe
             if not before < update.closed_at <= close:
                 raise StreamError(
-                    f"{source}: an update of {name} patterns at {time} is none of the candle that closes at "
-                    f"{pd.Timestamp(close, tz='UTC')}: pass each with the candle at whose close it was made"
+                    f"{source}: an update of {name} patterns at {_time(update.closed_at)} is none of the "
+                    f"candle that closes at {_time(close)}: pass each with the candle at whose "
+                    "close it was made"
                 )
-            if counts.get(name, (update.events_before, update.life_events_before)) != update[3:5]:
+            if counts.get(name, update[3:5]) != update[3:5]:
                 raise StreamError(
-                    f"{source}: the update of {name} patterns at {time} does not go on from the one before: "
-                    "pass the updates of one stream in their order, each of them once"
+                    f"{source}: the update of {name} patterns at {_time(update.closed_at)} does not go on "
+                    "from the one before: pass the updates of one stream in their order, each of them once"
                 )
             counts[name] = _after(update)
         if base and not any(update.timeframe == base and update.closed_at == close for update in given):
             raise StreamError(
-                f"{source}: there is no update of {base} patterns for the close at "
-                f"{pd.Timestamp(close, tz='UTC')}: pass what PatternStream.update gave for this candle"
+                f"{source}: there is no update of {base} patterns for the close at {_time(close)}: "
+                "pass what PatternStream.update gave for this candle"
             )
         return given
 
@@ -168,7 +170,12 @@ class LivePatterns:
 
 
 def _in_order(update: PatternUpdate) -> tuple[int, int]:
-    return update.closed_at, _ORDER.index(update.timeframe)
+    return update.closed_at, _PLACES[update.timeframe]
+
+
+def _time(time: int) -> pd.Timestamp:
+    "A time in ns for an error."
+    return pd.Timestamp(time, tz="UTC")
 
 
 def _after(update: PatternUpdate) -> tuple[int, int]:
