@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REGIME_INPUTS', 'RegimeError', 'state_names', 'RegimeConfig', 'regime_timeframe']
 
-# %% ../../nbs/regimes/00_config.ipynb #7cd85e22
+# %% ../../nbs/regimes/00_config.ipynb #9c42e9f4
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from ..candles import TIMEFRAMES
 from ..config import Section, UserError
 
-# %% ../../nbs/regimes/00_config.ipynb #ff4c07d0
+# %% ../../nbs/regimes/00_config.ipynb #2ff1eeb8
 REGIME_INPUTS = ("log_return", "log_volatility", "efficiency")  # what a state can be told by
 
 
@@ -26,7 +26,7 @@ def state_names(states: int) -> tuple[str, ...]:
     known = {2: ("calm", "turbulent"), 3: ("calm", "normal", "turbulent")}
     return known.get(states, tuple(f"state {number}" for number in range(states)))
 
-# %% ../../nbs/regimes/00_config.ipynb #996ee50e
+# %% ../../nbs/regimes/00_config.ipynb #1e972e2d
 class RegimeConfig(Section):
     "The `regimes` section."
 
@@ -47,7 +47,7 @@ class RegimeConfig(Section):
         min_length=1,
         description="what states are told by: log_return, log_volatility, efficiency",
     )
-    volatility_bars: int = Field(12, ge=1, description="candles in log_volatility, of `timeframe`")
+    volatility_bars: int = Field(24, ge=1, description="candles in log_volatility, of `timeframe`")
     efficiency_bars: int = Field(24, ge=2, description="candles in efficiency, of `timeframe`")
     minimum_bars: int = Field(
         500, ge=50, description="candles with all inputs that the first model learns from"
@@ -59,7 +59,7 @@ class RegimeConfig(Section):
         "month", description="a model is learnt anew when one of these begins, UTC"
     )
     iterations: int = Field(50, ge=1, description="most steps of a fit (EM)")
-    seed: int = Field(0, ge=0, description="of the first guess of a fit")
+    seed: int = Field(0, ge=0, description="of the first guess of mixtures")
     maximum_hole: int = Field(3, ge=0, description="missing base candles in a row that end no segment")
     weekends_closed: bool = Field(False, description="a hole that holds a whole Saturday, UTC, ends none")
 

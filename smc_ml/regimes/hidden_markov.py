@@ -6,7 +6,7 @@
 __all__ = ['ALIKE', 'FEWEST_ROWS', 'state_order', 'StateModel', 'learnt_model', 'checked_rows', 'sequence_begins',
            'HMMRegimeDetector', 'make_detector']
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #fc921702
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #fa77c932
 import hashlib
 import json
 import os
@@ -23,7 +23,7 @@ from .config import RegimeConfig, RegimeError
 from .filtering import filtered_states, log_densities, long_run_shares, normal_factors
 from ..writing import write_whole
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #264f42a6
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #86f1c9f1
 ALIKE = 0.1  # difference of logarithms below which neighbours count as equally volatile
 
 
@@ -33,7 +33,7 @@ def state_order(volatility: np.ndarray, drift: np.ndarray) -> np.ndarray:
     group = np.append(0, np.cumsum(np.diff(volatility[order]) > ALIKE))
     return order[np.lexsort((drift[order], group))]
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #b7f8f722
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #79782044
 class StateModel(NamedTuple):
     "A hidden Markov model whose states are mixtures of normal distributions, in the units of the inputs."
 
@@ -58,26 +58,46 @@ class StateModel(NamedTuple):
         return StateModel(self.transition[np.ix_(order, order)], *(part[order] for part in self[1:]))
 
 
-def _estimated(values: np.ndarray, lengths: Sequence[int], detector: "HMMRegimeDetector") -> Any:
+def _first_guess(values: np.ndarray, volatile: np.ndarray, detector: "HMMRegimeDetector") -> Any:
+    "Means and covariances of equal groups of rows, the calmest first; within a group by k-means."
+    from sklearn.cluster import KMeans
+
+    means, covariances = [], []
+    for rows in np.array_split(np.argsort(volatile, kind="stable"), detector.n_states):
+        group = values[rows]
+        known = KMeans(detector.mixtures, n_init=3, random_state=detector.random_state)
+        means.append(known.fit(group).cluster_centers_ if detector.mixtures > 1 else group.mean(axis=0)[None])
+        covariances.append(np.atleast_2d(np.cov(group.T)) + 1e-3 * np.eye(values.shape[1]))
+    return np.array(means), np.repeat(np.array(covariances)[:, None], detector.mixtures, axis=1)
+
+
+def _estimated(
+    values: np.ndarray, volatile: np.ndarray, lengths: Sequence[int], detector: "HMMRegimeDetector"
+) -> Any:
     "hmmlearn's fit to scaled rows, without its warnings on standard error."
     from hmmlearn.hmm import GMMHMM, GaussianHMM
 
+    states, several = detector.n_states, detector.mixtures > 1
     form: dict[str, Any] = {
-        "covariance_type": {"full": "full", "diagonal": "diag"}[detector.covariance],
+        "covariance_type": "full" if detector.covariance == "full" else "diag",
         "n_iter": detector.iterations,
         "tol": 1e-6 * len(values),
-        "random_state": detector.random_state,
-        "params": "tmcw" if detector.mixtures > 1 else "tmc",
-        "init_params": "tmcw" if detector.mixtures > 1 else "tmc",
+        "params": "tmcw" if several else "tmc",
+        "init_params": "",
         "transmat_prior": 1.01,
     }
-    several = detector.mixtures > 1
-    model = (
-        GMMHMM(detector.n_states, detector.mixtures, **form)
-        if several
-        else GaussianHMM(detector.n_states, **form)
+    model = GMMHMM(states, detector.mixtures, **form) if several else GaussianHMM(states, **form)
+    model.startprob_ = np.full(states, 1 / states)
+    model.transmat_ = np.full((states, states), 0.1 / (states - 1)) + (0.9 - 0.1 / (states - 1)) * np.eye(
+        states
     )
-    model.startprob_ = np.full(detector.n_states, 1 / detector.n_states)
+    means, covariances = _first_guess(values, volatile, detector)
+    if detector.covariance != "full":
+        covariances = np.diagonal(covariances, axis1=2, axis2=3)
+    if several:
+        model.weights_ = np.full((states, detector.mixtures), 1 / detector.mixtures)
+    model.n_features = values.shape[1]
+    model.means_, model.covars_ = (means, covariances) if several else (means[:, 0], covariances[:, 0])
 
     def note(reached: float) -> None:
         model.monitor_.history.append(reached)
@@ -87,12 +107,20 @@ def _estimated(values: np.ndarray, lengths: Sequence[int], detector: "HMMRegimeD
     return model.fit(values, lengths)
 
 
-def learnt_model(values: np.ndarray, lengths: Sequence[int], detector: "HMMRegimeDetector") -> StateModel:
+def learnt_model(
+    values: np.ndarray,  # (rows, inputs)
+    names: Sequence[str],  # of the inputs
+    lengths: Sequence[int],  # of the sequences
+    detector: "HMMRegimeDetector",
+) -> StateModel:
     "The model of rows of one or several sequences; a `RegimeError` where no such states are found."
+    volatile = np.abs(values[:, 0] - values[:, 0].mean())
+    if "log_volatility" in names:
+        volatile = values[:, list(names).index("log_volatility")]
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     deviation = np.where(deviation > 1e-12, deviation, 1.0)
     try:
-        found = _estimated((values - mean) / deviation, lengths, detector)
+        found = _estimated((values - mean) / deviation, volatile, lengths, detector)
         means, covariances, transition = found.means_, np.asarray(found.covars_), np.asarray(found.transmat_)
     except (ValueError, np.linalg.LinAlgError) as error:
         raise _no_states(detector, str(error).splitlines()[0]) from None
@@ -116,7 +144,7 @@ def _no_states(detector: "HMMRegimeDetector", why: str) -> RegimeError:
         "(regimes.states, regimes.mixtures), or give a longer history"
     )
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #419a78b1
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #fc43ff94
 FEWEST_ROWS = 25  # a state, below which a history is too short
 
 
@@ -161,7 +189,7 @@ class HMMRegimeDetector(BaseEstimator):
         mixtures: int = 1,  # normal distributions in a state
         covariance: str = "full",  # or diagonal
         iterations: int = 50,
-        random_state: int = 0,
+        random_state: int = 0,  # of the first guess of mixtures
     ):
         self.n_states = n_states
         self.mixtures = mixtures
@@ -180,7 +208,7 @@ class HMMRegimeDetector(BaseEstimator):
                 f"give at least {FEWEST_ROWS * self.n_states}, or ask for fewer states (regimes.states)"
             )
         self.feature_names_in_ = np.array(names, dtype=object)
-        return self._take(learnt_model(values, sizes, self).ordered(names))
+        return self._take(learnt_model(values, names, sizes, self).ordered(names))
 
     def _take(self, model: StateModel) -> Self:
         "Hold a model, and what the filter needs of it."

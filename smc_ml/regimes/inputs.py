@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST_RANGE', 'regime_inputs', 'RegimeBars', 'chosen_inputs', 'regime_bars', 'check_prices', 'BarBuilder']
 
-# %% ../../nbs/regimes/01_inputs.ipynb #0fc1c552
+# %% ../../nbs/regimes/01_inputs.ipynb #0145d89d
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from smc_ml.candles import (
 from .config import REGIME_INPUTS, RegimeConfig, RegimeError, regime_timeframe
 from ..rows import check_lengths
 
-# %% ../../nbs/regimes/01_inputs.ipynb #a42211e7
+# %% ../../nbs/regimes/01_inputs.ipynb #9f45e78c
 LEAST_RANGE = 1e-6  # log return; a market that stands still moves at least so much
 
 
@@ -62,7 +62,7 @@ def regime_inputs(
             out[row, 2] = gone / walked if walked > 0 else 0.0
     return out
 
-# %% ../../nbs/regimes/01_inputs.ipynb #9b388c08
+# %% ../../nbs/regimes/01_inputs.ipynb #1c4b9954
 class RegimeBars(NamedTuple):
     "The candles of the states' timeframe that have all inputs, in order."
 
@@ -99,7 +99,7 @@ def regime_bars(
     calendar: str | None = None,  # of the market's days; None: always open, days of UTC
     complete_share: float = COMPLETE_SHARE,  # of its candles that a longer candle has to have
 ) -> RegimeBars:
-    "The inputs of every longer candle of a symbol; a `CandleError` for prices that are missing or impossible."
+    "The inputs of every longer candle of a symbol; an error for a price that is missing or not positive."
     candles = as_candles(candles, source, needs=PRICES)
     base = checked_timeframe(candles, timeframe, source)
     check_prices(candles, source)
@@ -130,7 +130,7 @@ def check_prices(candles: pd.DataFrame, source: str) -> None:
                 "mend this candle or leave it out before its regime is asked for"
             )
 
-# %% ../../nbs/regimes/01_inputs.ipynb #cbb5c378
+# %% ../../nbs/regimes/01_inputs.ipynb #3a317f36
 class _Interval(NamedTuple):
     "A longer candle that is being built."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RegimeStream']
 
-# %% ../../nbs/regimes/05_streaming.ipynb #1e782175
+# %% ../../nbs/regimes/05_streaming.ipynb #700c17c7
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from .hidden_markov import make_detector
 from .inputs import BarBuilder, check_prices, chosen_inputs, regime_inputs
 from .walk_forward import RegimeDetector, refit_periods, regime_columns, sequence_lengths
 
-# %% ../../nbs/regimes/05_streaming.ipynb #0ac044a4
+# %% ../../nbs/regimes/05_streaming.ipynb #1b4e6ea7
 _FIRST = np.array([True])
 _LATER = np.array([False])
 

@@ -6,8 +6,8 @@
 __all__ = ['RegimeDetector', 'refit_periods', 'Fit', 'planned_fits', 'sequence_lengths', 'WalkForwardRegimes', 'regime_columns',
            'walk_forward_regimes', 'regime_tables']
 
-# %% ../../nbs/regimes/04_walk_forward.ipynb #d1326bfb
-from collections.abc import Callable, Mapping, Sequence
+# %% ../../nbs/regimes/04_walk_forward.ipynb #7d65050e
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -19,7 +19,7 @@ from .config import RegimeConfig, RegimeError
 from .hidden_markov import make_detector
 from .inputs import RegimeBars, regime_bars
 
-# %% ../../nbs/regimes/04_walk_forward.ipynb #1022316c
+# %% ../../nbs/regimes/04_walk_forward.ipynb #f3f5efa5
 class RegimeDetector(Protocol):
     "What can be walked forward: states from rows of inputs, the past alone."
 
@@ -50,7 +50,7 @@ def refit_periods(
     months = closes.astype("datetime64[ns]").astype("datetime64[M]").astype(np.int64)
     return months // 3 if refit == "quarter" else months
 
-# %% ../../nbs/regimes/04_walk_forward.ipynb #45ded9bb
+# %% ../../nbs/regimes/04_walk_forward.ipynb #c87bc75a
 class Fit(NamedTuple):
     "One model's rows of `RegimeBars`: it learns from `first` to `at` and speaks of `at` to `stop`."
 
@@ -84,7 +84,7 @@ def _begins(segment: np.ndarray) -> np.ndarray:
     "True where a segment begins; the first row always."
     return np.append(True, np.diff(segment) != 0)[: len(segment)]
 
-# %% ../../nbs/regimes/04_walk_forward.ipynb #78d62085
+# %% ../../nbs/regimes/04_walk_forward.ipynb #466a273c
 class WalkForwardRegimes(NamedTuple):
     "What walk-forward models say of one symbol."
 
