@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNKNOWN', 'states_of', 'state_at', 'results_by_regime', 'scores_by_regime', 'moves_by_regime']
 
-# %% ../../nbs/evaluation/05_by_regime.ipynb #125b119a
+# %% ../../nbs/evaluation/05_by_regime.ipynb #c20ac836
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +18,7 @@ from .intervals import mean_interval
 from .metrics import score
 from ..regimes.config import RegimeError, state_names
 
-# %% ../../nbs/evaluation/05_by_regime.ipynb #d4e4a1e1
+# %% ../../nbs/evaluation/05_by_regime.ipynb #81d2fd94
 UNKNOWN = "unknown"  # the row of events before the first model
 
 
@@ -42,20 +42,18 @@ def state_at(
     symbols, times = events["symbol"].astype(str).to_numpy(), pd.DatetimeIndex(events["time"]).as_unit("ns")
     for symbol in np.unique(symbols):
         if symbol not in regimes:
-            raise RegimeError(
-                f"{symbol}: there are events but no regimes: run the regimes stage for this symbol"
-            )
+            raise RegimeError(f"{symbol}: there are events but no regimes: make the regimes of this symbol")
         table, own = regimes[symbol], symbols == symbol
         rows = closes_at(table, timeframe).as_unit("ns").searchsorted(times[own], side="right") - 1
         known = table["state"].fillna(-1).to_numpy(np.int64)
         if known.max(initial=-1) >= len(names):
             raise RegimeError(
-                f"{symbol}: state {known.max()} is unknown, there are {len(names)}: run the regimes stage again"
+                f"{symbol}: state {known.max()} is unknown, there are {len(names)}: make the regimes anew"
             )
         states[own] = np.where(rows >= 0, np.append(known, -1)[rows], -1)
     return states
 
-# %% ../../nbs/evaluation/05_by_regime.ipynb #c88fe3a8
+# %% ../../nbs/evaluation/05_by_regime.ipynb #49277b91
 def _rows_by_state(
     states: np.ndarray, names: Sequence[str], measure: Any, whole: str = "all"
 ) -> pd.DataFrame:
@@ -93,7 +91,7 @@ def results_by_regime(
 
     return _rows_by_state(states, states_of(regimes), measured)
 
-# %% ../../nbs/evaluation/05_by_regime.ipynb #def67df3
+# %% ../../nbs/evaluation/05_by_regime.ipynb #78c878f9
 def scores_by_regime(
     predictions: pd.DataFrame,  # of one or more models
     labels: pd.DataFrame,  # all events
@@ -114,7 +112,7 @@ def scores_by_regime(
         raise RegimeError("no prediction has a known state: give regimes of the span of the predictions")
     return pd.concat(parts, names=["state"]).reset_index("state").reset_index(drop=True)
 
-# %% ../../nbs/evaluation/05_by_regime.ipynb #f15e5f25
+# %% ../../nbs/evaluation/05_by_regime.ipynb #a98f2dc1
 def moves_by_regime(market: Market, regimes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per state: candles, share, mean return and mean absolute return of the next candle.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['state_colours', 'plot_regimes', 'transitions_plot', 'spells_plot', 'results_plot_by_state']
 
-# %% ../../nbs/figures/14_regimes.ipynb #dae4e7b9
+# %% ../../nbs/figures/14_regimes.ipynb #d68b7e1a
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -30,7 +30,7 @@ from smc_ml.figures.canvas import (
 )
 from ..regimes.config import state_names
 
-# %% ../../nbs/figures/14_regimes.ipynb #4441496d
+# %% ../../nbs/figures/14_regimes.ipynb #437cb413
 _RAMP = LinearSegmentedColormap.from_list("regimes", ["#CFE3F1", "#F2D27A", DOWN])
 
 
@@ -51,7 +51,7 @@ def _bands(axes: Axes, states: np.ndarray, times: np.ndarray, colours: Sequence[
         if states[start] >= 0:
             axes.axvspan(times[start], times[stop], color=colours[states[start]], linewidth=0)
 
-# %% ../../nbs/figures/14_regimes.ipynb #7564657a
+# %% ../../nbs/figures/14_regimes.ipynb #c10b2347
 def plot_regimes(
     candles: pd.DataFrame,  # of one symbol
     table: pd.DataFrame,  # its regimes, on the same rows
@@ -85,11 +85,11 @@ def plot_regimes(
     upper.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../../nbs/figures/14_regimes.ipynb #4bcc3e20
+# %% ../../nbs/figures/14_regimes.ipynb #8faaba20
 def transitions_plot(matrices: Mapping[str, pd.DataFrame]) -> Figure:
     "Probability of the state in the column after that in the row, a panel per symbol."
     stays = np.mean([np.diag(matrix.to_numpy(float)) for matrix in matrices.values()])
-    title = f"A state is followed by itself with {percent(stays)} on average"
+    title = f"A state is followed by itself with {percent(float(stays))} on average"
     figure, axes = panels(title, 1, len(matrices), (max(4.5, 3.6 * len(matrices)), 3.4))
     for one, (symbol, matrix) in zip(axes, matrices.items(), strict=True):
         values = matrix.to_numpy(float)
@@ -103,7 +103,7 @@ def transitions_plot(matrices: Mapping[str, pd.DataFrame]) -> Figure:
             one.text(column, row, percent(value), ha="center", va="center", color=colour, fontsize=9)
     return figure
 
-# %% ../../nbs/figures/14_regimes.ipynb #38f854c1
+# %% ../../nbs/figures/14_regimes.ipynb #a4aba41e
 def spells_plot(spells: pd.DataFrame) -> Figure:
     "Distribution of the spells of each state; `spells` has state (its name) and hours."
     need(spells, "state", "hours")
@@ -124,7 +124,7 @@ def spells_plot(spells: pd.DataFrame) -> Figure:
     axes.invert_yaxis()
     return figure
 
-# %% ../../nbs/figures/14_regimes.ipynb #b8e37a3b
+# %% ../../nbs/figures/14_regimes.ipynb #5261fe90
 def results_plot_by_state(
     results: pd.DataFrame,  # a row per state, with name, name_low, name_high
     measures: Mapping[str, str],  # column -> what the axis says

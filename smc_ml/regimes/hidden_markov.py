@@ -6,7 +6,7 @@
 __all__ = ['ALIKE', 'FEWEST_ROWS', 'state_order', 'StateModel', 'learnt_model', 'checked_rows', 'sequence_begins',
            'HMMRegimeDetector', 'make_detector']
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #fa77c932
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #e161969a
 import hashlib
 import json
 import os
@@ -23,7 +23,7 @@ from .config import RegimeConfig, RegimeError
 from .filtering import filtered_states, log_densities, long_run_shares, normal_factors
 from ..writing import write_whole
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #86f1c9f1
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #fb27a393
 ALIKE = 0.1  # difference of logarithms below which neighbours count as equally volatile
 
 
@@ -33,7 +33,7 @@ def state_order(volatility: np.ndarray, drift: np.ndarray) -> np.ndarray:
     group = np.append(0, np.cumsum(np.diff(volatility[order]) > ALIKE))
     return order[np.lexsort((drift[order], group))]
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #79782044
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #8df7ba47
 class StateModel(NamedTuple):
     "A hidden Markov model whose states are mixtures of normal distributions, in the units of the inputs."
 
@@ -144,7 +144,7 @@ def _no_states(detector: "HMMRegimeDetector", why: str) -> RegimeError:
         "(regimes.states, regimes.mixtures), or give a longer history"
     )
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #fc43ff94
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #372b38a1
 FEWEST_ROWS = 25  # a state, below which a history is too short
 
 
@@ -236,7 +236,7 @@ class HMMRegimeDetector(BaseEstimator):
     def predict_proba(self, X: Any, lengths: Sequence[int] | None = None) -> np.ndarray:
         "(rows, states): probability of each state given the rows of its sequence so far."
         check_is_fitted(self, "model_")
-        values, _ = checked_rows(X, self.feature_names_in_)
+        values, _ = checked_rows(X, tuple(self.feature_names_in_))
         return self.filtered(values, sequence_begins(len(values), lengths))
 
     def predict(self, X: Any, lengths: Sequence[int] | None = None) -> np.ndarray:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST_RANGE', 'regime_inputs', 'RegimeBars', 'chosen_inputs', 'regime_bars', 'check_prices', 'BarBuilder']
 
-# %% ../../nbs/regimes/01_inputs.ipynb #0145d89d
+# %% ../../nbs/regimes/01_inputs.ipynb #84808918
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from smc_ml.candles import (
 from .config import REGIME_INPUTS, RegimeConfig, RegimeError, regime_timeframe
 from ..rows import check_lengths
 
-# %% ../../nbs/regimes/01_inputs.ipynb #9f45e78c
+# %% ../../nbs/regimes/01_inputs.ipynb #8dd237ea
 LEAST_RANGE = 1e-6  # log return; a market that stands still moves at least so much
 
 
@@ -62,7 +62,7 @@ def regime_inputs(
             out[row, 2] = gone / walked if walked > 0 else 0.0
     return out
 
-# %% ../../nbs/regimes/01_inputs.ipynb #1c4b9954
+# %% ../../nbs/regimes/01_inputs.ipynb #78e825f3
 class RegimeBars(NamedTuple):
     "The candles of the states' timeframe that have all inputs, in order."
 
@@ -83,8 +83,9 @@ def _segment_bars(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Closes and values of the complete candles of one segment, and which of them each base row knows."
     made = candles if higher == timeframe else resample(candles, timeframe, higher, *rules)
-    prices = (made[name].to_numpy(np.float64) for name in ("high", "low", "close"))
-    values = regime_inputs(*prices, config.volatility_bars, config.efficiency_bars)[:, chosen_inputs(config)]
+    high, low, close = (made[name].to_numpy(np.float64) for name in ("high", "low", "close"))
+    windows = config.volatility_bars, config.efficiency_bars
+    values = regime_inputs(high, low, close, *windows)[:, chosen_inputs(config)]
     lacking = int(np.isnan(values).any(axis=1).sum())  # the first ones
     closes = made.index.asi8 * index_unit(made.index) + TIMEFRAMES[higher].value
     known = np.maximum(known_rows(candles, timeframe, made, higher) - lacking, -1)
@@ -130,13 +131,13 @@ def check_prices(candles: pd.DataFrame, source: str) -> None:
                 "mend this candle or leave it out before its regime is asked for"
             )
 
-# %% ../../nbs/regimes/01_inputs.ipynb #3a317f36
+# %% ../../nbs/regimes/01_inputs.ipynb #2556f9aa
 class _Interval(NamedTuple):
     "A longer candle that is being built."
 
     opened: int  # ns
     needed: float  # base candles
-    count: int
+    present: int
     high: float
     low: float
     close: float
@@ -183,12 +184,12 @@ class BarBuilder:
             slot = self._slot(opened)
         if slot is not None and last and last.opened == slot[0]:
             best = max(last.high, high), min(last.low, low)
-            self._open[-1] = last._replace(count=last.count + 1, high=best[0], low=best[1], close=close)
+            self._open[-1] = last._replace(present=last.present + 1, high=best[0], low=best[1], close=close)
         elif slot is not None:
             self._open.append(_Interval(*slot, 1, high, low, close))
         made = []
         while self._open and self._open[0].opened + self.length <= opened + self.step:
             one = self._open.pop(0)
-            if one.count >= one.needed and one.opened >= self.first:
+            if one.present >= one.needed and one.opened >= self.first:
                 made.append((one.opened + self.length, one.high, one.low, one.close))
         return made
