@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RegimeStream']
 
-# %% ../../nbs/regimes/05_streaming.ipynb #700c17c7
+# %% ../../nbs/regimes/05_streaming.ipynb #76672fdd
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from .hidden_markov import make_detector
 from .inputs import BarBuilder, check_prices, chosen_inputs, regime_inputs
 from .walk_forward import RegimeDetector, refit_periods, regime_columns, sequence_lengths
 
-# %% ../../nbs/regimes/05_streaming.ipynb #1b4e6ea7
+# %% ../../nbs/regimes/05_streaming.ipynb #e45d9d58
 _FIRST = np.array([True])
 _LATER = np.array([False])
 
@@ -133,14 +133,20 @@ class RegimeStream:
         if not self._kept and due and self._count >= self.config.minimum_bars:
             self._period = period
             self._learn()
+        elif self.detector is not None and self.detector.rows_needed > 1:
+            self._filter(self.detector, self.detector.rows_needed)
         elif self.detector is not None:
             flags, last = (_FIRST, None) if begins else (_LATER, self.probabilities)
             self.probabilities = self.detector.filtered(row[None], flags, last)[0]
 
     def _learn(self) -> None:
         "A new model from what is kept; it filters that, and goes on from there."
-        values, numbers = np.array(self._values), np.array(self._numbers)
-        table = pd.DataFrame(values, columns=list(self.config.inputs))
-        self.detector = self._make().fit(table, lengths=sequence_lengths(numbers))
+        table = pd.DataFrame(np.array(self._values), columns=list(self.config.inputs))
+        self.detector = self._make().fit(table, lengths=sequence_lengths(np.array(self._numbers)))
+        self._filter(self.detector, len(self._values))
+
+    def _filter(self, detector: RegimeDetector, rows: int) -> None:
+        "The newest probabilities from so many rows that are kept."
+        values, numbers = np.array(self._values[-rows:]), np.array(self._numbers[-rows:])
         begins = np.append(True, np.diff(numbers) != 0)
-        self.probabilities = self.detector.filtered(values, begins)[-1]
+        self.probabilities = detector.filtered(values, begins)[-1]
