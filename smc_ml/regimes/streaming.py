@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RegimeStream']
 
-# %% ../../nbs/regimes/05_streaming.ipynb #76672fdd
+# %% ../../nbs/regimes/05_streaming.ipynb #855ae2f5
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from .hidden_markov import make_detector
 from .inputs import BarBuilder, check_prices, chosen_inputs, regime_inputs
 from .walk_forward import RegimeDetector, refit_periods, regime_columns, sequence_lengths
 
-# %% ../../nbs/regimes/05_streaming.ipynb #e45d9d58
+# %% ../../nbs/regimes/05_streaming.ipynb #515fe2cc
 _FIRST = np.array([True])
 _LATER = np.array([False])
 
