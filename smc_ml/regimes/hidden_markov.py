@@ -6,7 +6,7 @@
 __all__ = ['ALIKE', 'FEWEST_ROWS', 'state_order', 'StateModel', 'learnt_model', 'checked_rows', 'sequence_begins',
            'HMMRegimeDetector', 'make_detector']
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #4997def7
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #a8652361
 import hashlib
 import json
 import os
@@ -23,7 +23,7 @@ from .config import RegimeConfig, RegimeError
 from .filtering import filtered_states, log_densities, long_run_shares, normal_factors
 from ..writing import write_whole
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #f381a1dc
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #91c89fa0
 ALIKE = 0.1  # difference of logarithms below which neighbours count as equally volatile
 
 
@@ -33,7 +33,7 @@ def state_order(volatility: np.ndarray, drift: np.ndarray) -> np.ndarray:
     group = np.append(0, np.cumsum(np.diff(volatility[order]) > ALIKE))
     return order[np.lexsort((drift[order], group))]
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #0306a1c4
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #dd0d632f
 class StateModel(NamedTuple):
     "A hidden Markov model whose states are mixtures of normal distributions, in the units of the inputs."
 
@@ -76,6 +76,7 @@ def _estimated(
 ) -> Any:
     "hmmlearn's fit to scaled rows, without its warnings on standard error."
     from hmmlearn.hmm import GMMHMM, GaussianHMM
+    from threadpoolctl import threadpool_limits
 
     states, several = detector.n_states, detector.mixtures > 1
     form: dict[str, Any] = {
@@ -104,7 +105,8 @@ def _estimated(
         model.monitor_.iter += 1
 
     model.monitor_.report = note
-    return model.fit(values, lengths)
+    with threadpool_limits(1):  # the products are small: threads would only wait for each other
+        return model.fit(values, lengths)
 
 
 def learnt_model(
@@ -144,7 +146,7 @@ def _no_states(detector: "HMMRegimeDetector", why: str) -> RegimeError:
         "(regimes.states, regimes.mixtures), or give a longer history"
     )
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #2cdd6234
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #adc774de
 FEWEST_ROWS = 25  # a state, below which a history is too short
 
 
