@@ -6,7 +6,7 @@
 __all__ = ['ALIKE', 'FEWEST_ROWS', 'state_order', 'StateModel', 'learnt_model', 'checked_rows', 'sequence_begins',
            'HMMRegimeDetector', 'make_detector']
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #a8652361
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #78bb149c
 import hashlib
 import json
 import os
@@ -23,7 +23,7 @@ from .config import RegimeConfig, RegimeError
 from .filtering import filtered_states, log_densities, long_run_shares, normal_factors
 from ..writing import write_whole
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #91c89fa0
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #910f20ef
 ALIKE = 0.1  # difference of logarithms below which neighbours count as equally volatile
 
 
@@ -33,7 +33,7 @@ def state_order(volatility: np.ndarray, drift: np.ndarray) -> np.ndarray:
     group = np.append(0, np.cumsum(np.diff(volatility[order]) > ALIKE))
     return order[np.lexsort((drift[order], group))]
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #dd0d632f
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #9f67be7f
 class StateModel(NamedTuple):
     "A hidden Markov model whose states are mixtures of normal distributions, in the units of the inputs."
 
@@ -146,7 +146,7 @@ def _no_states(detector: "HMMRegimeDetector", why: str) -> RegimeError:
         "(regimes.states, regimes.mixtures), or give a longer history"
     )
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #adc774de
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #f340b72d
 FEWEST_ROWS = 25  # a state, below which a history is too short
 
 
