@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REGIMES', 'regime_family', 'with_regimes']
 
-# %% ../../nbs/features/17_regimes.ipynb #1b72d23d
+# %% ../../nbs/features/17_regimes.ipynb #146d46ac
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..candles import Market
 from .declaration import Family, Feature
 from .inputs import FeatureError, FeatureInputs
 
-# %% ../../nbs/features/17_regimes.ipynb #b8618b55
+# %% ../../nbs/features/17_regimes.ipynb #f18ea3a8
 def regime_family(states: int) -> Family:
     "The probabilities of so many states; for another number than three, beside or instead of `REGIMES`."
     family, names = Family("regimes", default=False), [f"regime_{state}" for state in range(states)]
@@ -34,7 +34,7 @@ def regime_family(states: int) -> Family:
 
 REGIMES = regime_family(3)
 
-# %% ../../nbs/features/17_regimes.ipynb #929a3902
+# %% ../../nbs/features/17_regimes.ipynb #2eafa131
 def with_regimes(
     others: Mapping[str, pd.DataFrame],  # what is known of other symbols, by symbol
     market: Market,
@@ -49,8 +49,9 @@ def with_regimes(
         if table is None or (lacking := [name for name in names if name not in table]):
             lack = "regimes" if table is None else lacking[0]
             raise FeatureError(
-                f"{symbol}: features of the family regimes need {lack} of this symbol: give the tables of "
-                "the stage regimes, made with as many states, or want others (features.families, train.features)"
+                f"{symbol}: features of the family regimes need {lack} of this symbol: "
+                "give the tables of the stage regimes, made with as many states, or want others "
+                "(features.families, train.features)"
             )
         if not table.index.equals(candles.index):
             raise FeatureError(

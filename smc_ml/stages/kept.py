@@ -21,7 +21,8 @@ from ..candles import Market, candle_facts, content_hash
 from ..evaluation.trials import model_trial, trial_id
 from ..provenance import code_hashes
 from .config import PipelineSettings
-from .learning import MarketEvents, events_of, learns_regimes, predictions_of
+from .features import learns_regimes
+from .learning import MarketEvents, events_of, predictions_of
 from ..tables import ArtifactError, read_table
 from ..writing import write_table
 

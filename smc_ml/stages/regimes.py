@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FoundRegimes', 'find_regimes']
 
-# %% ../../nbs/stages/16_regimes.ipynb #503d63a3
+# %% ../../nbs/stages/16_regimes.ipynb #42a8dc2f
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,12 @@ import pandas as pd
 
 from ..candles import TIMEFRAMES, Market
 from ..evaluation.by_regime import moves_by_regime
+from ..evaluation.intervals import Interval, in_words
 from ..regimes.config import RegimeConfig, regime_timeframe, state_names
 from ..regimes.walk_forward import WalkForwardRegimes, regime_tables
 from ..tables import in_digits
 
-# %% ../../nbs/stages/16_regimes.ipynb #53b5f82c
+# %% ../../nbs/stages/16_regimes.ipynb #b575cec3
 @dataclass(frozen=True)
 class FoundRegimes:
     "The regimes of a market."
@@ -86,6 +87,19 @@ class FoundRegimes:
         "One row per state: what the next candle does, basis points with 95 % intervals."
         return moves_by_regime(self.market, self.tables)
 
+    def in_words(self) -> pd.DataFrame:
+        "The moves as text: a row per state, each number with its 95 % interval."
+        table, form = self.moves, {"return": "+.2f", "size": ".1f"}
+        shown: dict[str, Any] = {
+            "candles": [f"{count:,.0f}" for count in table["events"]],
+            "share of all": [f"{share:.1%}".replace("%", " %") for share in table["share"]],
+        }
+        for name, words in (("size", "mean absolute return, bp"), ("return", "mean return, bp")):
+            values = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False, name=None)
+            told = [Interval(*each) for each in values]
+            shown[words] = [f"{in_words(one.value, form[name])} ({one.bounds(form[name])})" for one in told]
+        return pd.DataFrame(shown, index=table.index)
+
     def sentence(self) -> str:
         "What the states tell apart."
         ends = self.names[0], self.names[-1]
@@ -112,7 +126,7 @@ class FoundRegimes:
         }
         return {"symbols": symbols, "moves": self.moves.to_dict("index"), "sentence": self.sentence()}
 
-# %% ../../nbs/stages/16_regimes.ipynb #e7650ddb
+# %% ../../nbs/stages/16_regimes.ipynb #f5d55cbe
 def find_regimes(market: Market, config: RegimeConfig = RegimeConfig()) -> FoundRegimes:
     "The regimes of every symbol, learnt anew as the settings say."
     return FoundRegimes(regime_tables(market, config), market, config)
