@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FoundRegimes', 'find_regimes']
 
-# %% ../../nbs/stages/16_regimes.ipynb #42a8dc2f
+# %% ../../nbs/stages/16_regimes.ipynb #5214d80a
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,13 +14,12 @@ import numpy as np
 import pandas as pd
 
 from ..candles import TIMEFRAMES, Market
-from ..evaluation.by_regime import moves_by_regime
-from ..evaluation.intervals import Interval, in_words
+from ..evaluation.by_regime import moves_by_regime, states_in_words
 from ..regimes.config import RegimeConfig, regime_timeframe, state_names
 from ..regimes.walk_forward import WalkForwardRegimes, regime_tables
 from ..tables import in_digits
 
-# %% ../../nbs/stages/16_regimes.ipynb #b575cec3
+# %% ../../nbs/stages/16_regimes.ipynb #6b597622
 @dataclass(frozen=True)
 class FoundRegimes:
     "The regimes of a market."
@@ -89,16 +88,8 @@ class FoundRegimes:
 
     def in_words(self) -> pd.DataFrame:
         "The moves as text: a row per state, each number with its 95 % interval."
-        table, form = self.moves, {"return": "+.2f", "size": ".1f"}
-        shown: dict[str, Any] = {
-            "candles": [f"{count:,.0f}" for count in table["events"]],
-            "share of all": [f"{share:.1%}".replace("%", " %") for share in table["share"]],
-        }
-        for name, words in (("size", "mean absolute return, bp"), ("return", "mean return, bp")):
-            values = table[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False, name=None)
-            told = [Interval(*each) for each in values]
-            shown[words] = [f"{in_words(one.value, form[name])} ({one.bounds(form[name])})" for one in told]
-        return pd.DataFrame(shown, index=table.index)
+        measures = {"size": ("mean absolute return, bp", ".1f"), "return": ("mean return, bp", "+.2f")}
+        return states_in_words(self.moves, measures, "candles")
 
     def sentence(self) -> str:
         "What the states tell apart."
@@ -126,7 +117,7 @@ class FoundRegimes:
         }
         return {"symbols": symbols, "moves": self.moves.to_dict("index"), "sentence": self.sentence()}
 
-# %% ../../nbs/stages/16_regimes.ipynb #f5d55cbe
+# %% ../../nbs/stages/16_regimes.ipynb #76cb885e
 def find_regimes(market: Market, config: RegimeConfig = RegimeConfig()) -> FoundRegimes:
     "The regimes of every symbol, learnt anew as the settings say."
     return FoundRegimes(regime_tables(market, config), market, config)
