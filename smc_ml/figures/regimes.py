@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['state_colours', 'plot_regimes', 'transitions_plot', 'spells_plot', 'results_plot_by_state']
 
-# %% ../../nbs/figures/14_regimes.ipynb #d68b7e1a
+# %% ../../nbs/figures/14_regimes.ipynb #e72aa2ce
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,8 +29,9 @@ from smc_ml.figures.canvas import (
     percent_tick,
 )
 from ..regimes.config import state_names
+from ..tables import in_digits
 
-# %% ../../nbs/figures/14_regimes.ipynb #437cb413
+# %% ../../nbs/figures/14_regimes.ipynb #744850b0
 _RAMP = LinearSegmentedColormap.from_list("regimes", ["#CFE3F1", "#F2D27A", DOWN])
 
 
@@ -51,7 +52,7 @@ def _bands(axes: Axes, states: np.ndarray, times: np.ndarray, colours: Sequence[
         if states[start] >= 0:
             axes.axvspan(times[start], times[stop], color=colours[states[start]], linewidth=0)
 
-# %% ../../nbs/figures/14_regimes.ipynb #c10b2347
+# %% ../../nbs/figures/14_regimes.ipynb #e8d9b436
 def plot_regimes(
     candles: pd.DataFrame,  # of one symbol
     table: pd.DataFrame,  # its regimes, on the same rows
@@ -85,7 +86,7 @@ def plot_regimes(
     upper.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
-# %% ../../nbs/figures/14_regimes.ipynb #8faaba20
+# %% ../../nbs/figures/14_regimes.ipynb #34bf7b3a
 def transitions_plot(matrices: Mapping[str, pd.DataFrame]) -> Figure:
     "Probability of the state in the column after that in the row, a panel per symbol."
     stays = np.mean([np.diag(matrix.to_numpy(float)) for matrix in matrices.values()])
@@ -103,7 +104,7 @@ def transitions_plot(matrices: Mapping[str, pd.DataFrame]) -> Figure:
             one.text(column, row, percent(value), ha="center", va="center", color=colour, fontsize=9)
     return figure
 
-# %% ../../nbs/figures/14_regimes.ipynb #a4aba41e
+# %% ../../nbs/figures/14_regimes.ipynb #3fa76395
 def spells_plot(spells: pd.DataFrame) -> Figure:
     "Distribution of the spells of each state; `spells` has state (its name) and hours."
     need(spells, "state", "hours")
@@ -124,21 +125,25 @@ def spells_plot(spells: pd.DataFrame) -> Figure:
     axes.invert_yaxis()
     return figure
 
-# %% ../../nbs/figures/14_regimes.ipynb #5261fe90
+# %% ../../nbs/figures/14_regimes.ipynb #fa83953f
 def results_plot_by_state(
     results: pd.DataFrame,  # a row per state, with name, name_low, name_high
     measures: Mapping[str, str],  # column -> what the axis says
-    title: str,
+    title: str = "",  # empty: the first measure of each state
 ) -> Figure:
     "Each measure of each state with its 95 % interval, a panel per measure; dotted: that of all."
     need(results, *measures, *(f"{name}_low" for name in measures))
-    figure, axes = panels(title, 1, len(measures), (9, 1.6 + 0.4 * len(results)), sharey=True)
-    for one, (name, words) in zip(axes, measures.items(), strict=True):
+    first, words = next(iter(measures.items()))
+    told = [f"{name} {in_digits(results.loc[name, first], '.3g')}" for name in results.index]
+    figure, axes = panels(
+        title or f"{words}: {', '.join(told)}", 1, len(measures), (9, 1.6 + 0.4 * len(results)), sharey=True
+    )
+    for one, (name, label) in zip(axes, measures.items(), strict=True):
         middle, places = results[name], np.arange(len(results))
         reach = [middle - results[f"{name}_low"], results[f"{name}_high"] - middle]
         one.errorbar(middle, places, xerr=np.nan_to_num(np.array(reach)), fmt="o", linewidth=3, color=UP)
         if "all" in results.index:
             one.axvline(middle["all"], color=INK, linewidth=1, linestyle=":")
         one.set_yticks(places, list(results.index))
-        one.set(xlabel=words, ylim=(len(results) - 0.5, -0.5))
+        one.set(xlabel=label, ylim=(len(results) - 0.5, -0.5))
     return figure
