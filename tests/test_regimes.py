@@ -12,6 +12,8 @@ from smc_ml.causality import assert_causal, poisoned
 from smc_ml.data.sources.files import read_candle_file
 from smc_ml.evaluation.by_regime import moves_by_regime, results_by_regime, state_at
 from smc_ml.evaluation.intervals import mean_interval
+from smc_ml.features.live.streaming import FeatureStream
+from smc_ml.features.table import feature_table
 from smc_ml.regimes.config import RegimeConfig, RegimeError
 from smc_ml.regimes.hidden_markov import HMMRegimeDetector
 from smc_ml.regimes.inputs import regime_bars
@@ -156,6 +158,23 @@ def test_results_are_told_apart_by_the_state_that_was_known(half, walked):
     found = results_by_regime(trades, regimes)
     assert found["events"].iloc[:-1].sum() == len(trades) == found.loc["all", "events"]
     assert found.loc["turbulent", "mean_low"] > 0 and abs(found.loc["calm", "mean"]) < 0.2
+
+
+def test_regimes_are_features_live_as_in_the_table(half, walked):
+    rows, last = half.iloc[20_000:20_300], 200
+    table = walked.table[PROBABILITIES].loc[rows.index]
+    batch = feature_table(rows, wanted=["regimes"], others=table)
+    pd.testing.assert_frame_equal(batch, table, check_exact=True)
+    rules = {"wanted": ["regimes"], "with_patterns": False}
+    stream = FeatureStream(rows.iloc[:last], others=table.iloc[:last], **rules)
+    for time, candle, known in zip(
+        rows.index[last:],
+        rows.iloc[last:].to_dict("records"),
+        table.iloc[last:].to_dict("records"),
+        strict=True,
+    ):
+        newest = stream.update({"open_time": time} | candle, others=known)
+        assert (newest == batch.loc[time].to_numpy()).all()
 
 
 def test_candles_that_stand_still_have_regimes_or_say_why_not(half):

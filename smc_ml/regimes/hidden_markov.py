@@ -6,7 +6,7 @@
 __all__ = ['ALIKE', 'FEWEST_ROWS', 'state_order', 'StateModel', 'learnt_model', 'checked_rows', 'sequence_begins',
            'HMMRegimeDetector', 'make_detector']
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #78bb149c
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #5c50e6bb
 import hashlib
 import json
 import os
@@ -23,7 +23,7 @@ from .config import RegimeConfig, RegimeError
 from .filtering import filtered_states, log_densities, long_run_shares, normal_factors
 from ..writing import write_whole
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #910f20ef
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #f3bb997e
 ALIKE = 0.1  # difference of logarithms below which neighbours count as equally volatile
 
 
@@ -33,7 +33,7 @@ def state_order(volatility: np.ndarray, drift: np.ndarray) -> np.ndarray:
     group = np.append(0, np.cumsum(np.diff(volatility[order]) > ALIKE))
     return order[np.lexsort((drift[order], group))]
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #9f67be7f
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #2a4efee3
 class StateModel(NamedTuple):
     "A hidden Markov model whose states are mixtures of normal distributions, in the units of the inputs."
 
@@ -146,7 +146,7 @@ def _no_states(detector: "HMMRegimeDetector", why: str) -> RegimeError:
         "(regimes.states, regimes.mixtures), or give a longer history"
     )
 
-# %% ../../nbs/regimes/03_hidden_markov.ipynb #f340b72d
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #6f500db9
 FEWEST_ROWS = 25  # a state, below which a history is too short
 
 
@@ -201,6 +201,11 @@ class HMMRegimeDetector(BaseEstimator):
 
     def fit(self, X: Any, y: Any = None, lengths: Sequence[int] | None = None) -> Self:
         "Learn the states from rows of inputs, (rows, inputs), or a table of them."
+        if self.n_states < 2 or self.mixtures < 1 or self.covariance not in ("full", "diagonal"):
+            raise RegimeError(
+                f"{self.n_states} states, {self.mixtures} mixtures and a {self.covariance} covariance cannot "
+                "be learnt: give two states or more, one mixture or more, and full or diagonal"
+            )
         values, names = checked_rows(X)
         sizes = [len(values)] if lengths is None else list(lengths)
         sequence_begins(len(values), sizes)

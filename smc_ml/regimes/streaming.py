@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RegimeStream']
 
-# %% ../../nbs/regimes/05_streaming.ipynb #855ae2f5
+# %% ../../nbs/regimes/05_streaming.ipynb #b9569d75
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from .hidden_markov import make_detector
 from .inputs import BarBuilder, check_prices, chosen_inputs, regime_inputs
 from .walk_forward import RegimeDetector, refit_periods, regime_columns, sequence_lengths
 
-# %% ../../nbs/regimes/05_streaming.ipynb #515fe2cc
+# %% ../../nbs/regimes/05_streaming.ipynb #6ed81d8f
 _FIRST = np.array([True])
 _LATER = np.array([False])
 
@@ -53,7 +53,7 @@ class RegimeStream:
         self._segment, self._count = -1, 0
         self.probabilities = np.full(config.states, np.nan)
 
-    def update(self, candle: Mapping[str, Any] | pd.Series) -> np.ndarray:
+    def update(self, candle: Mapping[str, Any] | pd.Series | tuple[Any, ...]) -> np.ndarray:
         """Take the next closed candle, with open_time, high, low and close; (states,) probabilities, or NaN.
 
         A `CandleError` or a `RegimeError` changes nothing.
@@ -81,8 +81,9 @@ class RegimeStream:
         states = self.config.states
         return pd.DataFrame(np.array(rows).reshape(-1, states), candles.index, regime_columns(states))
 
-    def _admit(self, candle: Mapping[str, Any] | pd.Series) -> tuple[int, tuple[float, float, float]]:
+    def _admit(self, given: Any) -> tuple[int, tuple[float, float, float]]:
         "Open time and prices of a candle that comes after the last one."
+        candle = given._asdict() if hasattr(given, "_asdict") else given
         missing = [name for name in ("open_time", "high", "low", "close") if name not in candle]
         if missing:
             raise CandleError(f"{self.source}: no column {missing[0]}: give open_time, high, low and close")
@@ -98,8 +99,7 @@ class RegimeStream:
             )
         high, low, close = (float(candle[name]) for name in ("high", "low", "close"))
         if not 0 < low <= close <= high < np.inf:
-            given = pd.DataFrame({"high": [high], "low": [low], "close": [close]}, index=[time])
-            check_prices(given, self.source)
+            check_prices(pd.DataFrame({"high": high, "low": low, "close": close}, index=[time]), self.source)
             raise CandleError(
                 f"{self.source}: low {low}, close {close}, high {high} at {time}: mend this candle"
             )

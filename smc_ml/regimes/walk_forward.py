@@ -6,7 +6,7 @@
 __all__ = ['RegimeDetector', 'refit_periods', 'Fit', 'planned_fits', 'sequence_lengths', 'WalkForwardRegimes', 'regime_columns',
            'walk_forward_regimes', 'regime_tables']
 
-# %% ../../nbs/regimes/04_walk_forward.ipynb #77950151
+# %% ../../nbs/regimes/04_walk_forward.ipynb #6ecb3cdd
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -19,7 +19,7 @@ from .config import RegimeConfig, RegimeError
 from .hidden_markov import make_detector
 from .inputs import RegimeBars, regime_bars
 
-# %% ../../nbs/regimes/04_walk_forward.ipynb #d47ddaef
+# %% ../../nbs/regimes/04_walk_forward.ipynb #47ce1d97
 class RegimeDetector(Protocol):
     "What can be walked forward: states from rows of inputs, the past alone."
 
@@ -55,7 +55,7 @@ def refit_periods(
     months = closes.astype("datetime64[ns]").astype("datetime64[M]").astype(np.int64)
     return months // 3 if refit == "quarter" else months
 
-# %% ../../nbs/regimes/04_walk_forward.ipynb #dff000d1
+# %% ../../nbs/regimes/04_walk_forward.ipynb #6d8b0fa3
 class Fit(NamedTuple):
     "One model's rows of `RegimeBars`: it learns from `first` to `at` and speaks of `at` to `stop`."
 
@@ -89,7 +89,7 @@ def _begins(segment: np.ndarray) -> np.ndarray:
     "True where a segment begins; the first row always."
     return np.append(True, np.diff(segment) != 0)[: len(segment)]
 
-# %% ../../nbs/regimes/04_walk_forward.ipynb #a7e13770
+# %% ../../nbs/regimes/04_walk_forward.ipynb #eea41647
 class WalkForwardRegimes(NamedTuple):
     "What walk-forward models say of one symbol."
 
