@@ -14,8 +14,9 @@ from smc_ml.evaluation.by_regime import moves_by_regime, results_by_regime, stat
 from smc_ml.evaluation.intervals import mean_interval
 from smc_ml.features.live.streaming import FeatureStream
 from smc_ml.features.table import feature_table
+from smc_ml.regimes import hidden_markov
 from smc_ml.regimes.config import RegimeConfig, RegimeError
-from smc_ml.regimes.hidden_markov import HMMRegimeDetector
+from smc_ml.regimes.hidden_markov import HMMRegimeDetector, StateModel
 from smc_ml.regimes.inputs import regime_bars
 from smc_ml.regimes.streaming import RegimeStream
 from smc_ml.regimes.walk_forward import planned_fits, regime_tables, walk_forward_regimes
@@ -130,6 +131,20 @@ def test_a_state_keeps_its_number_from_refit_to_refit(half, walked):
     assert min(agree) > 0.6 and np.mean(agree) > 0.75
 
 
+def test_a_state_has_its_number_however_the_fit_numbers_it(half, monkeypatch):
+    bars = regime_bars(half.iloc[:9000])
+    rows = pd.DataFrame(bars.values, columns=list(bars.names))
+    usual, learn = HMMRegimeDetector(iterations=10).fit(rows), hidden_markov.learnt_model
+
+    def turned(*given):
+        model, order = learn(*given), [2, 0, 1]
+        return StateModel(model.transition[np.ix_(order, order)], *(part[order] for part in model[1:]))
+
+    monkeypatch.setattr(hidden_markov, "learnt_model", turned)
+    other = HMMRegimeDetector(iterations=10).fit(rows)
+    assert all((one == two).all() for one, two in zip(usual.model_, other.model_, strict=True))
+
+
 def test_another_unit_of_price_gives_the_same_states(half, walked):
     scaled = half.assign(**{name: half[name] * 1024 for name in ("open", "high", "low", "close")})
     pd.testing.assert_frame_equal(
@@ -154,6 +169,8 @@ def test_results_are_told_apart_by_the_state_that_was_known(half, walked):
     states = state_at(regimes, trades)
     known = walked.table["state"].loc[times - pd.Timedelta("5min")].fillna(-1).to_numpy(int)
     assert (states == known).all()
+    between = trades.assign(time=times + pd.Timedelta("2min"))  # the candle that is open then is not known
+    assert (state_at(regimes, between) == known).all()
     trades["realised_r"] = np.where(states == 2, 0.4, 0.0) + random.normal(size=len(trades))
     found = results_by_regime(trades, regimes)
     assert found["events"].iloc[:-1].sum() == len(trades) == found.loc["all", "events"]
