@@ -23,6 +23,7 @@ from .features.config import FeatureConfig
 from .labels.config import HorizonConfig, LabelingConfig, SplitsConfig
 from .models.config import TrainingConfig, TuningConfig
 from .patterns.config import PatternConfig
+from .regimes.config import RegimeConfig
 from .reports.config import ReportConfig
 from .trading.config import BacktestConfig, JudgementConfig
 
@@ -30,6 +31,7 @@ from .trading.config import BacktestConfig, JudgementConfig
 SECTIONS: dict[str, type[Section]] = {
     "collect": DataCollectionConfig,
     "patterns": PatternConfig,
+    "regimes": RegimeConfig,
     "costs": Costs,
     "labels": LabelingConfig,
     "horizons": HorizonConfig,

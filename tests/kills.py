@@ -15,6 +15,7 @@ CHANGES: dict[str, tuple[str, dict]] = {
     "code": ("controls_full", {"seeds": 3}),  # read by no stage: it is forced
     "collect": ("collect", {"end": "2023-04-12"}),
     "patterns": ("patterns", {"zone_age": 150}),
+    "regimes": ("regimes", {"iterations": 20}),
     "labels": ("labels", {"stop_buffer": 0.3}),
     "horizons": ("horizons", {"dead_band": 0.6}),
     "splits": ("splits", {"embargo_minutes": 90}),

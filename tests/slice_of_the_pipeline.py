@@ -22,6 +22,7 @@ from smc_ml.figures.account import equity_plot  # noqa: E402
 from smc_ml.labels.config import SplitsConfig  # noqa: E402
 from smc_ml.models.config import TrainingConfig  # noqa: E402
 from smc_ml.models.saving import save_model  # noqa: E402
+from smc_ml.regimes.walk_forward import regime_tables  # noqa: E402
 from smc_ml.simulation.config import SimulationConfig  # noqa: E402
 from smc_ml.simulation.market import simulate_market  # noqa: E402
 from smc_ml.stages.backtest import follow_predictions  # noqa: E402
@@ -62,6 +63,9 @@ def run() -> None:
     events = events_of(market)
     write_tables(events.features | {"labels": events.labels}, FOLDER / "events")
     write_tables(bar_targets(market).tables, FOLDER / "horizons")
+    regimes = regime_tables(market)["A"]
+    write_tables({"regimes": regimes.table}, FOLDER / "regimes")
+    regimes.detectors[-1].save(FOLDER / "regimes/model")
     combined = combine_models(predictions(events), events.labels)
     followed = follow_predictions(combined.mixed, events.labels, market, scenarios=["expected"])
     account = followed.expected

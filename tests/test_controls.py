@@ -306,6 +306,8 @@ def backtest_notebook(
     for symbol, candles in market.items():
         path = candles_path(folder / "artifacts/candles", symbol, market.timeframe)
         write_candles(candles, path, market.timeframe, source="test")
+        unknown = pd.DataFrame({"state": pd.array([None] * len(candles), "Int8"), "regime_0": float("nan")})
+        write_table(unknown.set_index(candles.index), folder / f"artifacts/regimes/{symbol}.parquet")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MPLBACKEND", "agg")
     space = {}

@@ -31,6 +31,7 @@ from .inputs import FeatureError, FeatureInputs, FeatureSettings
 from .microstructure.book import BOOK
 from .microstructure.clusters import MICROSTRUCTURE
 from .multi_timeframe import MULTI_TIMEFRAME
+from .regimes import REGIMES, with_regimes
 from .smc import SMC
 from .statistical.calendar import STATISTICAL
 from .technical.candlesticks import CANDLESTICKS, TECHNICAL
@@ -45,6 +46,7 @@ FEATURE_FAMILIES: tuple[Family, ...] = (
     MULTI_TIMEFRAME,
     CANDLESTICKS,
     BOOK,
+    REGIMES,
 )
 
 # %% ../../nbs/features/09_table.ipynb #e311260a
@@ -270,6 +272,7 @@ def feature_tables(
     wanted: Sequence[str] | None = None,
     families: Sequence[Family] = FEATURE_FAMILIES,
     dtype: type = np.float64,
+    regimes: Mapping[str, pd.DataFrame] | None = None,  # by symbol, as the regimes stage makes them
 ) -> dict[str, pd.DataFrame]:
     "`feature_table` of every symbol of a market, all with the same columns."
     lacking = [] if patterns is None else [symbol for symbol in market if symbol not in patterns]
@@ -278,6 +281,7 @@ def feature_tables(
             f"{lacking[0]}: there are no patterns of this symbol: run the patterns stage again"
         )
     others = beside(market) if _needs_others(config, wanted, families) else {}
+    others = with_regimes(others, market, regimes, declared_features(config, wanted, families))
     return {
         symbol: feature_table(
             candles,

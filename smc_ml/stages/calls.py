@@ -50,7 +50,7 @@ def judge_learnt(learnt: LearntMarket, settings: PipelineSettings = PipelineSett
 def market_events(market: Market, settings: PipelineSettings = PipelineSettings()) -> MarketEvents:
     "Patterns, labels and features of a market's candles."
     sections = settings.patterns, settings.labels, settings.costs, settings.features
-    return events_of(market, *sections, settings.train.features)
+    return events_of(market, *sections, settings.train.features, settings.regimes)
 
 
 def judge_events(events: MarketEvents, settings: PipelineSettings = PipelineSettings()) -> PipelineRun:

@@ -18,7 +18,9 @@ from ..features.table import check_declared, feature_catalogue
 from ..labels.checks import check_kinds, check_traded
 from ..labels.horizons import horizon_length
 from ..labels.weights import weighing_market
+from ..regimes.config import RegimeConfig, regime_timeframe
 from ..simulation.market import simulated_span
+from .features import learns_regimes
 
 # %% ../../nbs/stages/15_checks.ipynb #b9ae9229
 Sections = Mapping[str, Any]  # name in params.yaml -> its section, checked by itself
@@ -38,6 +40,17 @@ def _patterns(sections: Sections) -> None:
     made = {sections["collect"].timeframe, *sections["collect"].higher}
     for timeframe in sections["patterns"].timeframes:
         check_made(timeframe, made)
+
+
+def _regimes(sections: Sections) -> None:
+    "States of candles that are no multiple of the base, and features of them that the controls cannot make."
+    config, wanted = sections["regimes"], sections["train"].features
+    regime_timeframe(config, sections["collect"].timeframe)
+    if config != RegimeConfig() and learns_regimes(sections["features"], wanted):
+        raise UserError(
+            "the controls learn features of the family regimes with the defaults of the section regimes: "
+            "leave that section as it is, or the family out of train.features"
+        )
 
 
 def _labels(sections: Sections) -> None:
@@ -94,6 +107,7 @@ def _report(sections: Sections) -> None:
 RULES: Mapping[str, Callable[[Sections], None]] = {
     "collect": _collect,
     "patterns": _patterns,
+    "regimes": _regimes,
     "labels": _labels,
     "horizons": _horizons,
     "features": _features,

@@ -15,6 +15,7 @@ from ..features.config import FeatureConfig
 from ..labels.config import LabelingConfig, SplitsConfig
 from ..models.config import TrainingConfig
 from ..patterns.config import PatternConfig
+from ..regimes.config import RegimeConfig
 from ..trading.config import BacktestConfig
 
 # %% ../../nbs/stages/00_config.ipynb #88ee20a0
@@ -25,6 +26,7 @@ class PipelineSettings(Section):
     labels: LabelingConfig = LabelingConfig()
     costs: Costs = Costs()
     features: FeatureConfig = FeatureConfig()
+    regimes: RegimeConfig = RegimeConfig()
     splits: SplitsConfig = SplitsConfig()
     train: TrainingConfig = TrainingConfig(models=("logistic", "xgboost"))
     ensemble: EnsembleConfig = EnsembleConfig()

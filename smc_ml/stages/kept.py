@@ -21,6 +21,7 @@ from ..candles import Market, candle_facts, content_hash
 from ..evaluation.trials import model_trial, trial_id
 from ..provenance import code_hashes
 from .config import PipelineSettings
+from .features import learns_regimes
 from .learning import MarketEvents, events_of, predictions_of
 from ..tables import ArtifactError, read_table
 from ..writing import write_table
@@ -81,7 +82,7 @@ def learn(
 ) -> LearntMarket:
     "The trades of a market and the predictions of its models; only what is not kept is computed."
     origins = settings.patterns, settings.labels, settings.costs, settings.features
-    events = cache(partial(events_of, market, *origins, settings.train.features))
+    events = cache(partial(events_of, market, *origins, settings.train.features, settings.regimes))
     described = json.dumps([section.model_dump(mode="json") for section in origins])
     labels = kept(_place(folder, "labels"), mark_of(market, described), lambda: events().labels)
     tables = [
@@ -105,6 +106,7 @@ def _predictions(model: str, events: Callable[[], MarketEvents], settings: Pipel
 
 def _model_mark(model: str, market: Market, settings: PipelineSettings) -> str:
     "The mark of a model's predictions."
-    names = ("splits", "patterns", "labels", "costs", "features")
+    names = ["splits", "patterns", "labels", "costs", "features"]
+    names += ["regimes"] if learns_regimes(settings.features, settings.train.features) else []
     origins = {name: getattr(settings, name) for name in names}
     return mark_of(market, trial_id(model_trial(model, market, settings.train, **origins)))

@@ -18,7 +18,9 @@ from ..features.config import FeatureConfig
 from ..labels.config import LabelingConfig, SplitsConfig
 from ..models.config import TrainingConfig
 from ..patterns.config import PatternConfig
-from .features import compute_features
+from ..regimes.config import RegimeConfig
+from ..regimes.walk_forward import regime_tables
+from .features import compute_features, learns_regimes
 from .labels import label_trades
 from .patterns import find_patterns, in_timeframes
 from .train import train_model
@@ -40,11 +42,14 @@ def events_of(
     costs: Costs = Costs(),
     features: FeatureConfig = FeatureConfig(),
     wanted: Sequence[str] = TrainingConfig().features,  # features and families that are computed
+    regimes: RegimeConfig = RegimeConfig(),  # of the family regimes, where it is wanted
 ) -> MarketEvents:
     "Patterns, labels and features of a market's candles."
     found = find_patterns(in_timeframes(market, patterns.timeframes), patterns).tables
     trades = label_trades(market, found, labels, costs, patterns).outcomes
-    computed = compute_features(market, found, features, patterns, wanted)
+    walks = regime_tables(market, regimes) if learns_regimes(features, wanted) else {}
+    tables = {symbol: walk.table for symbol, walk in walks.items()}
+    computed = compute_features(market, found, features, patterns, wanted, tables)
     return MarketEvents(market, trades, computed.tables, computed.catalogue)
 
 
