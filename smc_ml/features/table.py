@@ -9,7 +9,9 @@ __all__ = ['FEATURE_FAMILIES', 'declared_features', 'signed_features', 'optional
 
 # %% ../../nbs/features/09_table.ipynb #2db493ab
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -179,8 +181,8 @@ def check_declared(
 
 
 def _fill(
-    out: np.ndarray,  # (features, candles), NaN
-    place: dict[str, int],  # row of each feature
+    out: np.ndarray,  # (features, candles), not yet written to
+    place: dict[str, int],  # row of each feature; NaN where it is none of `features`
     features: Sequence[Feature],
     inputs: FeatureInputs,
 ) -> None:
@@ -188,7 +190,10 @@ def _fill(
 
     A function is run once for all of its features, and not at all where none of them is exact on any row.
     """
-    first = {declared.name: declared.lookback(inputs) - 1 for declared in features}
+    first = dict.fromkeys(place, inputs.rows)
+    first |= {declared.name: declared.lookback(inputs) - 1 for declared in features}
+    for name, row in place.items():
+        out[row, : first[name]] = np.nan
     functions: dict[Callable[[FeatureInputs], FeatureColumns], list[str]] = {}
     for declared in features:
         if first[declared.name] < inputs.rows:
@@ -241,7 +246,7 @@ def feature_table(
     kinds = () if patterns is None else pattern_config.kinds
     computable = computable_features(features, columns, kinds, source)
     place = {declared.name: row for row, declared in enumerate(features)}
-    out: np.ndarray = np.full((len(features), len(candles)), np.nan, dtype)
+    out = np.empty((len(features), len(candles)), dtype)
     detected = None if patterns is None else frozenset(patterns["timeframe"].unique())
     parts = segments(candles, base, pattern_config.maximum_hole, pattern_config.weekends_closed)
     for part in parts:
@@ -270,17 +275,19 @@ def feature_tables(
     wanted: Sequence[str] | None = None,
     families: Sequence[Family] = FEATURE_FAMILIES,
     dtype: type = np.float64,
+    threads: int | None = None,  # symbols at once; None: as many as there are processors
 ) -> dict[str, pd.DataFrame]:
-    "`feature_table` of every symbol of a market, all with the same columns."
+    "`feature_table` of every symbol of a market, all with the same columns, however many threads make them."
     lacking = [] if patterns is None else [symbol for symbol in market if symbol not in patterns]
     if lacking:
         raise FeatureError(
             f"{lacking[0]}: there are no patterns of this symbol: run the patterns stage again"
         )
     others = beside(market) if _needs_others(config, wanted, families) else {}
-    return {
-        symbol: feature_table(
-            candles,
+
+    def table_of(symbol: str) -> pd.DataFrame:
+        return feature_table(
+            market[symbol],
             None if patterns is None else patterns[symbol],
             config,
             pattern_config,
@@ -293,8 +300,9 @@ def feature_tables(
             others.get(symbol),
             dtype,
         )
-        for symbol, candles in market.items()
-    }
+
+    with ThreadPoolExecutor(min(threads or os.cpu_count() or 1, max(len(market), 1))) as pool:
+        return dict(zip(market, pool.map(table_of, market), strict=True))
 
 
 def smc_features(
