@@ -67,7 +67,7 @@ def write_whole(
 
 # %% ../nbs/03_writing.ipynb #e7acaee1
 def parquet_bytes(table: "pd.DataFrame", facts: Mapping[str, Any] | None = None) -> bytes:
-    "The table as a zstd Parquet file with its facts; numbers are laid out by their kind, not by their values."
+    "The table as a zstd Parquet file with its facts; a column is laid out by its type, whatever its values."
     import pyarrow
     from pyarrow import parquet, types
 

@@ -212,7 +212,7 @@ def feature_table(
     kinds = () if patterns is None else pattern_config.kinds
     computable = computable_features(features, columns, kinds, source)
     place = {declared.name: row for row, declared in enumerate(features)}
-    out = np.empty((len(features), len(candles)), dtype)
+    out: np.ndarray = np.empty((len(features), len(candles)), dtype)
     detected = None if patterns is None else frozenset(patterns["timeframe"].unique())
     parts = segments(candles, base, pattern_config.maximum_hole, pattern_config.weekends_closed)
     for part in parts:
