@@ -19,16 +19,17 @@ from ..rows import check_lengths, check_room
 def rolling_sum(values: np.ndarray, window: int) -> np.ndarray:
     "Sum of the last `window` values."
     check_room("window", window, 1)
-    out, tail = np.full(len(values), np.nan), np.zeros(window + 1)
-    for start in range(0, len(values), window):
-        stop, head = min(start + window, len(values)), 0.0
-        for row in range(start, stop):
-            head += values[row]
-            if row >= window - 1:
-                out[row] = tail[row - start + 1] + head
-        tail[window] = 0.0
-        for row in range(stop - 1, start - 1, -1):
-            tail[row - start] = tail[row - start + 1] + values[row]
+    out, tail, rest = np.full(len(values), np.nan), np.full(window + 1, np.nan), np.zeros(window + 1)
+    for start in range(0, len(values), window):  # the first block has no tail before it: NaN but for its last
+        own = values[start : start + window]
+        head, back = 0.0, 0.0
+        tail[len(tail) - 1] = 0.0
+        for place in range(len(own)):  # head and tail side by side: neither waits for the other
+            head += own[place]
+            out[start + place] = tail[place + 1] + head
+            back += own[len(own) - 1 - place]
+            rest[len(own) - 1 - place] = back
+        tail, rest = rest, tail
     return out
 
 
@@ -36,7 +37,10 @@ def rolling_sum(values: np.ndarray, window: int) -> np.ndarray:
 def rolling_mean(values: np.ndarray, window: int) -> np.ndarray:
     "Mean of the last `window` values."
     check_room("window", window, 1)
-    return rolling_sum(values, window) / window
+    mean = rolling_sum(values, window)
+    for row in range(len(mean)):
+        mean[row] /= window
+    return mean
 
 
 @njit(cache=True, nogil=True)
