@@ -1,5 +1,7 @@
-"""All features of a year of two coins: seconds a column beside plain pandas in the same run, memory, Parquet and
-the first call of a new process. `make bench` runs it."""
+"""All features of a year of two coins: seconds a column beside plain pandas in the same run, memory, Parquet.
+
+And the first call of a new process. `make bench` runs it.
+"""
 
 import subprocess
 import sys
