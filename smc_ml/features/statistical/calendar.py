@@ -11,7 +11,6 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
-from numba import njit
 
 from ..inputs import FeatureInputs, series
 from .ranks import STATISTICAL
@@ -63,21 +62,6 @@ def _session_times(name: str) -> np.ndarray:
     return np.stack([periods["begin"], periods["end"]], axis=1).ravel() / 1e9
 
 
-@njit(cache=True, nogil=True)
-def _marks_passed(times: np.ndarray, marks: np.ndarray) -> np.ndarray:
-    "How many of the ordered marks lie at or before each time; fast where the times are in order too."
-    passed, place = np.zeros(len(times), np.int64), -1
-    for row in range(len(times)):
-        if place < 0:
-            place = np.searchsorted(marks, times[row], side="right")
-        while place < len(marks) and marks[place] <= times[row]:
-            place += 1
-        while place > 0 and marks[place - 1] > times[row]:
-            place -= 1
-        passed[row] = place
-    return passed
-
-
 @STATISTICAL.feature(
     {f"{name}_session": f"1 while the session {name} is open, else 0." for name in GREAT_SESSIONS},
     lookback=1,
@@ -86,4 +70,7 @@ def _marks_passed(times: np.ndarray, marks: np.ndarray) -> np.ndarray:
 )
 def _sessions(inputs: FeatureInputs) -> dict[str, np.ndarray]:
     times = inputs["close_time"]
-    return {f"{name}_session": _marks_passed(times, _session_times(name)) & 1 for name in GREAT_SESSIONS}
+    return {
+        f"{name}_session": np.searchsorted(_session_times(name), times, side="right") & 1
+        for name in GREAT_SESSIONS
+    }
