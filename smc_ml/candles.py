@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TIMEFRAMES', 'IMPOSSIBLE_SHARE', 'AGGREGATES', 'COMPLETE_SHARE', 'index_unit', 'timeframe_of', 'checked_timeframe',
-           'closes_at', 'candle_schema', 'validate_candles', 'HigherSlots', 'higher_slots', 'resample', 'higher_counts',
-           'known_rows', 'segments', 'true_range', 'window_mean', 'average_true_range', 'content_hash', 'write_candles',
-           'candle_facts', 'read_candles', 'base_timeframe', 'candles_path', 'check_made', 'read_all_candles', 'Market',
-           'read_market']
+           'closes_at', 'candle_schema', 'check_values', 'validate_candles', 'HigherSlots', 'higher_slots', 'resample',
+           'higher_counts', 'known_rows', 'segments', 'true_range', 'window_mean', 'average_true_range', 'content_hash',
+           'write_candles', 'candle_facts', 'read_candles', 'base_timeframe', 'candles_path', 'check_made',
+           'read_all_candles', 'Market', 'read_market']
 
 # %% ../nbs/06_candles.ipynb #55d17ff0
 import contextlib
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .calendars import HOUR, Calendar, Forex, calendar_of, open_time, slot_opens
-from .frames.contract import IMBALANCES, OPTIONAL, PRICES, SIGNED, CandleError
+from .frames.contract import IMBALANCES, OPTIONAL, PRICES, SIGNED, VALUES, CandleError
 from .frames.door import as_candles
 from .writing import made_here, write_table
 
@@ -193,24 +193,27 @@ def _price_remedy(bad: np.ndarray) -> str:
     )
 
 
-def _check_prices(candles: pd.DataFrame, source: str) -> None:
-    "Raise for values that are missing or impossible."
-    for name in (*PRICES, "volume"):
+def check_values(candles: pd.DataFrame, source: str) -> None:
+    """Raise for a price or a volume that is missing or impossible, and for what is infinite.
+
+    `candles`: as `as_candles` gives them; optional columns may hold NaN.
+    """
+    for name in (column for column in VALUES if column in candles):
         values = candles[name].to_numpy()
-        bad = ~np.isfinite(values) | (values < 0 if name == "volume" else values <= 0)
+        bad = np.isinf(values)
+        if name not in SIGNED:
+            bad |= values <= 0 if name in PRICES else values < 0
+        if name in (*PRICES, "volume"):
+            bad |= np.isnan(values)
         if bad.any():
             row = bad.argmax()
             raise CandleError(
                 f"{source}: column {name} is {values[row]} at {candles.index[row]}: {_price_remedy(bad)}"
             )
-    for name in OPTIONAL:
-        bad = (candles[name] < 0).to_numpy() if name in candles else np.zeros(1, bool)
-        if bad.any():
-            row = bad.argmax()
-            raise CandleError(
-                f"{source}: column {name} is {candles[name].iloc[row]} at {candles.index[row]}: "
-                + _price_remedy(bad)
-            )
+
+
+def _check_extremes(candles: pd.DataFrame, source: str) -> None:
+    "Raise for a high that is not the highest price of its candle, or a low that is not the lowest."
     prices = candles[list(PRICES)]
     for name, best in (("high", prices.max(axis=1)), ("low", prices.min(axis=1))):
         bad = (candles[name] != best).to_numpy()
@@ -241,7 +244,8 @@ def validate_candles(
     checked_timeframe(candles, timeframe, source)
     if not allow_gaps:
         _check_gaps(index, timeframe, source)
-    _check_prices(candles, source)
+    check_values(candles, source)
+    _check_extremes(candles, source)
     schema = candle_schema()
     from pandera.errors import SchemaError, SchemaErrors
 
@@ -353,7 +357,8 @@ def known_rows(
 ) -> np.ndarray:
     "For each base row the position of the last higher candle closed by then; -1 where there is none."
     closed = closes_at(candles, timeframe)
-    return closes_at(higher, higher_timeframe).searchsorted(closed, side="right") - 1
+    first = closed.searchsorted(closes_at(higher, higher_timeframe))  # row at which each is known
+    return np.bincount(first, minlength=len(closed) + 1)[: len(closed)].cumsum() - 1
 
 # %% ../nbs/06_candles.ipynb #e2d667f6
 _DAY = pd.Timedelta("1D").value

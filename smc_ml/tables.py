@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def write_tables(tables: Mapping[str, pd.DataFrame], folder: str | os.PathLike) 
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, table in tables.items():
-        write_table(table, partial / f"{name}.parquet")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(write_table, tables.values(), [partial / f"{name}.parquet" for name in tables]))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

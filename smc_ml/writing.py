@@ -67,15 +67,23 @@ def write_whole(
 
 # %% ../nbs/03_writing.ipynb #e7acaee1
 def parquet_bytes(table: "pd.DataFrame", facts: Mapping[str, Any] | None = None) -> bytes:
-    "The table as a zstd Parquet file with its facts."
+    "The table as a zstd Parquet file with its facts; a column is laid out by its type, whatever its values."
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow import parquet, types
 
     content, buffer = pyarrow.Table.from_pandas(table), io.BytesIO()
+    kinds = dict(zip(content.column_names, content.schema.types, strict=True))
     if facts is not None:
         told = {b"smc_ml": json.dumps(facts, sort_keys=True).encode()}
         content = content.replace_schema_metadata({**content.schema.metadata, **told})
-    parquet.write_table(content, buffer, compression="zstd", compression_level=3)
+    parquet.write_table(
+        content,
+        buffer,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=[name for name, kind in kinds.items() if not types.is_floating(kind)],
+        use_byte_stream_split=[name for name, kind in kinds.items() if types.is_float32(kind)],
+    )
     return buffer.getvalue()
 
 

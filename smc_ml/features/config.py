@@ -24,7 +24,7 @@ class FeatureConfig(Section):
 
     model_config = {"title": "features"}
     families: tuple[str, ...] | None = _setting(
-        None, strict=False, min_length=1, description="families that are computed; null: all of them"
+        None, strict=False, min_length=1, description="families that are computed; null: the default ones"
     )
     momentum_bars: int = Field(12, ge=1, description="candles over which the price change is taken")
     short_range: int = Field(14, ge=2, description="candles in the ATR")

@@ -70,7 +70,7 @@ def beside(market: Market) -> dict[str, pd.DataFrame]:
     return {
         symbol: pd.DataFrame(
             {name: values[:, place] for name, values in found.items()}, index=closes.index
-        ).loc[candles.index]
+        ).reindex(candles.index)
         for place, (symbol, candles) in enumerate(market.items())
     }
 

@@ -31,7 +31,7 @@ from ..config import UserError
 from .config import FeatureConfig
 from .windows import exponential_mean
 from ..patterns.config import PatternConfig
-from ..patterns.confluence import trend_at
+from ..patterns.confluence import TREND_KINDS, trend_at
 from ..patterns.names import PERIODS
 
 # %% ../../nbs/features/02_inputs.ipynb #ac7dd903
@@ -123,6 +123,8 @@ def smoothing_rows(length: int, wilder: bool = False) -> int:
 # %% ../../nbs/features/02_inputs.ipynb #957eb903
 def _read_only(values: Any) -> Any:
     "A view of an array that cannot be written to; anything else unchanged."
+    if type(values) is tuple:
+        return tuple(_read_only(one) for one in values)
     if not isinstance(values, np.ndarray):
         return values
     view = values.view()
@@ -141,6 +143,9 @@ class KnownPatterns(NamedTuple):
     strength: np.ndarray
 
 
+_LATELY = 48  # series and windows that are kept for the next feature: the memory of a table is bounded
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureInputs(FeatureSettings):
     "Candles without a long hole and patterns of one symbol, with what features share; all of it read-only."
@@ -152,8 +157,10 @@ class FeatureInputs(FeatureSettings):
     calendar: str | None = None  # of the market's days; None: always open, days of UTC
     complete_share: float = COMPLETE_SHARE  # of its candles that a higher candle has to have
     others: pd.DataFrame | None = None  # what other symbols of the market did, on the same rows
-    _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
-    _columns: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    _columns: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    # series and windows, the longest unasked first
+    _lately: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def rows(self) -> int:
@@ -180,7 +187,8 @@ class FeatureInputs(FeatureSettings):
 
     def past(self, name: str, rows: int) -> np.ndarray:
         "A column or series so many rows before; NaN on the first ones."
-        values, before = self[name], np.full(self.rows, np.nan)
+        values, before = self[name], np.empty(self.rows)
+        before[:rows] = np.nan
         before[rows:] = values[: max(self.rows - rows, 0)]
         return before
 
@@ -192,7 +200,10 @@ class FeatureInputs(FeatureSettings):
         parameters: Sequence[float] = (),  # more arguments of the kernel
     ) -> np.ndarray:
         "What a kernel makes of the last `window` rows of some series, as those of `smc_ml.features.windows`."
-        return kernel(*[self[name] for name in names], window, *parameters)
+        return self._lately_made(
+            (kernel, window, names, tuple(parameters)),
+            lambda: kernel(*[self[name] for name in names], window, *parameters),
+        )
 
     def talib(self, function: str, *parameters: float, of: Sequence[str]) -> Any:
         """A function of TA-Lib that looks at `talib_rows` rows and no others: one array, or a tuple of them.
@@ -218,9 +229,9 @@ class FeatureInputs(FeatureSettings):
 
         NaN where not so many lie within the last base candles, as after holes.
         """
-        higher, last = self._on(timeframe)
-        enough = self.closed(timeframe, rows or self.higher_rows(timeframe, count)) >= count
-        return np.where(enough, np.append(higher.once(compute), np.nan)[last], np.nan)
+        within = rows or self.higher_rows(timeframe, count)
+        seen = self._noted(("seen", timeframe, count, within), lambda: self._seen(timeframe, count, within))
+        return np.append(self.higher(timeframe).once(compute), np.nan)[seen]
 
     def closed(self, timeframe: str, rows: int) -> np.ndarray:
         "How many candles of a higher timeframe lie, closed, within the last `rows` base candles of each row."
@@ -244,13 +255,27 @@ class FeatureInputs(FeatureSettings):
         candles = resample(self.candles, self.timeframe, timeframe, self.complete_share, self.calendar)
         last = known_rows(self.candles, self.timeframe, candles, timeframe)
         return replace(
-            self, timeframe=timeframe, candles=candles, patterns=None, others=None, _kept={}, _columns={}
+            self,
+            timeframe=timeframe,
+            candles=candles,
+            patterns=None,
+            others=None,
         ), last
 
     def _closed(self, timeframe: str, rows: int) -> np.ndarray:
         higher, last = self._on(timeframe)
-        oldest = np.maximum(np.arange(self.rows) - rows + 1, 0)
-        return _read_only(last + 1 - higher.candles.index.searchsorted(self.candles.index[oldest]))
+        begun = np.bincount(
+            self.candles.index.searchsorted(higher.candles.index, side="right"), minlength=self.rows + 1
+        ).cumsum()  # of the higher candles those that opened before each row
+        early = min(rows - 1, self.rows)
+        begun = np.concatenate([np.full(early, begun[0]), begun[: self.rows - early]])
+        return _read_only(last + 1 - begun)
+
+    def _seen(self, timeframe: str, count: int, rows: int) -> np.ndarray:
+        "The last higher candle that is known at each row; one beyond them all where too few have closed."
+        higher, last = self._on(timeframe)
+        enough = (self.closed(timeframe, rows) >= count) & (last >= 0)
+        return _read_only(np.where(enough, last, higher.rows))
 
     @cached_property
     def closes(self) -> pd.DatetimeIndex:
@@ -268,10 +293,18 @@ class FeatureInputs(FeatureSettings):
         return _read_only(average_true_range(self.candles, self.config.short_range))
 
     def once(self, make: Callable[["FeatureInputs"], Any]) -> Any:
-        "What a function makes of these inputs, computed the first time it is asked for."
-        if make not in self._kept:
-            self._kept[make] = _read_only(make(self))
-        return self._kept[make]
+        "What a function makes of these inputs, computed once for features that ask for it one after another."
+        return self._lately_made(make, lambda: make(self))
+
+    def _lately_made(self, key: Any, make: Callable[[], Any]) -> Any:
+        "What is kept under a key until enough others were asked for after it."
+        found = self._lately.pop(key, None)
+        if found is None:
+            found = _read_only(make())
+        self._lately[key] = found
+        if len(self._lately) > _LATELY:
+            del self._lately[next(iter(self._lately))]
+        return found
 
     def known(self, kind: str, timeframes: Sequence[str]) -> KnownPatterns:
         """Patterns of one kind on some timeframes; a living zone ends after the last row.
@@ -279,23 +312,33 @@ class FeatureInputs(FeatureSettings):
         Those of the zigzag and of the extremes of days, weeks and sessions, which no number of candles
         fixes, are left out.
         """
+        patterns, on = self._detected_on(timeframes), tuple(timeframes)
+        fixed = self._noted(("fixed", on), lambda: self._fixed(on))
+        rows = np.flatnonzero(fixed & (patterns["kind"] == kind).to_numpy())
+        ended = patterns["ended_at"].array[rows]
+        start = self.closes.searchsorted(patterns["known_at"].array[rows])
+        end = np.where(ended.isna(), self.rows, self.closes.searchsorted(ended))
+        names = ("direction", "top", "bottom", "strength")
+        return KnownPatterns(start, end, *(patterns[name].to_numpy()[rows].astype(float) for name in names))
+
+    def _fixed(self, timeframes: tuple[str, ...]) -> np.ndarray:
+        "(patterns,): whether some number of candles fixes it, and it is of one of these timeframes."
         patterns = self._detected_on(timeframes)
-        fixed = (
-            patterns["kind"].isin([kind])
-            & (patterns["scale"] != "swing")
-            & ~patterns["label"].isin(PERIODS)
-            & patterns["timeframe"].isin(timeframes)
-        )
-        table = patterns[fixed]
-        start = self.closes.searchsorted(table["known_at"])
-        end = np.where(table["ended_at"].isna(), self.rows, self.closes.searchsorted(table["ended_at"]))
-        values = (table[name].to_numpy(float) for name in ("direction", "top", "bottom", "strength"))
-        return KnownPatterns(start, end, *values)
+        unfixed = (patterns["scale"] == "swing") | patterns["label"].isin(PERIODS)
+        return (~unfixed & patterns["timeframe"].isin(timeframes)).to_numpy()
 
     def trend(self, timeframe: str) -> np.ndarray:
         "Direction of the last internal break on a timeframe at each row; 0 once older than `structure_age`."
-        patterns = self._detected_on([timeframe])
-        return trend_at(self.closes, patterns, timeframe, self.pattern_config.structure_age)
+        self._detected_on([timeframe])
+        return trend_at(
+            self.closes, self._noted("breaks", self._breaks), timeframe, self.pattern_config.structure_age
+        )
+
+    def _breaks(self) -> pd.DataFrame:
+        "The patterns that make a trend, with what tells of it."
+        patterns = self._detected_on(())
+        told = patterns.filter(items=["kind", "timeframe", "scale", "known_at", "direction"])
+        return told[patterns["kind"].isin(TREND_KINDS).to_numpy()]
 
     def _lively_on(self, timeframe: str) -> bool:
         "Whether enough candles of a timeframe moved, without a long hole, for patterns to be missed."

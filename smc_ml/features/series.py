@@ -7,10 +7,30 @@ __all__ = ['ratio']
 
 # %% ../../nbs/features/04_series.ipynb #5d420ecb
 import numpy as np
+from numba import njit, types
 
 from .inputs import FeatureInputs, elementwise, series
+from ..rows import check_lengths
 
 # %% ../../nbs/features/04_series.ipynb #66fbd7bc
+_VALUES = types.Array(types.float64, 1, "C", readonly=True)  # of series too, which cannot be written to
+
+
+@njit((_VALUES, _VALUES, _VALUES, types.float64), cache=True, nogil=True, error_model="numpy")
+def _quotients(top: np.ndarray, bottom: np.ndarray, least: np.ndarray, otherwise: float) -> np.ndarray:
+    "`top / bottom`; `otherwise` where the size of `bottom` is at most `least`, of one value or one a row."
+    out = np.empty(len(top))
+    check_lengths("the length of the divisors", (len(top), len(bottom)))
+    if len(least) == 1:
+        for row in range(len(top)):
+            out[row] = otherwise if abs(bottom[row]) <= least[0] else top[row] / bottom[row]
+    else:
+        check_lengths("the length of the limits", (len(top), len(least)))
+        for row in range(len(top)):
+            out[row] = otherwise if abs(bottom[row]) <= least[row] else top[row] / bottom[row]
+    return out
+
+
 @elementwise
 def ratio(
     top: np.ndarray,
@@ -23,10 +43,14 @@ def ratio(
         under = bottom.item()  # the newest row alone: a sixth of the time
         nothing = abs(under) <= (least.item() if isinstance(least, np.ndarray) else least)
         return np.array([otherwise if nothing else top.item() / under])
-    nothing = np.abs(bottom) <= least
-    return np.where(
-        nothing, otherwise, np.divide(top, bottom, out=np.zeros(np.shape(bottom)), where=~nothing)
-    )
+    tops, bottoms = np.broadcast_arrays(top, bottom)
+    leasts = least if np.ndim(least) == 0 else np.broadcast_to(least, tops.shape)
+    return _quotients(_flat(tops), _flat(bottoms), _flat(leasts), float(otherwise)).reshape(tops.shape)
+
+
+def _flat(values: np.ndarray | float) -> np.ndarray:
+    "The values one after the other, in double precision."
+    return np.ravel(values).astype(np.float64, copy=False)
 
 # %% ../../nbs/features/04_series.ipynb #0394abe2
 @series

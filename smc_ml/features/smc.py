@@ -19,7 +19,7 @@ from ..candles import TIMEFRAMES
 from .declaration import Family
 from .inputs import FeatureError, FeatureInputs, FeatureSettings, series
 from .series import ratio
-from .windows import ordered_mean, rolling_highest, rolling_lowest
+from .windows import SIDE_BY_SIDE, ordered_mean, rolling_highest, rolling_lowest
 
 SMC = Family("smc")
 
@@ -46,13 +46,19 @@ def volatility_ratio(inputs: FeatureInputs) -> np.ndarray:
 def _volume_below(price: np.ndarray, close: np.ndarray, volume: np.ndarray, window: int) -> np.ndarray:
     "Share of the window's volume at candles whose typical price lies below the last close, less one half."
     out = np.full(len(close), np.nan)
-    for row in range(window - 1, len(close)):
-        total = below = 0.0
-        for past in range(row - window + 1, row + 1):
-            total += volume[past]
-            if price[past] < close[row]:
-                below += volume[past]
-        out[row] = below / total - 0.5 if total > 0 else 0.0
+    for start in range(window - 1, len(close), SIDE_BY_SIDE):
+        own = close[start : start + SIDE_BY_SIDE]
+        total, below = np.zeros(len(own)), np.zeros(len(own))
+        for lag in range(window - 1, -1, -1):
+            of, traded = (
+                price[start - lag : start + len(own) - lag],
+                volume[start - lag : start + len(own) - lag],
+            )
+            for row in range(len(own)):
+                total[row] += traded[row]
+                below[row] += traded[row] if of[row] < own[row] else 0.0
+        for row in range(len(own)):
+            out[start + row] = below[row] / total[row] - 0.5 if total[row] > 0 else 0.0
     return out
 
 

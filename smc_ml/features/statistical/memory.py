@@ -13,7 +13,7 @@ from numba import njit
 from ..inputs import FeatureInputs, series
 from ..series import ratio
 from .moments import DAY_CANDLES, STATISTICAL, STILL
-from ..windows import rolling_highest, rolling_sum
+from ..windows import SIDE_BY_SIDE, rolling_highest, rolling_sum
 from ...rows import check_room
 
 LAGS = (1, 2, 3, 6, 12)  # candles back
@@ -112,6 +112,16 @@ for _span in SPANS_OF_VARIANCE:
     _declare_variance_ratio(_span)
 
 # %% ../../../nbs/features/statistical/01_memory.ipynb #9ef88300
+_SIGNS = [(first, second, both) for first in (-1, 0, 1) for second in (-1, 0, 1) for both in (-1, 0, 1)]
+_ORDERS = np.array(  # codes of three neighbours that there can be: with ties 13 of 27
+    [
+        code
+        for code, (first, second, both) in enumerate(_SIGNS)
+        if first * second < 0 or both == np.sign(first + second)
+    ]
+)
+
+
 @njit(cache=True, nogil=True)
 def permutation_entropy(values: np.ndarray, window: int) -> np.ndarray:
     "Entropy of the orders of three neighbours within the last `window` values; 1: all six alike, 0: one."
@@ -131,7 +141,7 @@ def permutation_entropy(values: np.ndarray, window: int) -> np.ndarray:
             counts[codes[row - orders]] -= 1
         if known >= window:
             total = 0.0
-            for code in range(27):
+            for code in _ORDERS:
                 total += terms[counts[code]]
             out[row] = (np.log(orders) - total / orders) / np.log(6.0)
     return out
@@ -222,8 +232,8 @@ def fractional_difference(values: np.ndarray, window: int, order: float) -> np.n
         weights[lag] = total
     weights /= np.sqrt((weights * weights).sum())
     out = np.full(len(values), np.nan)
-    for start in range(window - 1, len(values), 1024):  # row after row of a block at once
-        stop = min(start + 1024, len(values))
+    for start in range(window - 1, len(values), SIDE_BY_SIDE):
+        stop = min(start + SIDE_BY_SIDE, len(values))
         block = np.zeros(stop - start)
         for lag in range(window):
             share, past = weights[lag], values[start - lag : stop - lag]

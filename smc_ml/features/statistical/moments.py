@@ -113,7 +113,7 @@ def semivariance_balance_288(inputs: FeatureInputs) -> np.ndarray:
 def tail_balance(values: np.ndarray, window: int, share: float) -> np.ndarray:
     "(upper + lower quantile - 2 medians) / (upper - lower) of the last `window` values; 0 where they agree."
     check_room("window", window, 2)
-    out, held, count = np.full(len(values), np.nan), np.zeros(window), 0
+    out, held, spare, count = np.full(len(values), np.nan), np.zeros(window), np.zeros(window), 0
     lower = int(share * (window - 1))
     upper, middle = window - 1 - lower, window // 2
     for row in range(len(values)):
@@ -121,17 +121,19 @@ def tail_balance(values: np.ndarray, window: int, share: float) -> np.ndarray:
         if np.isnan(value):
             count = 0
             continue
-        if count == window:
-            place = np.searchsorted(held, values[row - window])
-        else:
-            place, count = count, count + 1
-        while place > 0 and held[place - 1] > value:
-            held[place] = held[place - 1]
-            place -= 1
-        while place < count - 1 and held[place + 1] < value:
-            held[place] = held[place + 1]
-            place += 1
-        held[place] = value
+        gone = values[row - window] if count == window else np.inf
+        place = after = 0  # of the one that goes and of the one that comes
+        for other in held[:count]:
+            place += int(other < gone)
+            after += int(other < value)
+        count = min(count + 1, window)
+        moved = held[after : place + 1] if after <= place else held[place:after]
+        for at in range(len(moved)):
+            spare[at] = moved[at]
+        up, down = (1, 0) if after <= place else (0, 1)
+        for at in range(len(moved) - 1):
+            moved[at + up] = spare[at + down]
+        moved[0 if after <= place else -1] = value
         if count == window:
             span = held[upper] - held[lower]
             median = held[middle] + held[window - 1 - middle]

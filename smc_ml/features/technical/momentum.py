@@ -16,7 +16,7 @@ from ..inputs import FeatureInputs, series, smoothing_rows
 from ..series import ratio
 from .scales import in_atr, place_between, stillness, with_atr
 from .trend import TECHNICAL
-from ..windows import rolling_highest, rolling_lowest, rolling_mean, rolling_sum
+from ..windows import SIDE_BY_SIDE, rolling_highest, rolling_lowest, rolling_mean, rolling_sum
 from ...rows import check_room
 
 _CANDLES = ("high", "low", "close")
@@ -95,14 +95,21 @@ def deviations_from_mean(values: np.ndarray, window: int) -> np.ndarray:
     "Last of `window` values less their mean, in mean absolute deviations; 0 where all are alike."
     check_room("window", window, 1)
     out = np.full(len(values), np.nan)
-    for row in range(window - 1, len(values)):
-        origin, mean, spread = values[row], 0.0, 0.0
-        for past in range(row - window + 1, row):
-            mean += values[past] - origin
-        mean /= window
-        for past in range(row - window + 1, row + 1):
-            spread += abs(values[past] - origin - mean)
-        out[row] = -mean / (spread / window) if not spread == 0.0 else 0.0
+    for start in range(window - 1, len(values), SIDE_BY_SIDE):
+        own = values[start : start + SIDE_BY_SIDE]
+        stop, mean, spread = start + len(own), np.zeros(len(own)), np.zeros(len(own))
+        for lag in range(window - 1, 0, -1):
+            past = values[start - lag : stop - lag]
+            for row in range(len(own)):
+                mean[row] += past[row] - own[row]
+        for row in range(len(own)):
+            mean[row] /= window
+        for lag in range(window - 1, -1, -1):
+            past = values[start - lag : stop - lag]
+            for row in range(len(own)):
+                spread[row] += abs(past[row] - own[row] - mean[row])
+        for row in range(len(own)):
+            out[start + row] = -mean[row] / (spread[row] / window) if not spread[row] == 0.0 else 0.0
     return out
 
 

@@ -17,6 +17,7 @@ from ..inputs import FeatureInputs, series, smoothing_rows, talib_rows
 from ..series import ratio
 from .scales import TECHNICAL, in_atr, stillness, with_atr
 from smc_ml.features.windows import (
+    SIDE_BY_SIDE,
     rolling_deviation,
     rolling_highest,
     rolling_lowest,
@@ -70,11 +71,16 @@ def weighted_mean(values: np.ndarray, window: int) -> np.ndarray:
     "Mean of the last `window` values, the oldest weighing 1 and the last `window`."
     check_room("window", window, 1)
     out, weights = np.full(len(values), np.nan), window * (window + 1) / 2
-    for row in range(window - 1, len(values)):
-        total = 0.0
-        for place in range(window):
-            total += (place + 1) * (values[row - window + 1 + place] - values[row])
-        out[row] = values[row] + total / weights
+    for start in range(window - 1, len(values), SIDE_BY_SIDE):
+        own = values[start : start + SIDE_BY_SIDE]
+        total = np.zeros(len(own))
+        for weight in range(1, window + 1):
+            lag = window - weight
+            past = values[start - lag : start + len(own) - lag]
+            for row in range(len(own)):
+                total[row] += weight * (past[row] - own[row])
+        for row in range(len(own)):
+            out[start + row] = own[row] + total[row] / weights
     return out
 
 

@@ -15,7 +15,7 @@ from ..inputs import FeatureInputs, series
 from ..series import ratio
 from .scales import in_atr, with_atr
 from .volatility import TECHNICAL
-from ..windows import rolling_mean, rolling_sum
+from ..windows import SIDE_BY_SIDE, rolling_mean, rolling_sum
 from ...rows import check_lengths, check_room
 
 _VOLUME = ("high", "low", "close", "volume")
@@ -27,13 +27,21 @@ def accumulation_slope(flow: np.ndarray, volume: np.ndarray, window: int) -> np.
     check_room("window", window, 2)
     check_lengths("the length of the volume", (len(flow), len(volume)))
     out, middle, squares = np.full(len(flow), np.nan), (window - 1) / 2, window * (window * window - 1) / 12
-    for row in range(window - 1, len(flow)):
-        total = slope = traded = 0.0
+    for start in range(window - 1, len(flow), SIDE_BY_SIDE):
+        rows = min(SIDE_BY_SIDE, len(flow) - start)
+        total, slope, traded = np.zeros(rows), np.zeros(rows), np.zeros(rows)
         for place in range(window):
-            total += flow[row - window + 1 + place]
-            slope += (place - middle) * total
-            traded += volume[row - window + 1 + place]
-        out[row] = slope / squares / (traded / window) if not traded == 0.0 else 0.0 * slope
+            first = start - window + 1 + place
+            flowed, turned = flow[first : first + rows], volume[first : first + rows]
+            for row in range(rows):
+                total[row] += flowed[row]
+                slope[row] += (place - middle) * total[row]
+                traded[row] += turned[row]
+        for row in range(rows):
+            moved = (
+                slope[row] / squares / (traded[row] / window) if not traded[row] == 0.0 else 0.0 * slope[row]
+            )
+            out[start + row] = moved
     return out
 
 
