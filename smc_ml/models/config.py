@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAST_PROBABILITY', 'BYTES', 'Range', 'ModelConfig', 'LoopConfig', 'LSTMConfig', 'LogisticConfig', 'XGBoostConfig',
-           'TrainingConfig', 'model_settings', 'known_models', 'TuningConfig']
+           'LightGBMConfig', 'RandomForestConfig', 'SVMConfig', 'LorentzianConfig', 'BaseRateConfig',
+           'PersistenceConfig', 'LastVolatilityConfig', 'ChandelierConfig', 'MLPConfig', 'TrainingConfig',
+           'model_settings', 'known_models', 'TuningConfig']
 
 # %% ../../nbs/models/00_config.ipynb #7ffde628
 from collections.abc import Mapping
@@ -126,6 +128,90 @@ class XGBoostConfig(ModelConfig):
     penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
     columns: int = _columns("features above which that penalty grows in proportion to their number")
 
+# %% ../../nbs/models/00_config.ipynb #7d8dc933
+class LightGBMConfig(ModelConfig):
+    "Settings of LightGBM's trees, which grow by their best leaf."
+
+    trees: int = Field(150, ge=1, description="boosting rounds")
+    leaves: int = Field(8, ge=2, description="leaves of a tree at most")
+    learning_rate: float = Field(0.03, gt=0, description="share of each tree's correction that is applied")
+    leaf_events: int = Field(60, ge=1, description="fewest events in a leaf")
+    event_share: float = Field(0.7, gt=0, le=1, description="share of the events that a tree sees")
+    feature_share: float = Field(0.5, gt=0, le=1, description="share of the features that a tree sees")
+    penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
+    columns: int = _columns("features above which that penalty grows in proportion to their number")
+
+
+class RandomForestConfig(ModelConfig):
+    "Settings of the random forest."
+
+    trees: int = Field(200, ge=1, description="trees")
+    depth: int = Field(6, ge=1, description="splits from root to leaf at most")
+    leaf_events: int = Field(20, ge=1, description="fewest events in a leaf")
+    feature_share: float = Field(0.5, gt=0, le=1, description="share of the features that a split sees")
+
+
+class SVMConfig(ModelConfig):
+    "Settings of the support vector machine."
+
+    penalty: float = Field(0.3, gt=0, description="inverse strength of the squared penalty (C)")
+    width: float | None = Field(
+        None, gt=0, description="gamma of the Gaussian kernel; None: one over features times variance"
+    )
+    exact_rows: int = Field(
+        3000, ge=1, description="training rows above which the kernel is approximated (Nystroem)"
+    )
+    landmarks: int = Field(300, ge=1, description="rows on which the approximation rests")
+    calibration: Literal["temperature", "platt", "isotonic", "venn_abers"] = Field(
+        "platt", description="of its margins, on a held-out tail"
+    )
+    tail_share: float = Field(
+        0.2, gt=0, lt=1, description="last share of the samples for it, where no validation samples are given"
+    )
+
+
+class LorentzianConfig(ModelConfig):
+    "Settings of the nearest neighbours in Lorentzian distance."
+
+    neighbours: int = Field(32, ge=1, description="resolved samples that vote")
+    spacing: int = Field(4, ge=1, description="every so many-th training sample may vote")
+
+
+class BaseRateConfig(ModelConfig):
+    "Settings of the base rate: none."
+
+
+class PersistenceConfig(ModelConfig):
+    "Settings of the persistence of returns."
+
+    column: str = Field("price_momentum", min_length=1, description="feature that holds the last return")
+
+
+class LastVolatilityConfig(ModelConfig):
+    "Settings of the forecast by the last volatility."
+
+    column: str = Field(
+        "stop_loss_distance", min_length=1, description="feature that holds the last volatility"
+    )
+
+
+class ChandelierConfig(ModelConfig):
+    "Settings of the Chandelier exit as a rule."
+
+    needs = frozenset({"high", "low", "close"})
+    period: int = Field(22, ge=1, description="candles of the extremes and of the average true range")
+    multiplier: float = Field(3.0, gt=0, description="average true ranges from the extreme to the stop")
+
+
+class MLPConfig(ModelConfig):
+    "Settings of the multilayer perceptron."
+
+    hidden: tuple[int, ...] = Field((32, 16), strict=False, min_length=1, description="units of each layer")
+    penalty: float = Field(0.1, ge=0, description="squared penalty on the weights")
+    learning_rate: float = Field(0.002, gt=0, description="of Adam, per step")
+    batch_size: int = Field(64, ge=1, description="events in a step")
+    epochs: int = Field(30, ge=1, description="passes over the training events")
+
 # %% ../../nbs/models/00_config.ipynb #6a87afdd
 FAST_PROBABILITY = 0.0001  # how far a network's probabilities may differ on another processor
 BYTES = {
@@ -157,10 +243,24 @@ class TrainingConfig(Section):
     bytes: Literal["exact", "fast"] = Field(
         "exact", description="of networks: the same on every processor, or as fast as this one can"
     )
+    calibration: Literal["none", "temperature", "platt", "isotonic", "venn_abers"] = Field(
+        "none",
+        description="of probabilities, on the last validation_share of the training time",
+        exclude_if=lambda value: value == "none",  # so that older trials keep their names
+    )
     weights: WeightConfig = WeightConfig(by="none")
     logistic: LogisticConfig = LogisticConfig()
     xgboost: XGBoostConfig = XGBoostConfig()
     lstm: LSTMConfig = LSTMConfig()
+    lightgbm: LightGBMConfig = LightGBMConfig()
+    random_forest: RandomForestConfig = RandomForestConfig()
+    mlp: MLPConfig = MLPConfig()
+    svm: SVMConfig = SVMConfig()
+    lorentzian: LorentzianConfig = LorentzianConfig()
+    base_rate: BaseRateConfig = BaseRateConfig()
+    persistence: PersistenceConfig = PersistenceConfig()
+    last_volatility: LastVolatilityConfig = LastVolatilityConfig()
+    chandelier: ChandelierConfig = ChandelierConfig()
 
     @field_validator("models")
     @classmethod

@@ -20,9 +20,11 @@ from smc_ml.models.rows import (
     RowClassifier,
     RowRegressor,
     classes_only,
+    load_scaler,
     restore_row_model,
     row_model,
     row_model_facts,
+    scaler_tensors,
 )
 from .tasks import Binary, Task
 from .tensors import load_tensors, save_tensors, settings_of
@@ -85,16 +87,12 @@ def make(
     )
 
 # %% ../../nbs/models/11_logistic.ipynb #b177580f
-_WEIGHTS = {
-    "standardscaler": ("mean_", "scale_", "var_"),
-    "logisticregression": ("coef_", "intercept_", "n_iter_"),
-}
+_WEIGHTS = ("coef_", "intercept_", "n_iter_")
 
 
 def save(model: Pipeline, folder: Path) -> dict[str, Any]:
     "Write scaler and coefficients as named arrays."
-    parts = [(name, model[step]) for step, names in _WEIGHTS.items() for name in names]
-    save_tensors({name: getattr(step, name) for name, step in parts}, folder)
+    save_tensors(scaler_tensors(model) | {name: getattr(model[-1], name) for name in _WEIGHTS}, folder)
     return row_model_facts(model, settings_of(model[-1]))
 
 
@@ -102,9 +100,9 @@ def load(facts: dict[str, Any], folder: Path) -> Pipeline:
     "The fitted pipeline."
     model, tensors = make(), load_tensors(folder)
     restore_row_model(model, facts)
-    for step, names in _WEIGHTS.items():
-        model[step].n_features_in_ = len(facts["features"])
-        for name in names:
-            setattr(model[step], name, tensors[name])
+    load_scaler(model, tensors)
+    model[-1].n_features_in_ = len(facts["features"])
+    for name in _WEIGHTS:
+        setattr(model[-1], name, tensors[name])
     model[-1].classes_ = np.arange(len(facts["classes"]))
     return model

@@ -42,15 +42,29 @@ class Model:
         own, seed, threads = getattr(config, self.name), config.seed, config.threads
         if config.bytes == "fast":
             release_networks()
-        return self.module.make(own, task=task, seed=seed, threads=threads, progress=progress)
+        model = self.module.make(own, task=task, seed=seed, threads=threads, progress=progress)
+        if config.calibration == "none" or task.method != "predict_proba":
+            return model
+        from smc_ml.models.calibration import CalibratedModel
+
+        return CalibratedModel(getattr(model, "model", model), config.calibration, config.validation_share)
 
     def save(self, model: BaseEstimator, folder: Path) -> dict[str, Any]:
         "Write the weights of a fitted model; facts by which it is loaded."
-        return self.module.save(model, folder)
+        from smc_ml.models.calibration import CalibratedModel, save_calibration
+
+        if not isinstance(model, CalibratedModel):
+            return self.module.save(model, folder)
+        return self.module.save(model.model_, folder) | {"calibration": save_calibration(model, folder)}
 
     def load(self, facts: dict[str, Any], folder: Path) -> BaseEstimator:
         "The model of these facts and the weights in the folder."
-        return self.module.load(facts, folder)
+        from smc_ml.models.calibration import load_calibration
+
+        model = self.module.load(facts, folder)
+        if "calibration" not in facts:
+            return model
+        return load_calibration(model, facts["calibration"], folder)
 
     def spare(self, features: Collection[str], optional: Collection[str] = ()) -> frozenset[str]:
         "Features whose absence drops no event: those the model does not need, by default the optional ones."

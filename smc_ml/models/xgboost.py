@@ -14,8 +14,15 @@ from sklearn.pipeline import Pipeline
 from xgboost import XGBClassifier, XGBRegressor
 
 from .config import XGBoostConfig
-from .rows import RowClassifier, RowRegressor, restore_row_model, row_model, row_model_facts
-from .tasks import Binary, Regression, Task
+from smc_ml.models.rows import (
+    RowClassifier,
+    RowRegressor,
+    blank_task,
+    restore_row_model,
+    row_model,
+    row_model_facts,
+)
+from .tasks import Binary, Task
 from .tensors import settings_of
 
 # %% ../../nbs/models/12_xgboost.ipynb #2ba68cfd
@@ -86,7 +93,7 @@ def save(model: Pipeline, folder: Path) -> dict[str, Any]:
 
 def load(facts: dict[str, Any], folder: Path) -> Pipeline:
     "The fitted pipeline."
-    model = make(task=Binary() if facts["classes"] else Regression("y"))
+    model = make(task=blank_task(facts))
     restore_row_model(model, facts)
     trees = model[-1]
     trees.load_model(folder / "weights.json")
