@@ -27,6 +27,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from ..config import UserError
 from ..labels.statistics import wilson_interval
+from .rows import known_targets
 from .windows import Windows
 
 # %% ../../nbs/models/30_calibration.ipynb #da695dc8
@@ -273,9 +274,10 @@ class CalibratedModel(ClassifierMixin, BaseEstimator):
         exit_at: Any = None,  # (samples,) when each is resolved: purges the tail that is split off here
     ) -> Self:
         "Train, and calibrate on the tail; without one, on the last `share` of samples in time's order."
+        y = known_targets(X, y)
         if validation is None:
             kept, tail = self._split(X, exit_at)
-            validation, X, y = (X[tail], np.asarray(y)[tail]), X[kept], np.asarray(y)[kept]
+            validation, X, y = (X[tail], y[tail]), X[kept], y[kept]
             sample_weight = None if sample_weight is None else np.asarray(sample_weight)[kept]
             exit_at = None if exit_at is None else pd.DatetimeIndex(exit_at)[kept]
         model: Any = clone(self.model)
@@ -299,6 +301,8 @@ class CalibratedModel(ClassifierMixin, BaseEstimator):
     def _split(self, X: Windows, exit_at: Any) -> tuple[np.ndarray, np.ndarray]:
         "Positions of what is learnt from, and of the tail."
         start = len(X) - max(int(round(len(X) * self.share)), 1)
+        if start < 1:
+            raise CalibrationError(f"{len(X)} samples, too few to hold some of them out: use a longer span")
         kept = np.arange(start)
         if exit_at is not None and X.times is not None:
             kept = kept[np.asarray(pd.DatetimeIndex(exit_at)[:start] < X.times[start])]
@@ -316,7 +320,8 @@ class CalibratedModel(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Windows) -> np.ndarray:
         "(samples, classes) probabilities, calibrated, in the order of `classes_`."
-        return self.calibration_.turned(self.raw_proba(X))
+        raw = self.raw_proba(X)
+        return self.calibration_.turned(raw)
 
     def predict(self, X: Windows) -> np.ndarray:
         "The likeliest class of each sample."

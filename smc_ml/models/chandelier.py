@@ -17,7 +17,7 @@ from .config import ChandelierConfig
 from .rows import LastRow, RowClassifier, RowRegressor, blank_task, row_model
 from .rules import ClassShares, InProportion, load_rule, save_rule
 from .tasks import Binary, Task
-from .windows import WindowError, Windows, check_features, check_known
+from .windows import WindowError, Windows
 
 # %% ../../nbs/models/41_chandelier.ipynb #257b7b7e
 class ChandelierExit(LastRow):
@@ -29,8 +29,7 @@ class ChandelierExit(LastRow):
 
     def transform(self, X: Windows) -> np.ndarray:
         "The direction at the last candle of each window; without a direction of the sample, +1 is up."
-        check_features(X, self.feature_names_in_)
-        check_known(X, X.length)
+        self.check(X, getattr(X, "length", 1))
         places = [X.feature_names.index(name) for name in self._columns(X)]
         exits, found = ChandelierExitIndicator(self.period, self.multiplier), np.empty(len(X))
         for start in range(0, len(X), 1024):

@@ -35,6 +35,7 @@ class ModelConfig(Section):
         "What is wrong with windows of so many rows; None: nothing."
         return None
 
+    libraries: ClassVar[tuple[str, ...]] = ("scikit-learn",)  # that it rests on, by their package's name
     needs: ClassVar[frozenset[str] | None] = (
         None  # features it cannot do without; None: all but optional ones
     )
@@ -42,6 +43,8 @@ class ModelConfig(Section):
 # %% ../../nbs/models/00_config.ipynb #4cd9c771
 class LoopConfig(ModelConfig):
     "Settings of the training loop."
+
+    libraries = ("torch",)
 
     learning_rate: float = Field(
         0.001, gt=0, description="highest learning rate of the one-cycle schedule, per step"
@@ -107,6 +110,8 @@ class LogisticConfig(ModelConfig):
 class XGBoostConfig(ModelConfig):
     "Settings of the boosted trees."
 
+    libraries = ("xgboost", "xgboost-cpu")
+
     ranges: ClassVar[Mapping[str, Range]] = {
         "trees": Range(30, 600, log=True),
         "depth": Range(1, 6),
@@ -132,6 +137,8 @@ class XGBoostConfig(ModelConfig):
 class LightGBMConfig(ModelConfig):
     "Settings of LightGBM's trees, which grow by their best leaf."
 
+    libraries = ("lightgbm",)
+
     trees: int = Field(150, ge=1, description="boosting rounds")
     leaves: int = Field(8, ge=2, description="leaves of a tree at most")
     learning_rate: float = Field(0.03, gt=0, description="share of each tree's correction that is applied")
@@ -144,6 +151,8 @@ class LightGBMConfig(ModelConfig):
 
 class RandomForestConfig(ModelConfig):
     "Settings of the random forest."
+
+    libraries = ("scikit-learn", "skl2onnx", "onnxruntime")
 
     trees: int = Field(200, ge=1, description="trees")
     depth: int = Field(6, ge=1, description="splits from root to leaf at most")
@@ -205,6 +214,8 @@ class ChandelierConfig(ModelConfig):
 
 class MLPConfig(ModelConfig):
     "Settings of the multilayer perceptron."
+
+    libraries = ("scikit-learn", "skl2onnx", "onnxruntime")
 
     hidden: tuple[int, ...] = Field((32, 16), strict=False, min_length=1, description="units of each layer")
     penalty: float = Field(0.1, ge=0, description="squared penalty on the weights")

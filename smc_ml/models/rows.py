@@ -31,11 +31,15 @@ class LastRow(TransformerMixin, BaseEstimator):
 
     def transform(self, X: Windows) -> np.ndarray:
         "(samples, features) float32; NaN where an optional feature is missing."
+        self.check(X, 1)
+        return self.of_rows(X.last())
+
+    def check(self, X: Windows, rows: int) -> None:
+        "Raise for other features than were learnt, and where the last `rows` rows of a window are not whole."
         check_is_fitted(self)
         _check_windows(X)
         check_features(X, self.feature_names_in_)
-        check_known(X, 1)
-        return self.of_rows(X.last())
+        check_known(X, rows)
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         "What the next step is given of oriented rows (samples, features), which are not looked at."
