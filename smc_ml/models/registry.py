@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sklearn.base import BaseEstimator
 
 from ..config import UserError
-from .config import ModelConfig, TrainingConfig, model_settings
-from .tasks import Binary, Task
+from .config import LoopConfig, ModelConfig, TrainingConfig, model_settings
+from .rows import classes_only
+from .tasks import Binary, Horizons, Regression, Task, TaskError
 from ..processor import release_networks
+
+if TYPE_CHECKING:
+    from smc_ml.models.many_targets import ManyTargets
 
 # %% ../../nbs/models/07_registry.ipynb #a5a70200
 class UnknownModel(UserError):
@@ -42,6 +46,8 @@ class Model:
         own, seed, threads = getattr(config, self.name), config.seed, config.threads
         if config.bytes == "fast":
             release_networks()
+        if isinstance(task, Horizons) and not issubclass(self.config, LoopConfig):
+            return self._many(own, task, seed, threads)
         model = self.module.make(own, task=task, seed=seed, threads=threads, progress=progress)
         if config.calibration == "none" or task.method != "predict_proba":
             return model
@@ -49,10 +55,25 @@ class Model:
 
         return CalibratedModel(getattr(model, "model", model), config.calibration, config.validation_share)
 
+    def _many(self, config: ModelConfig, task: Horizons, seed: int = 0, threads: int = 1) -> "ManyTargets":
+        "A model of one target, once for each target of the task."
+        from smc_ml.models.many_targets import ManyTargets
+
+        part, common = Regression(task.targets[0]), {"seed": seed, "threads": threads}
+        try:
+            regressor = self.module.make(config, task=part, **common)
+        except TaskError:
+            classes_only(self.name, task)
+            raise
+        return ManyTargets(task, self.module.make(config, **common), regressor)
+
     def save(self, model: BaseEstimator, folder: Path) -> dict[str, Any]:
         "Write the weights of a fitted model; facts by which it is loaded."
         from smc_ml.models.calibration import CalibratedModel, save_calibration
+        from smc_ml.models.many_targets import ManyTargets, save_many
 
+        if isinstance(model, ManyTargets):
+            return save_many(self.module.save, model, folder)
         if not isinstance(model, CalibratedModel):
             return self.module.save(model, folder)
         return self.module.save(model.model_, folder) | {"calibration": save_calibration(model, folder)}
@@ -60,7 +81,10 @@ class Model:
     def load(self, facts: dict[str, Any], folder: Path) -> BaseEstimator:
         "The model of these facts and the weights in the folder."
         from smc_ml.models.calibration import load_calibration
+        from smc_ml.models.many_targets import load_many
 
+        if "parts" in facts:
+            return load_many(self.module.load, self._many(self.config(), Horizons()), facts, folder)
         model = self.module.load(facts, folder)
         if "calibration" not in facts:
             return model

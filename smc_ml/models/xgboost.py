@@ -55,7 +55,7 @@ class _Wide:
 class WideTrees(_Wide, XGBClassifier):
     "XGBoost whose squared penalty grows in proportion to the columns where there are more than so many."
 
-    def predict_proba(self, X: np.ndarray, **options: Any) -> np.ndarray:
+    def predict_proba(self, X: Any, **options: Any) -> np.ndarray:  # type: ignore[override]  # by name
         "(samples, classes) probabilities, straight from the booster: for a single row the way is what costs."
         if options:
             return super().predict_proba(X, **options)
