@@ -27,7 +27,14 @@ from smc_ml.models.saving import describe_training, load_model, read_description
 from smc_ml.models.tasks import Binary, Classes, Regression
 from smc_ml.models.windows import Orientation, Windows
 
-NAMES = ("price_momentum", "stop_loss_distance", "high", "low", "close", "rare")
+NAMES = (
+    "momentum_15m",
+    "stop_loss_distance",
+    "high",
+    "low",
+    "close",
+    "momentum_1h",
+)  # the last may be missing
 SAMPLES, STEPS = 600, 30
 SETTINGS = {
     "logistic": {"columns": 4},
@@ -37,11 +44,13 @@ SETTINGS = {
     "mlp": {"hidden": [8], "epochs": 25, "learning_rate": 0.01},
     "svm": {"exact_rows": 300, "landmarks": 40},
     "lorentzian": {"neighbours": 8, "spacing": 2},
+    "persistence": {"column": "momentum_15m"},
+    "consistency": {"trees": 12, "leaf_weight": 2.0},
 }
 ROWS = [name for name, model in MODELS.items() if not issubclass(model.config, LoopConfig)]
-SEEDED = {"xgboost", "lightgbm", "random_forest", "mlp", "svm"}
+SEEDED = {"xgboost", "consistency", "lightgbm", "random_forest", "mlp", "svm"}
 REGRESSORS = ["xgboost", "lightgbm", "random_forest", "mlp", "base_rate", "persistence", "last_volatility"]
-REGRESSORS += ["chandelier"]
+REGRESSORS += ["chandelier", "consistency"]
 RULES = {"base_rate", "persistence", "last_volatility", "chandelier"}
 
 
@@ -64,7 +73,7 @@ def samples(seed: int = 0, classes: int = 2) -> tuple[Windows, np.ndarray]:
     directions = random.choice([-1, 1], SAMPLES)
     turned = Orientation(directions, np.array([True, False, False, False, False, False]))
     times = pd.date_range("2024-01-01", periods=SAMPLES, freq="1h", tz="UTC")
-    X = Windows(values.astype(np.float32), positions, NAMES, STEPS, turned, frozenset({"rare"}), times)
+    X = Windows(values.astype(np.float32), positions, NAMES, STEPS, turned, frozenset({"momentum_1h"}), times)
     trend = directions * np.sign(close[positions] - close[positions - 10])
     score = X.last()[:, 0] + 0.5 * trend + 0.5 * X.last()[:, 1] + random.logistic(size=SAMPLES)
     return X, np.digitize(score, np.quantile(score, np.arange(1, classes) / classes))
@@ -177,7 +186,7 @@ def test_a_missing_value_is_taken_where_the_feature_may_be_missing(name, learnt)
     never[:, 5] = np.nan
     assert np.isfinite(probabilities(made(name).fit(replace(X, values=never), Y))).all()
     wrong = replace(LATER, optional=frozenset())
-    refused(lambda: learnt[name].predict_proba(wrong), "feature rare is missing")
+    refused(lambda: learnt[name].predict_proba(wrong), "feature momentum_1h is missing")
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -332,7 +341,7 @@ def test_one_row_at_a_time_says_the_same(name, learnt):
     answer, rows = row_answer(learnt[name]), LATER.last()
     assert np.array_equal(answer(rows), probabilities(learnt[name]))
     alone = np.concatenate([answer(rows[[row]]) for row in range(20)])
-    exact = {"xgboost", "lightgbm", "random_forest", "mlp"} | RULES
+    exact = {"xgboost", "consistency", "lightgbm", "random_forest", "mlp"} | RULES
     assert np.allclose(alone, probabilities(learnt[name])[:20], atol=0 if name in exact else 1e-6, rtol=0)
 
 

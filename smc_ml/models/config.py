@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAST_PROBABILITY', 'BYTES', 'Range', 'ModelConfig', 'LoopConfig', 'LSTMConfig', 'LogisticConfig', 'XGBoostConfig',
-           'LightGBMConfig', 'RandomForestConfig', 'SVMConfig', 'LorentzianConfig', 'BaseRateConfig',
-           'PersistenceConfig', 'LastVolatilityConfig', 'ChandelierConfig', 'MLPConfig', 'TrainingConfig',
-           'model_settings', 'known_models', 'TuningConfig']
+           'LightGBMConfig', 'RandomForestConfig', 'ConsistencyConfig', 'SVMConfig', 'LorentzianConfig',
+           'BaseRateConfig', 'PersistenceConfig', 'LastVolatilityConfig', 'ChandelierConfig', 'MLPConfig',
+           'TrainingConfig', 'model_settings', 'known_models', 'TuningConfig']
 
 # %% ../../nbs/models/00_config.ipynb #7ffde628
 from collections.abc import Mapping
@@ -157,7 +157,11 @@ class RandomForestConfig(ModelConfig):
     trees: int = Field(200, ge=1, description="trees")
     depth: int = Field(6, ge=1, description="splits from root to leaf at most")
     leaf_events: int = Field(20, ge=1, description="fewest events in a leaf")
-    feature_share: float = Field(0.5, gt=0, le=1, description="share of the features that a split sees")
+    feature_share: float = Field(0.25, gt=0, le=1, description="share of the features that a split sees")
+
+
+class ConsistencyConfig(XGBoostConfig):
+    "Settings of the boosted trees on the agreement of timeframes."
 
 
 class SVMConfig(ModelConfig):
@@ -272,6 +276,7 @@ class TrainingConfig(Section):
     persistence: PersistenceConfig = PersistenceConfig()
     last_volatility: LastVolatilityConfig = LastVolatilityConfig()
     chandelier: ChandelierConfig = ChandelierConfig()
+    consistency: ConsistencyConfig = ConsistencyConfig()
 
     @field_validator("models")
     @classmethod
