@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +46,14 @@ SETTINGS = {
     "svm": {"exact_rows": 300, "landmarks": 40},
     "lorentzian": {"neighbours": 8, "spacing": 2},
     "persistence": {"column": "momentum_15m"},
+    "catboost": {"trees": 12, "learning_rate": 0.1},
     "consistency": {"trees": 12, "leaf_weight": 2.0},
 }
 ROWS = [name for name, model in MODELS.items() if not issubclass(model.config, LoopConfig)]
-SEEDED = {"xgboost", "consistency", "lightgbm", "random_forest", "mlp", "svm"}
+ROWS = [name for name in ROWS if name != "catboost" or find_spec("catboost")]
+SEEDED = {"xgboost", "catboost", "consistency", "lightgbm", "random_forest", "mlp", "svm"}
 REGRESSORS = ["xgboost", "lightgbm", "random_forest", "mlp", "base_rate", "persistence", "last_volatility"]
-REGRESSORS += ["chandelier", "consistency"]
+REGRESSORS += ["chandelier", "consistency", *({"catboost"} & set(ROWS))]
 RULES = {"base_rate", "persistence", "last_volatility", "chandelier"}
 
 
@@ -341,7 +344,7 @@ def test_one_row_at_a_time_says_the_same(name, learnt):
     answer, rows = row_answer(learnt[name]), LATER.last()
     assert np.array_equal(answer(rows), probabilities(learnt[name]))
     alone = np.concatenate([answer(rows[[row]]) for row in range(20)])
-    exact = {"xgboost", "consistency", "lightgbm", "random_forest", "mlp"} | RULES
+    exact = {"xgboost", "catboost", "consistency", "lightgbm", "random_forest", "mlp"} | RULES
     assert np.allclose(alone, probabilities(learnt[name])[:20], atol=0 if name in exact else 1e-6, rtol=0)
 
 

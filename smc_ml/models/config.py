@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAST_PROBABILITY', 'BYTES', 'Range', 'ModelConfig', 'LoopConfig', 'LSTMConfig', 'LogisticConfig', 'XGBoostConfig',
-           'LightGBMConfig', 'RandomForestConfig', 'ConsistencyConfig', 'SVMConfig', 'LorentzianConfig',
-           'BaseRateConfig', 'PersistenceConfig', 'LastVolatilityConfig', 'ChandelierConfig', 'MLPConfig',
-           'TrainingConfig', 'model_settings', 'known_models', 'TuningConfig']
+           'LightGBMConfig', 'CatBoostConfig', 'RandomForestConfig', 'ConsistencyConfig', 'SVMConfig',
+           'LorentzianConfig', 'BaseRateConfig', 'PersistenceConfig', 'LastVolatilityConfig', 'ChandelierConfig',
+           'MLPConfig', 'TrainingConfig', 'model_settings', 'known_models', 'TuningConfig']
 
 # %% ../../nbs/models/00_config.ipynb #7ffde628
 from collections.abc import Mapping
@@ -149,6 +149,18 @@ class LightGBMConfig(ModelConfig):
     columns: int = _columns("features above which that penalty grows in proportion to their number")
 
 
+class CatBoostConfig(ModelConfig):
+    "Settings of CatBoost's trees, whose branches of one depth ask the same."
+
+    libraries = ("catboost",)
+    trees: int = Field(150, ge=1, description="boosting rounds")
+    depth: int = Field(4, ge=1, le=16, description="splits from root to leaf")
+    learning_rate: float = Field(0.03, gt=0, description="share of each tree's correction that is applied")
+    event_share: float = Field(0.7, gt=0, le=1, description="share of the events that a tree sees")
+    feature_share: float = Field(0.5, gt=0, le=1, description="share of the features that a split sees")
+    penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
+
+
 class RandomForestConfig(ModelConfig):
     "Settings of the random forest."
 
@@ -277,6 +289,7 @@ class TrainingConfig(Section):
     last_volatility: LastVolatilityConfig = LastVolatilityConfig()
     chandelier: ChandelierConfig = ChandelierConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
+    catboost: CatBoostConfig = CatBoostConfig()
 
     @field_validator("models")
     @classmethod

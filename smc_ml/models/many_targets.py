@@ -54,7 +54,7 @@ class ManyTargets(RegressorMixin, BaseEstimator):
         return np.column_stack([part.ask(model, X) for part, model in pairs])
 
 # %% ../../nbs/models/42_many_targets.ipynb #22c0cf80
-_SUFFIXES = (".json", ".onnx", ".safetensors", ".txt")
+_SUFFIXES = (".cbm", ".json", ".onnx", ".safetensors", ".txt")
 
 
 def save_many(

@@ -93,7 +93,7 @@ def _write_json(path: Path, facts: dict[str, Any]) -> None:
     path.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-_FORMATS = {".json", ".onnx", ".safetensors", ".txt"}  # numbers and graphs; reading one runs nothing
+_FORMATS = {".cbm", ".json", ".onnx", ".safetensors", ".txt"}  # numbers and graphs; reading one runs nothing
 
 
 def _weights(folder: Path) -> Path:
