@@ -138,6 +138,15 @@ class LightGBMConfig(ModelConfig):
     "Settings of LightGBM's trees, which grow by their best leaf."
 
     libraries = ("lightgbm",)
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "trees": Range(30, 600, log=True),
+        "leaves": Range(2, 32, log=True),
+        "learning_rate": Range(0.005, 0.2, log=True),
+        "leaf_events": Range(10, 300, log=True),
+        "event_share": Range(0.4, 1.0),
+        "feature_share": Range(0.2, 1.0),
+        "penalty": Range(0.1, 100.0, log=True),
+    }
 
     trees: int = Field(150, ge=1, description="boosting rounds")
     leaves: int = Field(8, ge=2, description="leaves of a tree at most")
@@ -153,6 +162,15 @@ class CatBoostConfig(ModelConfig):
     "Settings of CatBoost's trees, whose branches of one depth ask the same."
 
     libraries = ("catboost",)
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "trees": Range(30, 600, log=True),
+        "depth": Range(1, 8),
+        "learning_rate": Range(0.005, 0.2, log=True),
+        "event_share": Range(0.4, 1.0),
+        "feature_share": Range(0.2, 1.0),
+        "penalty": Range(0.1, 100.0, log=True),
+    }
+
     trees: int = Field(150, ge=1, description="boosting rounds")
     depth: int = Field(4, ge=1, le=16, description="splits from root to leaf")
     learning_rate: float = Field(0.03, gt=0, description="share of each tree's correction that is applied")
@@ -165,6 +183,11 @@ class RandomForestConfig(ModelConfig):
     "Settings of the random forest."
 
     libraries = ("scikit-learn", "skl2onnx", "onnxruntime")
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "depth": Range(2, 12),
+        "leaf_events": Range(5, 200, log=True),
+        "feature_share": Range(0.05, 1.0),
+    }
 
     trees: int = Field(200, ge=1, description="trees")
     depth: int = Field(6, ge=1, description="splits from root to leaf at most")
@@ -178,6 +201,10 @@ class ConsistencyConfig(XGBoostConfig):
 
 class SVMConfig(ModelConfig):
     "Settings of the support vector machine."
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "penalty": Range(0.01, 10.0, log=True),
+    }
 
     penalty: float = Field(0.3, gt=0, description="inverse strength of the squared penalty (C)")
     width: float | None = Field(
@@ -197,6 +224,11 @@ class SVMConfig(ModelConfig):
 
 class LorentzianConfig(ModelConfig):
     "Settings of the nearest neighbours in Lorentzian distance."
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "neighbours": Range(4, 256, log=True),
+        "spacing": Range(1, 12),
+    }
 
     neighbours: int = Field(32, ge=1, description="resolved samples that vote")
     spacing: int = Field(4, ge=1, description="every so many-th training sample may vote")
@@ -232,6 +264,11 @@ class MLPConfig(ModelConfig):
     "Settings of the multilayer perceptron."
 
     libraries = ("scikit-learn", "skl2onnx", "onnxruntime")
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "penalty": Range(1e-4, 10.0, log=True),
+        "learning_rate": Range(2e-4, 0.02, log=True),
+        "epochs": Range(3, 60, log=True),
+    }
 
     hidden: tuple[int, ...] = Field((32, 16), strict=False, min_length=1, description="units of each layer")
     penalty: float = Field(0.1, ge=0, description="squared penalty on the weights")
