@@ -302,6 +302,21 @@ def test_what_a_model_says_of_itself(learnt, tmp_path):
     assert facts["train_first"].startswith("2024-01-01") and len(facts["weights"]) == 64
 
 
+def test_a_network_is_calibrated_and_stored_the_same_way(tmp_path):
+    config = TrainingConfig(lstm={"layers": 1, "hidden": 4, "epochs": 1}, calibration="temperature")
+    model = MODELS["lstm"].make(config)
+    whole = replace(X, optional=frozenset(NAMES))
+    model.fit(whole[:400], Y[:400], validation=(whole[400:], Y[400:]))
+    save_model(model, tmp_path / "lstm", describe_training("lstm", config, whole, LABELS))
+    again = load_model(tmp_path / "lstm")
+    assert np.array_equal(probabilities(again, whole), probabilities(model, whole))
+    assert not np.array_equal(again.raw_proba(whole), probabilities(model, whole))
+    assert (
+        len(model.history_) == 1
+        and read_description(tmp_path / "lstm")["calibration"]["method"] == "temperature"
+    )
+
+
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_a_quantity(name, tmp_path):
     task = Regression("return_1h")

@@ -18,7 +18,7 @@ from .config import ConsistencyConfig
 from .rows import LastRow, RowClassifier, RowRegressor, blank_task, row_model
 from .tasks import Binary, Task
 from .windows import WindowError
-from .xgboost import boosted_trees, load_trees, save_trees
+from .xgboost import load_trees, save_trees, xgboost_trees
 
 # %% ../../nbs/models/43_consistency.ipynb #bc67f16a
 def signals_of(names: Sequence[str]) -> dict[str, list[int]]:
@@ -62,7 +62,7 @@ def make(
     progress: bool = False,
 ) -> RowClassifier | RowRegressor:
     "Last row, agreement of the timeframes, boosted trees."
-    trees = boosted_trees(config, task, seed, threads)
+    trees = xgboost_trees(config, task, seed, threads)
     return row_model("consistency", task, first=SignalAgreement(), trees=trees)
 
 
