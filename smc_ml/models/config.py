@@ -230,7 +230,7 @@ class LorentzianConfig(ModelConfig):
         "spacing": Range(1, 12),
     }
 
-    neighbours: int = Field(32, ge=1, description="resolved samples that vote")
+    neighbours: int = Field(128, ge=1, description="resolved samples that vote")
     spacing: int = Field(4, ge=1, description="every so many-th training sample may vote")
 
 
@@ -271,10 +271,10 @@ class MLPConfig(ModelConfig):
     }
 
     hidden: tuple[int, ...] = Field((32, 16), strict=False, min_length=1, description="units of each layer")
-    penalty: float = Field(0.1, ge=0, description="squared penalty on the weights")
+    penalty: float = Field(1.0, ge=0, description="squared penalty on the weights")
     learning_rate: float = Field(0.002, gt=0, description="of Adam, per step")
     batch_size: int = Field(64, ge=1, description="events in a step")
-    epochs: int = Field(30, ge=1, description="passes over the training events")
+    epochs: int = Field(15, ge=1, description="passes over the training events")
 
 # %% ../../nbs/models/00_config.ipynb #6a87afdd
 FAST_PROBABILITY = 0.0001  # how far a network's probabilities may differ on another processor

@@ -100,7 +100,7 @@ def _instants(times: Any, count: int) -> np.ndarray:
 class LorentzianClassifier(ClassifierMixin, BaseEstimator):
     "The votes of the nearest resolved samples, on scaled rows without missing values."
 
-    def __init__(self, neighbours: int = 32, spacing: int = 4):
+    def __init__(self, neighbours: int = 128, spacing: int = 4):
         self.neighbours = neighbours  # that vote
         self.spacing = spacing  # every so many-th sample may vote
 
