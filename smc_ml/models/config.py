@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAST_PROBABILITY', 'BYTES', 'Range', 'ModelConfig', 'LoopConfig', 'LSTMConfig', 'LogisticConfig', 'XGBoostConfig',
-           'TrainingConfig', 'model_settings', 'known_models', 'TuningConfig']
+           'LightGBMConfig', 'CatBoostConfig', 'RandomForestConfig', 'ConsistencyConfig', 'SVMConfig',
+           'LorentzianConfig', 'BaseRateConfig', 'PersistenceConfig', 'LastVolatilityConfig', 'ChandelierConfig',
+           'MLPConfig', 'TrainingConfig', 'model_settings', 'known_models', 'TuningConfig']
 
 # %% ../../nbs/models/00_config.ipynb #7ffde628
 from collections.abc import Mapping
@@ -33,6 +35,7 @@ class ModelConfig(Section):
         "What is wrong with windows of so many rows; None: nothing."
         return None
 
+    libraries: ClassVar[tuple[str, ...]] = ("scikit-learn",)  # that it rests on, by their package's name
     needs: ClassVar[frozenset[str] | None] = (
         None  # features it cannot do without; None: all but optional ones
     )
@@ -40,6 +43,8 @@ class ModelConfig(Section):
 # %% ../../nbs/models/00_config.ipynb #4cd9c771
 class LoopConfig(ModelConfig):
     "Settings of the training loop."
+
+    libraries = ("torch",)
 
     learning_rate: float = Field(
         0.001, gt=0, description="highest learning rate of the one-cycle schedule, per step"
@@ -105,6 +110,8 @@ class LogisticConfig(ModelConfig):
 class XGBoostConfig(ModelConfig):
     "Settings of the boosted trees."
 
+    libraries = ("xgboost", "xgboost-cpu")
+
     ranges: ClassVar[Mapping[str, Range]] = {
         "trees": Range(30, 600, log=True),
         "depth": Range(1, 6),
@@ -125,6 +132,149 @@ class XGBoostConfig(ModelConfig):
     feature_share: float = Field(0.5, gt=0, le=1, description="share of the features that a tree sees")
     penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
     columns: int = _columns("features above which that penalty grows in proportion to their number")
+
+# %% ../../nbs/models/00_config.ipynb #7d8dc933
+class LightGBMConfig(ModelConfig):
+    "Settings of LightGBM's trees, which grow by their best leaf."
+
+    libraries = ("lightgbm",)
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "trees": Range(30, 600, log=True),
+        "leaves": Range(2, 32, log=True),
+        "learning_rate": Range(0.005, 0.2, log=True),
+        "leaf_events": Range(10, 300, log=True),
+        "event_share": Range(0.4, 1.0),
+        "feature_share": Range(0.2, 1.0),
+        "penalty": Range(0.1, 100.0, log=True),
+    }
+
+    trees: int = Field(150, ge=1, description="boosting rounds")
+    leaves: int = Field(8, ge=2, description="leaves of a tree at most")
+    learning_rate: float = Field(0.03, gt=0, description="share of each tree's correction that is applied")
+    leaf_events: int = Field(60, ge=1, description="fewest events in a leaf")
+    event_share: float = Field(0.7, gt=0, le=1, description="share of the events that a tree sees")
+    feature_share: float = Field(0.5, gt=0, le=1, description="share of the features that a tree sees")
+    penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
+    columns: int = _columns("features above which that penalty grows in proportion to their number")
+
+
+class CatBoostConfig(ModelConfig):
+    "Settings of CatBoost's trees, whose branches of one depth ask the same."
+
+    libraries = ("catboost",)
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "trees": Range(30, 600, log=True),
+        "depth": Range(1, 8),
+        "learning_rate": Range(0.005, 0.2, log=True),
+        "event_share": Range(0.4, 1.0),
+        "feature_share": Range(0.2, 1.0),
+        "penalty": Range(0.1, 100.0, log=True),
+    }
+
+    trees: int = Field(150, ge=1, description="boosting rounds")
+    depth: int = Field(4, ge=1, le=16, description="splits from root to leaf")
+    learning_rate: float = Field(0.03, gt=0, description="share of each tree's correction that is applied")
+    event_share: float = Field(0.7, gt=0, le=1, description="share of the events that a tree sees")
+    feature_share: float = Field(0.5, gt=0, le=1, description="share of the features that a split sees")
+    penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
+
+
+class RandomForestConfig(ModelConfig):
+    "Settings of the random forest."
+
+    libraries = ("scikit-learn", "skl2onnx", "onnxruntime")
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "depth": Range(2, 12),
+        "leaf_events": Range(5, 200, log=True),
+        "feature_share": Range(0.05, 1.0),
+    }
+
+    trees: int = Field(200, ge=1, description="trees")
+    depth: int = Field(6, ge=1, description="splits from root to leaf at most")
+    leaf_events: int = Field(20, ge=1, description="fewest events in a leaf")
+    feature_share: float = Field(0.25, gt=0, le=1, description="share of the features that a split sees")
+
+
+class ConsistencyConfig(XGBoostConfig):
+    "Settings of the boosted trees on the agreement of timeframes."
+
+
+class SVMConfig(ModelConfig):
+    "Settings of the support vector machine."
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "penalty": Range(0.01, 10.0, log=True),
+    }
+
+    penalty: float = Field(0.3, gt=0, description="inverse strength of the squared penalty (C)")
+    width: float | None = Field(
+        None, gt=0, description="gamma of the Gaussian kernel; None: one over features times variance"
+    )
+    exact_rows: int = Field(
+        3000, ge=1, description="training rows above which the kernel is approximated (Nystroem)"
+    )
+    landmarks: int = Field(300, ge=1, description="rows on which the approximation rests")
+    calibration: Literal["temperature", "platt", "isotonic", "venn_abers"] = Field(
+        "platt", description="of its margins, on a held-out tail"
+    )
+    tail_share: float = Field(
+        0.2, gt=0, lt=1, description="last share of the samples for it, where no validation samples are given"
+    )
+
+
+class LorentzianConfig(ModelConfig):
+    "Settings of the nearest neighbours in Lorentzian distance."
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "neighbours": Range(4, 256, log=True),
+        "spacing": Range(1, 12),
+    }
+
+    neighbours: int = Field(128, ge=1, description="resolved samples that vote")
+    spacing: int = Field(4, ge=1, description="every so many-th training sample may vote")
+
+
+class BaseRateConfig(ModelConfig):
+    "Settings of the base rate: none."
+
+
+class PersistenceConfig(ModelConfig):
+    "Settings of the persistence of returns."
+
+    column: str = Field("price_momentum", min_length=1, description="feature that holds the last return")
+
+
+class LastVolatilityConfig(ModelConfig):
+    "Settings of the forecast by the last volatility."
+
+    column: str = Field(
+        "stop_loss_distance", min_length=1, description="feature that holds the last volatility"
+    )
+
+
+class ChandelierConfig(ModelConfig):
+    "Settings of the Chandelier exit as a rule."
+
+    needs = frozenset({"high", "low", "close"})
+    period: int = Field(22, ge=1, description="candles of the extremes and of the average true range")
+    multiplier: float = Field(3.0, gt=0, description="average true ranges from the extreme to the stop")
+
+
+class MLPConfig(ModelConfig):
+    "Settings of the multilayer perceptron."
+
+    libraries = ("scikit-learn", "skl2onnx", "onnxruntime")
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "penalty": Range(1e-4, 10.0, log=True),
+        "learning_rate": Range(2e-4, 0.02, log=True),
+        "epochs": Range(3, 60, log=True),
+    }
+
+    hidden: tuple[int, ...] = Field((32, 16), strict=False, min_length=1, description="units of each layer")
+    penalty: float = Field(1.0, ge=0, description="squared penalty on the weights")
+    learning_rate: float = Field(0.002, gt=0, description="of Adam, per step")
+    batch_size: int = Field(64, ge=1, description="events in a step")
+    epochs: int = Field(15, ge=1, description="passes over the training events")
 
 # %% ../../nbs/models/00_config.ipynb #6a87afdd
 FAST_PROBABILITY = 0.0001  # how far a network's probabilities may differ on another processor
@@ -157,10 +307,26 @@ class TrainingConfig(Section):
     bytes: Literal["exact", "fast"] = Field(
         "exact", description="of networks: the same on every processor, or as fast as this one can"
     )
+    calibration: Literal["none", "temperature", "platt", "isotonic", "venn_abers"] = Field(
+        "none",
+        description="of probabilities, on the last validation_share of the training time",
+        exclude_if=lambda value: value == "none",  # so that older trials keep their names
+    )
     weights: WeightConfig = WeightConfig(by="none")
     logistic: LogisticConfig = LogisticConfig()
     xgboost: XGBoostConfig = XGBoostConfig()
     lstm: LSTMConfig = LSTMConfig()
+    lightgbm: LightGBMConfig = LightGBMConfig()
+    random_forest: RandomForestConfig = RandomForestConfig()
+    mlp: MLPConfig = MLPConfig()
+    svm: SVMConfig = SVMConfig()
+    lorentzian: LorentzianConfig = LorentzianConfig()
+    base_rate: BaseRateConfig = BaseRateConfig()
+    persistence: PersistenceConfig = PersistenceConfig()
+    last_volatility: LastVolatilityConfig = LastVolatilityConfig()
+    chandelier: ChandelierConfig = ChandelierConfig()
+    consistency: ConsistencyConfig = ConsistencyConfig()
+    catboost: CatBoostConfig = CatBoostConfig()
 
     @field_validator("models")
     @classmethod

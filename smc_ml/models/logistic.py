@@ -15,7 +15,17 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .config import LogisticConfig
-from .rows import Filled, LastRow, classes_only, row_model_facts
+from smc_ml.models.rows import (
+    Filled,
+    RowClassifier,
+    RowRegressor,
+    classes_only,
+    load_scaler,
+    restore_row_model,
+    row_model,
+    row_model_facts,
+    scaler_tensors,
+)
 from .tasks import Binary, Task
 from .tensors import load_tensors, save_tensors, settings_of
 
@@ -68,34 +78,31 @@ def make(
     seed: int = 0,
     threads: int = 1,
     progress: bool = False,
-) -> Pipeline:
+) -> RowClassifier | RowRegressor:
     "Last row, scaled by the training samples, logistic regression; nothing in it is drawn or takes threads."
     classes_only("logistic", task)
     last = WideLogistic(config.inverse_penalty, config.iterations, config.columns)
-    steps = {"lastrow": LastRow(), "standardscaler": StandardScaler(), "filled": Filled()}
-    return Pipeline([*steps.items(), ("logisticregression", last)])
+    return row_model(
+        "logistic", task, standardscaler=StandardScaler(), filled=Filled(), logisticregression=last
+    )
 
 # %% ../../nbs/models/11_logistic.ipynb #b177580f
-_WEIGHTS = {
-    "standardscaler": ("mean_", "scale_", "var_"),
-    "logisticregression": ("coef_", "intercept_", "n_iter_"),
-}
+_WEIGHTS = ("coef_", "intercept_", "n_iter_")
 
 
 def save(model: Pipeline, folder: Path) -> dict[str, Any]:
     "Write scaler and coefficients as named arrays."
-    parts = [(name, model[step]) for step, names in _WEIGHTS.items() for name in names]
-    save_tensors({name: getattr(step, name) for name, step in parts}, folder)
+    save_tensors(scaler_tensors(model) | {name: getattr(model[-1], name) for name in _WEIGHTS}, folder)
     return row_model_facts(model, settings_of(model[-1]))
 
 
 def load(facts: dict[str, Any], folder: Path) -> Pipeline:
     "The fitted pipeline."
     model, tensors = make(), load_tensors(folder)
-    model["lastrow"].feature_names_in_ = np.array(facts["features"], dtype=object)
-    for step, names in _WEIGHTS.items():
-        model[step].n_features_in_ = len(facts["features"])
-        for name in names:
-            setattr(model[step], name, tensors[name])
-    model[-1].set_params(**facts["settings"]).classes_ = np.array(facts["classes"])
+    restore_row_model(model, facts)
+    load_scaler(model, tensors)
+    model[-1].n_features_in_ = len(facts["features"])
+    for name in _WEIGHTS:
+        setattr(model[-1], name, tensors[name])
+    model[-1].classes_ = np.arange(len(facts["classes"]))
     return model

@@ -70,6 +70,11 @@ def _no_history() -> pd.DataFrame:
     return pd.DataFrame(columns=[*HISTORY, "fold"], dtype=float).astype({"epoch": int, "fold": int})
 
 
+def _exits(model: BaseEstimator, labels: pd.DataFrame) -> dict[str, pd.Series]:
+    "When the training samples were resolved, for a model that asks for it."
+    return {"exit_at": labels["exit_at"]} if has_fit_parameter(model, "exit_at") else {}
+
+
 def _fit(
     model: BaseEstimator,
     windows: Windows,
@@ -82,7 +87,7 @@ def _fit(
     "Fit on the training samples of a fold; the history, empty where a model has none."
     y = _targets(task, labels, f"fold {fold} trains on")
     if not has_fit_parameter(model, "validation"):
-        model.fit(windows, y, **_weights(model, labels, config.weights))
+        model.fit(windows, y, **_weights(model, labels, config.weights), **_exits(model, labels))
         return _no_history()
     learnt, held = inner_split(labels, config.validation_share, embargo)
     known, later = labels.iloc[learnt], labels.iloc[held]
@@ -91,8 +96,9 @@ def _fit(
         _targets(task, known, f"fold {fold} without its validation events trains on"),
         validation=(windows.take(held), task.of(later)),
         **_weights(model, known, config.weights),
+        **_exits(model, known),
     )
-    return model.history_.assign(fold=fold)
+    return model.history_.assign(fold=fold) if hasattr(model, "history_") else _no_history()
 
 # %% ../../nbs/models/09_out_of_fold.ipynb #261b76d4
 @dataclass(frozen=True)

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sklearn.base import BaseEstimator
 
 from ..config import UserError
-from .config import ModelConfig, TrainingConfig, model_settings
-from .tasks import Binary, Task
+from .config import LoopConfig, ModelConfig, TrainingConfig, model_settings
+from .rows import classes_only
+from .tasks import Binary, Horizons, Regression, Task, TaskError
 from ..processor import release_networks
+
+if TYPE_CHECKING:
+    from smc_ml.models.many_targets import ManyTargets
 
 # %% ../../nbs/models/07_registry.ipynb #a5a70200
 class UnknownModel(UserError):
@@ -42,15 +46,49 @@ class Model:
         own, seed, threads = getattr(config, self.name), config.seed, config.threads
         if config.bytes == "fast":
             release_networks()
-        return self.module.make(own, task=task, seed=seed, threads=threads, progress=progress)
+        if isinstance(task, Horizons) and not issubclass(self.config, LoopConfig):
+            return self._many(own, task, seed, threads)
+        model = self.module.make(own, task=task, seed=seed, threads=threads, progress=progress)
+        if config.calibration == "none" or task.method != "predict_proba":
+            return model
+        from smc_ml.models.calibration import CalibratedModel
+
+        return CalibratedModel(getattr(model, "model", model), config.calibration, config.validation_share)
+
+    def _many(self, config: ModelConfig, task: Horizons, seed: int = 0, threads: int = 1) -> "ManyTargets":
+        "A model of one target, once for each target of the task."
+        from smc_ml.models.many_targets import ManyTargets
+
+        part, common = Regression(task.targets[0]), {"seed": seed, "threads": threads}
+        try:
+            regressor = self.module.make(config, task=part, **common)
+        except TaskError:
+            classes_only(self.name, task)
+            raise
+        return ManyTargets(task, self.module.make(config, **common), regressor)
 
     def save(self, model: BaseEstimator, folder: Path) -> dict[str, Any]:
         "Write the weights of a fitted model; facts by which it is loaded."
-        return self.module.save(model, folder)
+        from smc_ml.models.calibration import CalibratedModel, save_calibration
+        from smc_ml.models.many_targets import ManyTargets, save_many
+
+        if isinstance(model, ManyTargets):
+            return save_many(self.module.save, model, folder)
+        if not isinstance(model, CalibratedModel):
+            return self.module.save(model, folder)
+        return self.module.save(model.model_, folder) | {"calibration": save_calibration(model, folder)}
 
     def load(self, facts: dict[str, Any], folder: Path) -> BaseEstimator:
         "The model of these facts and the weights in the folder."
-        return self.module.load(facts, folder)
+        from smc_ml.models.calibration import load_calibration
+        from smc_ml.models.many_targets import load_many
+
+        if "parts" in facts:
+            return load_many(self.module.load, self._many(self.config(), Horizons()), facts, folder)
+        model = self.module.load(facts, folder)
+        if "calibration" not in facts:
+            return model
+        return load_calibration(model, facts["calibration"], folder)
 
     def spare(self, features: Collection[str], optional: Collection[str] = ()) -> frozenset[str]:
         "Features whose absence drops no event: those the model does not need, by default the optional ones."

@@ -9,6 +9,7 @@ __all__ = ['WindowError', 'Orientation', 'Windows', 'check_features', 'check_kno
 # %% ../../nbs/models/01_windows.ipynb #97c19c49
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -47,6 +48,14 @@ class Windows:
     length: int  # rows in a window
     orientation: Orientation | None = None  # None: samples without a direction
     optional: frozenset[str] = frozenset()  # features that may be missing (NaN)
+    times: pd.DatetimeIndex | None = None  # when each sample is decided; None: not known
+
+    def __post_init__(self) -> None:
+        if self.values.shape[1] != len(self.feature_names):
+            raise WindowError(
+                f"{self.values.shape[1]} columns of values, but {len(self.feature_names)} names: "
+                "give one name a column"
+            )
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -82,7 +91,8 @@ class Windows:
         turned = self.orientation and replace(
             self.orientation, directions=self.orientation.directions[indices]
         )
-        return replace(self, positions=self.positions[indices], orientation=turned)
+        times = None if self.times is None else self.times[indices]
+        return replace(self, positions=self.positions[indices], orientation=turned, times=times)
 
     def _turned(self, rows: np.ndarray, indices: np.ndarray | slice = slice(None)) -> np.ndarray:
         "Rows or windows of the chosen samples, their own copy, oriented."
@@ -108,27 +118,52 @@ class Windows:
 # %% ../../nbs/models/01_windows.ipynb #192d4e70
 def check_features(windows: Windows, names: Iterable[str]) -> None:
     "Raise unless the features are those a model was trained on, in their order."
-    known = tuple(names)
-    if tuple(windows.feature_names) != known:
-        raise WindowError(
-            f"trained on the features {', '.join(known)}, found {', '.join(windows.feature_names)}: "
-            "give the same ones in the same order"
-        )
+    known, found = tuple(names), windows.feature_names
+    if tuple(found) != known:
+        raise WindowError(f"{_difference(known, tuple(found))}: give the same ones in the same order")
+
+
+def _difference(known: tuple[str, ...], found: tuple[str, ...]) -> str:
+    "How two lists of features differ: both of them, or of long ones the first place."
+    if max(len(known), len(found)) <= 20:
+        return f"trained on the features {', '.join(known)}, found {', '.join(found)}"
+    pairs = enumerate(zip_longest(known, found, fillvalue="nothing"), 1)
+    place, (wanted, there) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+    counts = f"trained on {len(known)} features, found {len(found)}"
+    return f"{counts}, and number {place} is {there} where {wanted} was"
 
 # %% ../../nbs/models/01_windows.ipynb #35b7cb21
 def check_known(windows: Windows, rows: int) -> None:
-    "Raise where one of the last `rows` rows of a window lacks a feature that is not optional."
-    required = ~np.isin(windows.feature_names, sorted(windows.optional))
-    lacking = np.isnan(windows.values) & required
-    count = np.concatenate([[0], lacking.any(axis=1).cumsum()])
-    bad = count[windows.positions + 1] != count[windows.positions - rows + 1]
+    "Raise where one of the last `rows` rows of a window is infinite, or lacks a feature it must have."
+    if not len(windows):
+        return
+    first = max(int(windows.positions.min()) - rows + 1, 0)
+    values = windows.values[first : int(windows.positions.max()) + 1]
+    unknown = ~np.isfinite(values)
+    if not unknown.any():
+        return
+    optional = np.isin(windows.feature_names, sorted(windows.optional))
+    unknown &= ~(np.isnan(values) & optional)
+    count = np.concatenate([[0], unknown.any(axis=1).cumsum()])
+    ends = windows.positions - first + 1
+    begins = np.maximum(ends - rows, 0)
+    bad = count[ends] != count[begins]
     if bad.any():
-        last = windows.positions[bad.argmax()]
-        name = windows.feature_names[lacking[last - rows + 1 : last + 1].any(axis=0).argmax()]
-        raise WindowError(
-            f"feature {name} is missing in the window of sample {bad.argmax()}: "
-            "leave such samples out, or declare the feature optional"
-        )
+        sample = int(bad.argmax())
+        raise _unknown(windows, sample, values[begins[sample] : ends[sample]], optional)
+
+
+def _unknown(windows: Windows, sample: int, window: np.ndarray, optional: np.ndarray) -> WindowError:
+    "What is wrong with the window of a sample, by name, and by time where it is known."
+    infinite = np.isinf(window).any(axis=0)
+    place = int((infinite | (np.isnan(window).any(axis=0) & ~optional)).argmax())
+    what = "infinite" if infinite[place] else "missing"
+    remedy = "or declare the feature optional" if what == "missing" else "or mend the candle or the feature"
+    time = "" if windows.times is None else f" at {windows.times[sample]}"
+    return WindowError(
+        f"feature {windows.feature_names[place]} is {what} in the window of sample {sample}{time}: "
+        f"leave such samples out, {remedy}"
+    )
 
 # %% ../../nbs/models/01_windows.ipynb #da426f42
 def _spread(variance: np.ndarray) -> np.ndarray:
@@ -278,7 +313,9 @@ def event_windows(
     orientation = Orientation(
         directions, np.isin(stack.names, sorted(signed)), _places(partners, stack.names)
     )
-    return Windows(stack.values, positions[kept], stack.names, length, orientation, stack.optional), kept
+    times = pd.DatetimeIndex(labels["time"])[kept] if "time" in labels else None
+    windows = Windows(stack.values, positions[kept], stack.names, length, orientation, stack.optional, times)
+    return windows, kept
 
 # %% ../../nbs/models/01_windows.ipynb #fcd79cad
 def _bars_of(
@@ -322,5 +359,6 @@ def bar_windows(
     if not (known & whole).any():
         raise WindowError(f"none of the {whole.sum()} complete rows has a known target: take a longer span")
     bars = bars[known & whole].sort_values(["time", "symbol"], kind="stable")
-    windows = Windows(stack.values, bars.index.to_numpy(), stack.names, length, optional=stack.optional)
+    ends, times = bars.index.to_numpy(), pd.DatetimeIndex(bars["time"])
+    windows = Windows(stack.values, ends, stack.names, length, optional=stack.optional, times=times)
     return windows, bars.reset_index(drop=True)

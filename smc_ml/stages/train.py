@@ -7,6 +7,7 @@ __all__ = ['TrainedModel', 'training_windows', 'train_model']
 
 # %% ../../nbs/stages/08_train.ipynb #d3208207
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -15,6 +16,7 @@ from ..features.catalogue import FeatureCatalogue
 from ..labels.config import SplitsConfig
 from ..models.config import TrainingConfig
 from ..models.out_of_fold import OutOfFold, out_of_fold
+from ..models.saving import feature_versions
 from ..models.windows import Windows, event_windows
 
 # %% ../../nbs/stages/08_train.ipynb #d864da7b
@@ -61,4 +63,6 @@ def train_model(
     "Train a model on the events whose features are complete, and predict each of them out of fold."
     windows, usable = training_windows(features, catalogue, outcomes, config)
     run = out_of_fold(model, windows, usable, config, splits, progress)
+    versions = feature_versions(catalogue.chosen(config.features))
+    run = replace(run, description=run.description | {"feature_versions": versions})
     return TrainedModel(model, run, len(outcomes), len(usable), config.steps)
