@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,12 +96,17 @@ def local_torch(seed: int, threads: int, device: torch.device = torch.device("cp
         torch.set_num_threads(threads_before)
 
 # %% ../../nbs/models/05_training.ipynb #7d756e84
-def outputs_of(network: nn.Module, X: Windows, block: int = 512) -> np.ndarray:
+def outputs_of(
+    network: nn.Module,
+    X: Windows,
+    block: int = 512,  # samples at a time
+    ask: Callable[[torch.Tensor], torch.Tensor] | None = None,  # of windows; None: the network itself
+) -> np.ndarray:
     "(samples, outputs) float64, dropout off; on the device that the network is on."
     network.eval()
     batch = batches_on(X, next(network.parameters()).device)
     with torch.inference_mode():
-        outputs = [network(batch(slice(start, start + block))) for start in range(0, len(X), block)]
+        outputs = [(ask or network)(batch(slice(start, start + block))) for start in range(0, len(X), block)]
     return torch.cat(outputs).cpu().numpy().astype(np.float64) if outputs else np.empty((0, 1))
 
 # %% ../../nbs/models/05_training.ipynb #14206fb4
