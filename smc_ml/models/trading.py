@@ -30,8 +30,9 @@ class CausalConvolution(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         "Rows before the first count as zeros."
-        padded = functional.pad(rows, (0, 0, self.kernel - 1, 0))
-        return self.filters(padded.unfold(1, self.kernel, 1).flatten(2))
+        padded, length = functional.pad(rows, (0, 0, self.kernel - 1, 0)), rows.shape[1]
+        seen = [padded[:, first : first + length] for first in range(self.kernel)]
+        return self.filters(torch.stack(seen, dim=-1).flatten(2))
 
 # %% ../../nbs/models/26_trading.ipynb #0c77af80
 class TradingNetwork(WindowNetwork):
