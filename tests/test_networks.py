@@ -34,6 +34,8 @@ SMALL = {
     "stride": 2,
     "filters": 8,
     "indicators": 8,
+    "scales": (1, 3),
+    "rows": 4,
     "dropout": 0.0,
     "learning_rate": 0.02,
     "batch_size": 16,
