@@ -23,7 +23,9 @@ from smc_ml.models.saving import load_model, save_model
 from smc_ml.models.tasks import Horizons, TaskError
 from smc_ml.models.windows import Orientation, WindowError, Windows
 
-NETWORKS = [name for name, kind in model_settings().items() if issubclass(kind, LoopConfig)]
+NETWORKS = [
+    name for name, kind in model_settings().items() if issubclass(kind, LoopConfig) and name != "hybrid"
+]  # the hybrid is a network and trees: its notebook tests it
 SMALL = {
     "layers": 1,
     "hidden": 8,

@@ -30,7 +30,7 @@ def onnx_graph(network: torch.nn.Module, features: int, length: int) -> onnx.Mod
         torch.onnx.export(
             still,
             (torch.zeros(2, length, features),),
-            content,
+            content,  # type: ignore[arg-type]  # a buffer may be given too
             input_names=["windows"],
             output_names=["outputs"],
             dynamic_axes=axes,
