@@ -14,14 +14,17 @@ import pytest
 import torch
 from sklearn.base import clone
 
+from smc_ml.labels.config import SplitsConfig
 from smc_ml.models import training
 from smc_ml.models.config import LoopConfig, TrainingConfig, model_settings
 from smc_ml.models.export import onnx_of
 from smc_ml.models.inference import OnnxNetwork
+from smc_ml.models.out_of_fold import out_of_fold
 from smc_ml.models.registry import MODELS
 from smc_ml.models.saving import load_model, save_model
-from smc_ml.models.tasks import Horizons, TaskError
-from smc_ml.models.windows import Orientation, WindowError, Windows
+from smc_ml.models.tasks import Binary, Horizons, Position, TaskError
+from smc_ml.models.training import outputs_of
+from smc_ml.models.windows import Orientation, WindowError, Windows, bar_windows
 
 NETWORKS = [
     name for name, kind in model_settings().items() if issubclass(kind, LoopConfig) and name != "hybrid"
@@ -227,6 +230,67 @@ def test_onnx_gives_the_answers_of_torch_and_the_same_bytes_alone_and_among_othe
         for size in (1, 2, 7):
             parts = [asked.outputs(X[start : start + size]) for start in range(0, len(X), size)]
             assert np.concatenate(parts).tobytes() == among.tobytes(), size
+
+
+@pytest.fixture(scope="module")
+def bars() -> tuple[Windows, pd.DataFrame]:
+    "Windows of every hour of two simulated symbols, and what came."
+    features, targets = {}, {}
+    for seed, symbol in enumerate(("A", "B")):
+        random = np.random.default_rng(seed)
+        opens = pd.date_range("2024-01-01", periods=300, freq="1h", tz="UTC", unit="ns")
+        columns = {letter: random.normal(size=300) for letter in "abcde"}
+        features[symbol] = pd.DataFrame(columns, index=opens)
+        came = columns["a"] / 100
+        told = {"return_1h": came, "direction_1h": np.sign(came).astype(int), "drawdown_1h": -np.abs(came)}
+        targets[symbol] = pd.DataFrame(told | {name: told[name[:-2] + "1h"] for name in FOUR}, index=opens)
+    return bar_windows(features, targets, ROWS, "4h")
+
+
+FOUR = ("return_4h", "direction_4h", "drawdown_4h")
+FOLDS = SplitsConfig(n_folds=2)
+
+
+def test_bars_of_several_horizons_are_predicted_fold_by_fold(bars):
+    own = {
+        key: SMALL[key] for key in ("layers", "width", "heads", "feed_forward", "patch", "stride", "epochs")
+    }
+    config, task = TrainingConfig(patchtst=own), Horizons(("1h", "4h"))
+    run = out_of_fold("patchtst", *bars, config, FOLDS, progress=False, task=task)
+    assert set(run.predictions.target) == {"1h", "4h"} and run.predictions.expected_return.notna().all()
+    said = run.model.interpret(bars[0][:3])
+    assert said[["sample", "horizon"]].to_numpy().tolist() == [[n, h] for n in range(3) for h in ("1h", "4h")]
+
+
+def test_positions_are_held_fold_by_fold(bars):
+    "What is earned follows the last row; the policy is learnt on rows of two symbols in turn."
+    own = {key: SMALL[key] for key in ("layers", "hidden", "heads", "filters", "indicators", "dropout")}
+    config = TrainingConfig(trading=own | {"learning_rate": 0.01, "epochs": 20, "patience": 20})
+    task = Position("return_1h", sides=2, cost=0.0005, turnover=0.0005)
+    run = out_of_fold("trading", *bars, config, FOLDS, progress=False, task=task)
+    held = run.predictions.merge(bars[1], on=["symbol", "time"])
+    assert len(held) == len(run.predictions) and (held.position.abs() <= 1).all()
+    assert (held.position * held.return_1h).mean() > 0.5 * held.return_1h.abs().mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_full_size_give_the_same_bytes_alone_and_among_others(name):
+    rows, features = {"transformer": (120, 16), "patchtst": (96, 240)}.get(name, (60, 16))
+    task = Horizons() if name == "patchtst" else Binary()
+    values = np.random.default_rng(0).normal(size=(rows + 256, features)).astype(np.float32)
+    names = tuple(f"feature_{number}" for number in range(features))
+    X, model = Windows(values, np.arange(256) + rows, names, rows), MODELS[name].make(TrainingConfig(), task)
+    model.task_, model.feature_names_in_, model.length_ = task, np.array(names, object), rows
+    model.network_ = model._new(features, rows, task.outputs).eval()
+    asked = OnnxNetwork(onnx_of(model))
+    among = asked.outputs(X)
+    for size in (1, 2, 7):
+        parts = [asked.outputs(X[start : start + size]) for start in range(0, 56, size)]
+        assert np.concatenate(parts).tobytes() == among[:56].tobytes(), size
+        away = np.abs(outputs_of(model.network_, X[:size]) - among[:size]).max()
+        print(f"{name}, batch of {size}: {away:.1e} from torch")
+        assert away < 5e-6
 
 
 KILLED = f"""

@@ -55,7 +55,7 @@ class FusionNetwork(WindowNetwork):
     def candles(self, windows: torch.Tensor, scale: int, rows: int) -> torch.Tensor:
         "(samples, rows, features): the means of the last rows, so many at a time."
         last = windows[:, windows.shape[1] - scale * rows :]
-        return last.reshape(windows.shape[0], rows, scale, windows.shape[2]).mean(2)
+        return functional.avg_pool1d(last.transpose(1, 2), scale).transpose(1, 2)
 
     def _timeframes(self, windows: torch.Tensor) -> torch.Tensor:
         "(samples, timeframes, width)."

@@ -376,12 +376,13 @@ class Horizons(Task):
         return math.fsum(errors) / len(errors)
 
 # %% ../../nbs/models/02_tasks.ipynb #6237ffe4
-def _steps_back(y: Any) -> np.ndarray:
+_BACK = "samples_back"  # how many samples before each the one of the same symbol lies; 0: there is none
+
+
+def _samples_back(symbols: np.ndarray) -> np.ndarray:
     "How many samples before each the one of the same symbol lies; 0: there is none."
-    symbols = y["symbol"].to_numpy() if isinstance(y, pd.DataFrame) and "symbol" in y else np.zeros(len(y))
     place = pd.Series(np.arange(len(symbols)))
-    before = place.groupby(symbols).shift()
-    return (place - before).fillna(0).to_numpy(int)
+    return (place - place.groupby(symbols).shift()).fillna(0).to_numpy(int)
 
 
 @dataclass(frozen=True)
@@ -407,9 +408,14 @@ class Position(Task):
         return 1
 
     def of(self, labels: pd.DataFrame) -> pd.DataFrame:
-        "The target, and the symbol where there is one."
-        super().of(labels)
-        return labels[[self.target, *(["symbol"] if "symbol" in labels else [])]]
+        "The target, and how many samples back the symbol's last one lies, among these labels."
+        earned = super().of(labels).astype(float)
+        symbols = labels["symbol"].to_numpy() if "symbol" in labels else np.zeros(len(labels))
+        return pd.DataFrame({self.target: earned, _BACK: _samples_back(symbols)}, index=labels.index)
+
+    def _back(self, y: Any) -> np.ndarray:
+        "How many samples back the last one lies; of a plain array the one before."
+        return y[_BACK].to_numpy(int) if isinstance(y, pd.DataFrame) else (np.arange(len(y)) > 0).astype(int)
 
     def _earned(self, y: Any) -> np.ndarray:
         "What a whole position earns."
@@ -426,7 +432,7 @@ class Position(Task):
     def encode(self, y: Any) -> np.ndarray:
         "(samples, 2): the target in deviations, and how many samples back the symbol's last one lies."
         earned = self._earned(y) / self.deviation
-        return np.column_stack([earned, _steps_back(y)]).astype(np.float32)
+        return np.column_stack([earned, self._back(y)]).astype(np.float32)
 
     def _held(self, outputs: "torch.Tensor") -> "torch.Tensor":
         return outputs.sigmoid() if self.sides == 1 else 2 * outputs.sigmoid() - 1
@@ -456,7 +462,7 @@ class Position(Task):
 
     def error(self, answer: np.ndarray, y: Any) -> float:
         "What a sample of a known target earns after costs on average, with its sign turned; in its units."
-        back = _steps_back(y)
+        back = self._back(y)
         change = np.where(back > 0, answer - answer[np.arange(len(answer)) - back], 0.0)
         charged = self.cost * np.abs(answer) + self.turnover * np.abs(change)
         return -float(np.nanmean(answer * self._earned(y) - charged))
