@@ -117,7 +117,7 @@ def test_shapes_are_right_and_every_weight_has_a_finite_gradient(name):
 
 def test_one_batch_is_learnt_by_heart(name):
     few, won = X[:16], np.random.default_rng(1).integers(0, 2, 16)
-    learnt = small(name, epochs=80, schedule="constant").fit(few, won)
+    learnt = small(name, epochs=60, schedule="constant").fit(few, won)
     assert (learnt.predict(few) == won).all()
     assert learnt.history_.train_loss.iloc[-1] < 0.1
 
@@ -220,16 +220,17 @@ def test_a_training_that_breaks_off_and_goes_on_ends_with_the_same_weights(name,
 
 
 def test_onnx_gives_the_answers_of_torch_and_the_same_bytes_alone_and_among_others(name, model):
-    for one in (model, small(name, Horizons()).fit(X, horizons_of(y))):
-        content = onnx_of(one)
-        assert content == onnx_of(one) and b"smc_ml/" not in content
-        asked = OnnxNetwork(content)
-        for size in (1, 2, 7):
-            np.testing.assert_allclose(asked.answer(X[:size]), one._answer(X[:size]), rtol=1e-5, atol=2e-6)
-        among = asked.outputs(X)
-        for size in (1, 2, 7):
-            parts = [asked.outputs(X[start : start + size]) for start in range(0, len(X), size)]
-            assert np.concatenate(parts).tobytes() == among.tobytes(), size
+    if name == "patchtst":
+        model = small(name, Horizons()).fit(X, horizons_of(y))
+    content = onnx_of(model)
+    assert content == onnx_of(model) and b"smc_ml/" not in content
+    asked = OnnxNetwork(content)
+    for size in (1, 2, 7):
+        np.testing.assert_allclose(asked.answer(X[:size]), model._answer(X[:size]), rtol=1e-5, atol=2e-6)
+    among = asked.outputs(X)
+    for size in (1, 2, 7):
+        parts = [asked.outputs(X[start : start + size]) for start in range(0, len(X), size)]
+        assert np.concatenate(parts).tobytes() == among.tobytes(), size
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +266,7 @@ def test_bars_of_several_horizons_are_predicted_fold_by_fold(bars):
 def test_positions_are_held_fold_by_fold(bars):
     "What is earned follows the last row; the policy is learnt on rows of two symbols in turn."
     own = {key: SMALL[key] for key in ("layers", "hidden", "heads", "filters", "indicators", "dropout")}
-    config = TrainingConfig(trading=own | {"learning_rate": 0.01, "epochs": 20, "patience": 20})
+    config = TrainingConfig(trading=own | {"learning_rate": 0.01, "epochs": 12, "patience": 12})
     task = Position("return_1h", sides=2, cost=0.0005, turnover=0.0005)
     run = out_of_fold("trading", *bars, config, FOLDS, progress=False, task=task)
     held = run.predictions.merge(bars[1], on=["symbol", "time"])
@@ -303,7 +304,7 @@ test_networks.long_one().fit(test_networks.X, test_networks.y, checkpoint=sys.ar
 
 def long_one():
     "A training that takes some seconds."
-    return small("lstm", layers=2, hidden=16, epochs=60, dropout=0.3, schedule="cosine")
+    return small("lstm", layers=2, hidden=16, epochs=40, dropout=0.3, schedule="cosine")
 
 
 def test_a_training_whose_process_is_killed_goes_on_bit_for_bit(tmp_path):

@@ -44,7 +44,7 @@ class TradingNetwork(WindowNetwork):
             raise TrainingError(fault)
         filters, hidden, drop = config.filters, config.hidden, config.dropout
         self.convolution = CausalConvolution(features, filters, config.kernel)
-        self.level, self.drop = nn.BatchNorm1d(filters), nn.Dropout(drop)
+        self.level, self.drop = nn.LayerNorm(filters), nn.Dropout(drop)
         between = drop if config.layers > 1 else 0.0
         self.lstm = nn.LSTM(filters, hidden, config.layers, batch_first=True, dropout=between)
         self.around = nn.Linear(filters, hidden)
@@ -57,8 +57,7 @@ class TradingNetwork(WindowNetwork):
     def _branches(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "What the window says, and what the decision row says."
         scaled = self.scaled(windows)
-        found = self.level(self.convolution(scaled).transpose(1, 2)).relu().transpose(1, 2)
-        found = self.drop(found)
+        found = self.drop(self.level(self.convolution(scaled)).relu())
         states = self.lstm(found)[0] + self.around(found)
         read = self.norm(states[:, -1:] + self.attention(states, last=True))[:, 0]
         return read, self.indicators(scaled[:, -1]).relu()

@@ -24,6 +24,8 @@ FULL: Mapping[str, tuple[int, int, Task]] = {  # rows, features and task of the 
     "transformer": (120, 16, Binary()),
     "patchtst": (96, 240, Horizons()),
     "trading": (60, 16, Binary()),
+    "pooling": (60, 16, Binary()),
+    "fusion": (60, 16, Binary()),
 }
 
 
