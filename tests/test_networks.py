@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
+from test_same_bytes import EMULATOR, python
 
 from smc_ml.labels.config import SplitsConfig
 from smc_ml.models import training
@@ -292,6 +293,18 @@ def test_networks_of_full_size_give_the_same_bytes_alone_and_among_others(name):
         away = np.abs(outputs_of(model.network_, X[:size]) - among[:size]).max()
         print(f"{name}, batch of {size}: {away:.1e} from torch")
         assert away < 5e-6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(EMULATOR is None, reason="qemu-x86_64 is not installed (Debian: qemu-user)")
+@pytest.mark.parametrize("processor", ["Haswell", "EPYC-Rome"])
+@pytest.mark.parametrize("one", NETWORKS)
+def test_a_network_has_the_same_bytes_on_an_emulated_processor(one, processor):
+    "Minutes each: trained in several ways, and asked."
+    program = "tests/bytes_of_networks.py", one
+    native = python(*program)
+    assert len(native.splitlines()) == 5
+    assert python(*program, before=(EMULATOR, "-cpu", processor)) == native
 
 
 KILLED = f"""
