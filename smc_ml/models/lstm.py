@@ -38,8 +38,8 @@ class LSTMNetwork(WindowNetwork):
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         "(samples, length, features) -> (samples, outputs)."
-        surplus = windows.shape[1] % self.rows_per_step
-        steps = self.scaled(windows)[:, surplus:].unflatten(1, (-1, self.rows_per_step)).flatten(2)
+        samples, surplus = windows.shape[0], windows.shape[1] % self.rows_per_step
+        steps = self.scaled(windows)[:, surplus:].reshape(samples, -1, self.lstm.input_size)
         return self.head(self.lstm(steps)[0][:, -1])
 
 # %% ../../nbs/models/13_lstm.ipynb #2d84368a

@@ -8,6 +8,7 @@ __all__ = ['WindowNetwork', 'constructor', 'NetworkEstimator', 'NetworkClassifie
 
 # %% ../../nbs/models/06_networks.ipynb #04018189
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,10 +22,11 @@ from torch import nn
 
 from ..config import Section
 from .config import LoopConfig
+from .devices import device_name, device_of
 from .tasks import Binary, Classes, Regression, Task, task_facts, task_of
 from .tensors import load_tensors, save_tensors, settings_of
 from .training import fit_network, local_torch, outputs_of
-from .windows import Windows, check_features, check_known, window_moments
+from .windows import WindowError, Windows, check_features, check_known, window_moments
 
 # %% ../../nbs/models/06_networks.ipynb #30b67c9d
 class WindowNetwork(nn.Module):
@@ -81,6 +83,7 @@ class NetworkEstimator(BaseEstimator):
     random_state: int
     progress: bool
     threads: int
+    device: str
 
     def __init_subclass__(
         cls,
@@ -106,9 +109,11 @@ class NetworkEstimator(BaseEstimator):
         task: Task,
         sample_weight: np.ndarray | None,
         validation: tuple[Windows, Any] | None,
+        checkpoint: str | os.PathLike | None,
     ) -> Self:
-        "Train on samples; the learning curve is in `history_`."
+        "Train on samples; the learning curve is in `history_`, where it was trained in `device_`."
         check_known(X, X.length)
+        self.device_ = device_name(device_of(self.device))
         self.task_ = task.fitted(y)
         self.network_ = self._new(X.shape[1], X.length, self.task_.outputs)
         self.feature_names_in_, self.length_ = np.array(X.feature_names, dtype=object), X.length
@@ -123,16 +128,25 @@ class NetworkEstimator(BaseEstimator):
             self.random_state,
             self.progress,
             self.task_,
+            checkpoint,
         )
         return self
 
-    def _answer(self, X: Windows) -> np.ndarray:
-        "What the trained network says, decoded."
+    def _read(self, X: Windows, ask: str = "forward") -> np.ndarray:
+        "What a method of the trained network gives for windows like those it was trained on, float64."
         check_is_fitted(self, "network_")
         check_features(X, self.feature_names_in_)
         check_known(X, X.length)
+        if X.length != self.length_:
+            raise WindowError(
+                f"windows of {X.length} rows, trained on {self.length_}: give as many rows as in training"
+            )
         with local_torch(self.random_state, self.threads):
-            return self.task_.decode(outputs_of(self.network_, X))
+            return outputs_of(self.network_, X, ask=getattr(self.network_, ask))
+
+    def _answer(self, X: Windows) -> np.ndarray:
+        "What the trained network says, decoded."
+        return self.task_.decode(self._read(X))
 
 # %% ../../nbs/models/06_networks.ipynb #48237dfa
 class NetworkClassifier(ClassifierMixin, NetworkEstimator):
@@ -144,11 +158,12 @@ class NetworkClassifier(ClassifierMixin, NetworkEstimator):
         y: np.ndarray,
         sample_weight: np.ndarray | None = None,
         validation: tuple[Windows, np.ndarray] | None = None,  # for early stopping
+        checkpoint: str | os.PathLike | None = None,  # file of each epoch's state, to go on from after a kill
     ) -> Self:
         "Train on samples of two or more classes; the learning curve is in `history_`."
         self.classes_ = np.unique(y)
         task = Classes("class") if len(self.classes_) > 2 else Binary()
-        return self._learn(X, y, task, sample_weight, validation)
+        return self._learn(X, y, task, sample_weight, validation, checkpoint)
 
     def predict_proba(self, X: Windows) -> np.ndarray:
         "(samples, classes) probabilities, in the order of `classes_`."
@@ -171,9 +186,10 @@ class NetworkRegressor(RegressorMixin, NetworkEstimator):
         y: np.ndarray | pd.DataFrame,
         sample_weight: np.ndarray | None = None,
         validation: tuple[Windows, np.ndarray | pd.DataFrame] | None = None,  # for early stopping
+        checkpoint: str | os.PathLike | None = None,  # file of each epoch's state, to go on from after a kill
     ) -> Self:
         "Train on the targets of the task; the learning curve is in `history_`."
-        return self._learn(X, y, self.task, sample_weight, validation)
+        return self._learn(X, y, self.task, sample_weight, validation, checkpoint)
 
     def predict(self, X: Windows) -> np.ndarray:
         "(samples,) in units of the target; of several horizons (samples, outputs), see the task's `columns`."
@@ -182,7 +198,7 @@ class NetworkRegressor(RegressorMixin, NetworkEstimator):
 # %% ../../nbs/models/06_networks.ipynb #ca760fb1
 def save_network(model: NetworkClassifier | NetworkRegressor, folder: Path) -> dict[str, Any]:
     "Write the weights; facts by which `load_network` rebuilds the model."
-    tensors = {name: tensor.numpy() for name, tensor in model.network_.state_dict().items()}
+    tensors = {name: tensor.cpu().numpy() for name, tensor in model.network_.state_dict().items()}
     save_tensors(tensors, folder)
     settings = {name: value for name, value in settings_of(model).items() if name != "task"}
     facts = {"settings": settings, "features": list(model.feature_names_in_), "steps": model.length_}

@@ -7,10 +7,15 @@ __all__ = ['TrainingError', 'exact_arithmetic', 'local_torch', 'outputs_of', 'fi
 
 # %% ../../nbs/models/05_training.ipynb #18dd2426
 import copy
+import logging
+import math
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +23,25 @@ import torch
 from torch import nn
 
 from ..config import UserError
+from smc_ml.models.checkpoints import (
+    CheckpointError,
+    fingerprint,
+    optimizer_state,
+    read_checkpoint,
+    restore_optimizer,
+    windows_parts,
+    write_checkpoint,
+)
 from .config import LoopConfig
+from .devices import batches_on, device_name, device_of, low_precision
+from .losses import balanced_weights, training_loss
 from .predictions import HISTORY
 from .tasks import Binary, Task
 from .windows import Windows
 from ..processor import networks_held
 from ..runs.bars import ProgressBar
+
+_log = logging.getLogger(__name__)
 
 # %% ../../nbs/models/05_training.ipynb #756ad8f3
 class TrainingError(UserError):
@@ -63,27 +81,59 @@ def exact_arithmetic() -> Iterator[None]:
 
 # %% ../../nbs/models/05_training.ipynb #0c32e89c
 @contextmanager
-def local_torch(seed: int, threads: int) -> Iterator[None]:
+def local_torch(seed: int, threads: int, device: torch.device = torch.device("cpu")) -> Iterator[None]:
     "A seeded generator and a number of threads for the block, in a held process `exact_arithmetic` too."
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    own = [torch.cuda.current_device()] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=[]), exact_arithmetic() if networks_held() else nullcontext():
+        with torch.random.fork_rng(devices=own), exact_arithmetic() if networks_held() else nullcontext():
             torch.default_generator.manual_seed(seed)
+            if own:
+                torch.cuda.manual_seed(seed)
             yield
     finally:
         torch.set_num_threads(threads_before)
 
 # %% ../../nbs/models/05_training.ipynb #7d756e84
-def outputs_of(network: nn.Module, X: Windows, block: int = 512) -> np.ndarray:
-    "(samples, outputs) float64, dropout off."
+def outputs_of(
+    network: nn.Module,
+    X: Windows,
+    block: int = 512,  # samples at a time
+    ask: Callable[[torch.Tensor], torch.Tensor] | None = None,  # of windows; None: the network itself
+) -> np.ndarray:
+    "(samples, outputs) float64, dropout off; on the device that the network is on."
     network.eval()
+    batch = batches_on(X, next(network.parameters()).device)
     with torch.inference_mode():
-        outputs = [
-            network(torch.from_numpy(X.batch(slice(start, start + block))))
-            for start in range(0, len(X), block)
-        ]
-    return torch.cat(outputs).numpy().astype(np.float64) if outputs else np.empty((0, 1))
+        outputs = [(ask or network)(batch(slice(start, start + block))) for start in range(0, len(X), block)]
+    return torch.cat(outputs).cpu().numpy().astype(np.float64) if outputs else np.empty((0, 1))
+
+# %% ../../nbs/models/05_training.ipynb #14206fb4
+def _optimizer(network: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    "The optimizer of the settings."
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
+    rate, decay = config.learning_rate, config.weight_decay
+    return kind(network.parameters(), lr=rate, weight_decay=decay, fused=True)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: LoopConfig, steps: int) -> Any:
+    "The schedule of the settings over so many steps."
+    schedules, rate = torch.optim.lr_scheduler, config.learning_rate
+    if config.schedule == "one_cycle":
+        return schedules.OneCycleLR(optimizer, rate, total_steps=steps)
+    if config.schedule == "plateau":
+        return schedules.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.0)
+    rise = math.ceil(config.warm_up * steps)
+
+    def share(step: int) -> float:
+        if config.schedule == "constant":
+            return 1.0
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        return (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
+
+    return schedules.LambdaLR(optimizer, share)
 
 # %% ../../nbs/models/05_training.ipynb #ee8a37cd
 def _checked(
@@ -104,35 +154,61 @@ def _checked(
         )
     return torch.tensor(np.asarray(y), dtype=torch.float32), torch.tensor(weight, dtype=torch.float32)
 
+# %% ../../nbs/models/05_training.ipynb #30bca50c
+def _batches(random: np.random.Generator, samples: int, size: int, ordered: bool) -> list[np.ndarray]:
+    "Positions of all samples once, in batches, in random order; of ordered ones runs that are shuffled."
+    cuts = range(size, samples, size)
+    if not ordered:
+        return np.split(random.permutation(samples), cuts)
+    runs = np.split(np.arange(samples), cuts)
+    return [runs[place] for place in random.permutation(len(runs))]
+
 # %% ../../nbs/models/05_training.ipynb #757d00b2
 class _Descent:
     "A network on its way down: its optimizer, its schedule, and the bar that shows how far it is."
 
     def __init__(self, network: nn.Module, task: Task, config: LoopConfig, samples: int, progress: bool):
-        self.network, self.task, self.config = network, task, config
-        steps, rate = config.epochs * -(-samples // config.batch_size), config.learning_rate
-        weights = network.parameters()
-        self.optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=config.weight_decay, fused=True)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rate, total_steps=steps)
+        self.device = device_of(config.device)
+        self.low = low_precision(config.precision, self.device)
+        self.network, self.config = network.to(self.device), config
+        self.loss = training_loss(task, config, getattr(network, "balance", None))
+        steps = config.epochs * -(-samples // (config.batch_size * config.accumulation))
+        self.optimizer = _optimizer(network, config)
+        self.schedule = _schedule(self.optimizer, config, steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.low is torch.float16)
         self.bar = ProgressBar(total=steps, desc="steps", leave=False, disable=not progress)
 
-    def step(self, windows: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> float:
-        "One step on a batch; its summed loss."
-        loss = self.task.loss(self.network(windows), target, weight)
-        self.optimizer.zero_grad()
-        (loss / weight.sum()).backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        self.schedule.step()
-        self.bar.update()
+    def gradient(
+        self, windows: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, whole: Any
+    ) -> float:
+        "Add the gradient of a batch, a part of a step of `whole` weight; its summed loss."
+        with torch.autocast(self.device.type, self.low, enabled=self.low is not None):
+            outputs = self.network(windows)
+        loss = self.loss(outputs.float(), target, weight)
+        self.scaler.scale(loss / whole).backward()
         return loss.item()
 
-    def epoch(self, X: Windows, target: torch.Tensor, weight: torch.Tensor, order: np.ndarray) -> float:
-        "One pass over the samples in the given order; the weighted mean loss."
+    def step(self) -> None:
+        "Move the weights along the clipped gradient."
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.config.schedule != "plateau":
+            self.schedule.step()
+        self.bar.update()
+
+    def epoch(self, batch: Any, target: torch.Tensor, weight: torch.Tensor, parts: list[np.ndarray]) -> float:
+        "One pass over the batches of chosen samples; the weighted mean loss."
         self.network.train()
-        size, total = self.config.batch_size, 0.0
-        for chosen in np.split(order, range(size, len(order), size)):
-            total += self.step(torch.from_numpy(X.batch(chosen)), target[chosen], weight[chosen])
+        total = 0.0
+        for first in range(0, len(parts), self.config.accumulation):
+            group = parts[first : first + self.config.accumulation]
+            whole = weight[np.concatenate(group)].sum()
+            self.optimizer.zero_grad()
+            for chosen in group:
+                total += self.gradient(batch(chosen), target[chosen], weight[chosen], whole)
+            self.step()
         return total / weight.sum().item()
 
 # %% ../../nbs/models/05_training.ipynb #22505830
@@ -149,6 +225,85 @@ class _Best:
         if loss < self.loss:
             self.loss, self.epoch, self.weights = loss, epoch, copy.deepcopy(network.state_dict())
 
+# %% ../../nbs/models/05_training.ipynb #df1d84dc
+@dataclass
+class _Course:
+    "A training between two epochs: what it needs to go on."
+
+    descent: _Descent
+    random: np.random.Generator  # of the order of the samples
+    best: _Best = field(default_factory=_Best)
+    history: list[tuple[float, ...]] = field(default_factory=list)
+
+    def over(self, validated: bool) -> bool:
+        "Whether all epochs are run, or the last ones did not improve on the best."
+        done, config = len(self.history), self.descent.config
+        return done >= config.epochs or (validated and done - 1 - self.best.epoch >= config.patience)
+
+    def write(self, path: str | os.PathLike, whose: str) -> None:
+        "A checkpoint of the training that has this fingerprint."
+        descent = self.descent
+        tensors, groups = optimizer_state(descent.optimizer)
+        tensors |= {f"network.{name}": part for name, part in descent.network.state_dict().items()}
+        tensors |= {f"best.{name}": part for name, part in (self.best.weights or {}).items()}
+        tensors["generator"] = torch.get_rng_state()
+        if descent.device.type == "cuda":
+            tensors["cuda"] = torch.cuda.get_rng_state()
+        schedule = {
+            name: value for name, value in descent.schedule.state_dict().items() if name != "lr_lambdas"
+        }
+        facts = {"whose": whose, "groups": groups, "schedule": schedule}
+        facts |= {"scaler": descent.scaler.state_dict(), "order": self.random.bit_generator.state}
+        facts |= {"history": self.history, "best": [self.best.loss, self.best.epoch], "steps": descent.bar.n}
+        write_checkpoint(path, tensors, facts)
+
+    def resume(self, path: str | os.PathLike, whose: str) -> None:
+        "Go on from the checkpoint, where there is one; a `CheckpointError` for that of another training."
+        if (there := read_checkpoint(path)) is None:
+            return
+        (tensors, facts), descent = there, self.descent
+        if facts["whose"] != whose:
+            raise CheckpointError(
+                f"{path}: a checkpoint of other samples, settings or seeds: delete it to begin anew"
+            )
+        descent.network.load_state_dict(_under("network.", tensors))
+        restore_optimizer(descent.optimizer, tensors, facts["groups"])
+        descent.schedule.load_state_dict(facts["schedule"] | _lambdas(descent.schedule))
+        descent.scaler.load_state_dict(facts["scaler"])
+        self.random.bit_generator.state = facts["order"]
+        torch.set_rng_state(tensors["generator"])
+        if "cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["cuda"])
+        self.history = [tuple(row) for row in facts["history"]]
+        loss, epoch = facts["best"]
+        self.best = _Best(loss, epoch, _under("best.", tensors) or None)
+        descent.bar.update(facts["steps"])
+        _log.info("going on after epoch %d, from %s", len(self.history) - 1, path)
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "The tensors whose names begin so, without that."
+    return {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
+
+
+def _lambdas(schedule: Any) -> dict[str, Any]:
+    "What a schedule by a function asks for, and no file holds."
+    return {"lr_lambdas": [None] * len(schedule.lr_lambdas)} if hasattr(schedule, "lr_lambdas") else {}
+
+# %% ../../nbs/models/05_training.ipynb #ec5b9abc
+def _whose(
+    network: nn.Module,
+    X: Windows,
+    target: torch.Tensor,
+    weight: torch.Tensor,
+    validation: tuple[Windows, np.ndarray] | None,
+    facts: Any,
+) -> str:
+    "Fingerprint of a training that is to begin."
+    parts: list[Any] = [*windows_parts(X), target.cpu(), weight.cpu()]
+    parts += [] if validation is None else [*windows_parts(validation[0]), validation[1]]
+    return fingerprint([*parts, *(part.cpu() for part in network.state_dict().values())], facts)
+
 # %% ../../nbs/models/05_training.ipynb #52f51c8d
 def fit_network(
     network: nn.Module,  # windows -> (samples, outputs of the task); trained in place
@@ -160,27 +315,56 @@ def fit_network(
     seed: int = 0,  # of dropout and of the order of the samples
     progress: bool = True,  # show a bar with the time that is left
     task: Task = Binary(),
+    checkpoint: str | os.PathLike | None = None,  # file of each epoch's state; gone when training is over
 ) -> pd.DataFrame:
     "Train and keep the best epoch; returns epoch, train_loss, validation_loss, learning_rate."
     target, weight = _checked(X, y, sample_weight)
+    if config.class_weight == "balanced":
+        weight = weight * torch.from_numpy(balanced_weights(task, target.numpy())).float()
     descent = _Descent(network, task, config, len(y), progress)
-    history, best, order = [], _Best(), np.random.default_rng(seed)
-    with local_torch(seed, config.threads), descent.bar:
-        for epoch in range(config.epochs):
-            rate = descent.schedule.get_last_lr()[0]
-            train_loss = descent.epoch(X, target, weight, order.permutation(len(y)))
-            if not np.isfinite(train_loss):
-                raise TrainingError(
-                    f"the loss is {train_loss} in epoch {epoch}: "
-                    "lower the learning rate or check the features"
-                )
-            loss = task.mean_loss(outputs_of(network, validation[0]), validation[1]) if validation else np.nan
-            history.append((epoch, train_loss, loss, rate))
-            descent.bar.set_postfix(epoch=epoch, train=f"{train_loss:.3f}", validation=f"{loss:.3f}")
-            best.note(network, loss, epoch)
-            if validation and epoch - best.epoch >= config.patience:
-                break
-    if best.weights is not None:
-        network.load_state_dict(best.weights)
+    course = _Course(descent, np.random.default_rng(seed))
+    _log.info("training on %s in %s", device_name(descent.device), config.precision)
+    with local_torch(seed, config.threads, descent.device), descent.bar:
+        if checkpoint is not None:
+            facts = (config.model_dump(exclude={"threads"}), seed, task, device_name(descent.device))
+            whose = _whose(network, X, target, weight, validation, facts)
+            course.resume(checkpoint, whose)
+        target, weight = target.to(descent.device), weight.to(descent.device)
+        batch = batches_on(X, descent.device)
+        while not course.over(validation is not None):
+            _one_epoch(course, batch, target, weight, validation, task)
+            if checkpoint is not None:
+                course.write(checkpoint, whose)
+    if course.best.weights is not None:
+        network.load_state_dict(course.best.weights)
     network.eval()
-    return pd.DataFrame(history, columns=list(HISTORY))
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    return pd.DataFrame(course.history, columns=list(HISTORY))
+
+
+def _one_epoch(
+    course: _Course,
+    batch: Any,
+    target: torch.Tensor,
+    weight: torch.Tensor,
+    validation: tuple[Windows, np.ndarray] | None,
+    task: Task,
+) -> None:
+    "Train for an epoch, and note how it went."
+    descent, epoch = course.descent, len(course.history)
+    rate = descent.optimizer.param_groups[0]["lr"]
+    parts = _batches(course.random, len(target), descent.config.batch_size, task.ordered)
+    train_loss = descent.epoch(batch, target, weight, parts)
+    if not np.isfinite(train_loss):
+        raise TrainingError(
+            f"the loss is {train_loss} in epoch {epoch}: lower the learning rate or check the features"
+        )
+    loss = np.nan
+    if validation:
+        loss = task.mean_loss(outputs_of(descent.network, validation[0]), validation[1])
+    course.history.append((epoch, train_loss, loss, rate))
+    descent.bar.set_postfix(epoch=epoch, train=f"{train_loss:.3f}", validation=f"{loss:.3f}")
+    course.best.note(descent.network, loss, epoch)
+    if descent.config.schedule == "plateau":
+        descent.schedule.step(loss if validation else train_loss)
