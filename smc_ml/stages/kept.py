@@ -47,7 +47,17 @@ def kept(path: Path | None, mark: str, make: Callable[[], pd.DataFrame]) -> pd.D
 
 # %% ../../nbs/stages/13_kept.ipynb #1f74fc68
 # whose versions may change what is learnt, as far as they are installed
-LEARNERS = ("numpy", "scikit-learn", "xgboost", "xgboost-cpu", "lightgbm", "skl2onnx", "onnxruntime", "torch")
+LEARNERS = (
+    "numpy",
+    "scikit-learn",
+    "xgboost",
+    "xgboost-cpu",
+    "lightgbm",
+    "skl2onnx",
+    "onnxruntime",
+    "torch",
+    "hmmlearn",
+)
 CODE = "smc_ml/stages/learning.py"  # what it imports decides what is learnt
 
 

@@ -19,6 +19,7 @@ from ..features.catalogue import FeatureCatalogue
 from ..models.config import TrainingConfig
 from ..models.tuning import Tuned, tune
 from ..runs.guard import alone
+from .features import learns_regimes
 from .train import training_windows
 
 # %% ../../nbs/stages/16_tuning.ipynb #e5645e5d
@@ -32,7 +33,8 @@ def tuning_trial(
     settings: Mapping[str, Any],  # of the project, by section
 ) -> Trial:
     "A model with these settings, compared on the folds inside the first training span."
-    trial = model_trial(model, features, train, **{name: settings[name] for name in _ORIGINS})
+    names = [*_ORIGINS, *(["regimes"] if learns_regimes(settings["features"], train.features) else [])]
+    trial = model_trial(model, features, train, **{name: settings[name] for name in names})
     tuning = settings["tuning"]
     folds = {"n_folds": tuning.n_folds, "first_train_share": tuning.first_train_share}
     return Trial("tune", "tuning", {**trial.settings, "folds": folds})
