@@ -81,6 +81,13 @@ class FoundRegimes:
                 }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["symbol", "state"])
 
+    def spells_in_words(self) -> pd.DataFrame:
+        "The same for people: shares in percent, hours to one digit."
+        told = self.described()
+        told["share"] *= 100
+        names = {"share": "share, %", "median_hours": "median, h", "mean_hours": "mean, h"}
+        return told.rename(columns=names | {"expected_hours": "expected, h"}).round(1)
+
     @cached_property
     def moves(self) -> pd.DataFrame:
         "One row per state: what the next candle does, basis points with 95 % intervals."
