@@ -68,10 +68,11 @@ def _of_prices(candles: pd.DataFrame, window: int) -> dict[str, pd.Series | np.n
     rolling = last.rolling(window)
     slope, explained, left = _line(last.to_numpy(), window)
     most, least = high.rolling(window).max(), low.rolling(window).min()
+    middle, spread = rolling.mean(), rolling.std()
     return {
         "ROC": last.shift(window) / last,
-        "MA": rolling.mean() / last,
-        "STD": rolling.std() / last,
+        "MA": middle / last,
+        "STD": spread / last,
         "BETA": slope / last,
         "RSQR": explained,
         "RESI": left / last,
