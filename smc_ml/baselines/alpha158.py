@@ -126,9 +126,10 @@ def _of_volumes(candles: pd.DataFrame, window: int) -> dict[str, pd.Series]:
     rolling, step, there = volume.rolling(window), volume.diff(), volume.where(volume > 0)
     moved = ((last / last.shift(1) - 1).abs() * volume).rolling(window)
     up, down = step.clip(lower=0).rolling(window).sum(), (-step).clip(lower=0).rolling(window).sum()
+    middle, spread = rolling.mean(), rolling.std()
     return {
-        "VMA": rolling.mean() / there,
-        "VSTD": rolling.std() / there,
+        "VMA": middle / there,
+        "VSTD": spread / there,
         "WVMA": moved.std() / (moved.mean() + _LEAST),
         "VSUMP": up / (up + down + _LEAST),
         "VSUMN": down / (up + down + _LEAST),
