@@ -60,7 +60,7 @@ def fastest(ways: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict
 
 
 def test_a_column_costs_a_quarter_of_what_plain_pandas_takes(benchmark, pair, patterns):
-    "Of Alpha158; all of ours cost no more than all of FreqAI's, of which two in three are a third one shifted."
+    "Of Alpha158; all of ours cost no more than all of FreqAI's, two in three of them shifted."
     benchmark.group = "features of a year of two coins"
     ways = {
         "smc_ml": lambda: feature_tables(pair, patterns, dtype=np.float32),
