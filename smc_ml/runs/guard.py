@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -57,22 +58,23 @@ def _alike(ancestor: int) -> bool:
 
 
 def _watch(ancestor: int) -> None:
-    "Kill this process once that one is gone; it looks twice, since processes come and go."
+    "Kill this process and those below it once that one is gone; it looks twice, since processes come and go."
     while descends_from(ancestor) or descends_from(ancestor):
         time.sleep(_LOOK_EVERY)
+    for below in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below.kill()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_with(
     ancestor: int,  # process id of the run that started this process, directly or through a shell
-    watched: bool = True,  # by a thread too; False: this process becomes another program
 ) -> None:
     "Let this process end as soon as that one does; a `RunningError` where it has ended already."
     end_with_parent()
     if not (descends_from(ancestor) and _alike(ancestor)):
         raise RunningError("the run that started this stage has ended: run again")
-    if watched:
-        threading.Thread(target=_watch, args=(ancestor,), daemon=True).start()
+    threading.Thread(target=_watch, args=(ancestor,), daemon=True).start()
 
 # %% ../../nbs/runs/00_guard.ipynb #2968bc4f
 _WAIT = 5.0  # seconds; a stage that lost its run ends in less
@@ -136,19 +138,21 @@ def stage_alone(what: str, root: Path, wait: float = _WAIT) -> Iterator[int | No
         yield file
 
 # %% ../../nbs/runs/00_guard.ipynb #4b0fbacf
-def guarded(ancestor: int, words: Sequence[str]) -> None:
-    "Become another program, which holds the lock of the stages and ends with that ancestor."
-    end_with(ancestor, watched=False)
+def guarded(ancestor: int, words: Sequence[str]) -> int:
+    "Run another program, which holds the lock of the stages and ends with that ancestor; its exit code."
+    end_with(ancestor)
     with stage_alone(" ".join(words), project_root()) as file:
-        if file is not None:
-            os.set_inheritable(file, True)
-        os.execvp(words[0], list(words))
+        kept = () if file is None else (file,)
+        code = subprocess.run(words, preexec_fn=end_with_parent, pass_fds=kept).returncode
+    return code if code >= 0 else 128 - code  # of a signal, as shells say it
 
 # %% ../../nbs/runs/00_guard.ipynb #0ca5cf4e
 #| eval: false
 if __name__ == "__main__":
     try:
-        guarded(int(sys.argv[1]), sys.argv[2:])
+        sys.exit(guarded(int(sys.argv[1]), sys.argv[2:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (UserError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
