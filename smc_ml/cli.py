@@ -87,6 +87,8 @@ def take_files(path: str | Path, pairs: Sequence[str]) -> str:
 # %% ../nbs/11_cli.ipynb #4379e6db
 def tuned_settings(path: str | Path, model: str, trials: int | None = None, write: bool = False) -> str:
     "Tune a model on the features and trades of the last run; the best trials, and what they are worth."
+    from smc_ml.candles import read_market
+    from smc_ml.datasets.inputs import TradeOrigin
     from smc_ml.evaluation.trials import tried_on
     from smc_ml.features.catalogue import read_catalogue
     from smc_ml.models.registry import model_of
@@ -103,7 +105,8 @@ def tuned_settings(path: str | Path, model: str, trials: int | None = None, writ
     features = read_tables("artifacts/features", catalogue.names)
     outcomes = read_table("artifacts/labels/labels.parquet")
     data = tried_on("artifacts/candles")
-    found = tune_model(model, features, catalogue, outcomes, data, settings)
+    origin = TradeOrigin(read_market(), settings["labels"], settings["patterns"])
+    found = tune_model(model, features, catalogue, outcomes, data, settings, origin=origin)
     values = found.best.model_dump(mode="json", exclude_defaults=True)
     if write:
         text = Path(path).read_text(encoding="utf-8")
