@@ -60,7 +60,8 @@ def baseline_rows(inputs: str, trades: pd.DataFrame, origin: TradeOrigin) -> Win
     if inputs == "event_facts":
         rules = origin.labels.kinds, origin.labels.stop_buffer, origin.labels.minimum_risk
         return single_rows(module.event_facts(trades, origin.market, *rules))
-    return decision_rows(*getattr(module, f"{inputs}_features")(origin.market, origin.patterns), trades)
+    tables, signed, partners = getattr(module, f"{inputs}_features")(origin.market, origin.patterns)
+    return decision_rows(tables, signed, partners, trades)
 
 
 def _candle_windows(trades: pd.DataFrame, origin: TradeOrigin, steps: int) -> Windows:

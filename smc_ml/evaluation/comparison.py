@@ -95,10 +95,10 @@ class ComparisonError(UserError):
 
 def _need_same_events(predictions: pd.DataFrame) -> None:
     "Raise where two models were judged on other events."
-    first, known = None, frozenset()
+    first, known = "", frozenset[str]()
     for name, table in predictions.groupby("model", sort=False):
         found = frozenset(table["event_id"])
-        if first is not None and found != known:
+        if first and found != known:
             raise ComparisonError(
                 f"{name} predicts {len(found)} events and {first} {len(known)}, not the same ones: "
                 "judge all models on the same events"
