@@ -86,3 +86,33 @@ def above_chance(nulls: pd.DataFrame) -> pd.DataFrame:
                 "pooled_p": float(norm.sf(pooled)),
             }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edge", [0.3, 0.45])
+def test_every_family_finds_a_planted_edge(edge):
+    "NUMBERS"
+    found = gains(edge)
+    print(found.round(4).to_string())
+    assert (found["log_loss_gain_low"] > 0).all() and (found["share_low"] > 0).all(), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "models, markets", [(CHEAP, 20), (FAMILIES["networks"], 20)], ids=["rows", "networks"]
+)
+def test_no_family_shows_an_edge_on_markets_without_one(models, markets):
+    "NUMBERS"
+    found = above_chance(on_null_markets(models, markets))
+    print(found.round(4).to_string())
+    assert (found[["count_p", "pooled_p"]].min(axis=1) >= 0.01 / (2 * len(found))).all(), found
+
+
+@pytest.mark.slow
+def test_five_seeds_of_every_network():
+    "NUMBERS"
+    found = pd.DataFrame(
+        {seed: gains(0.45, FAMILIES["networks"], seed)["log_loss_gain"] for seed in range(5)}
+    )
+    print(found.T.agg(["mean", "std", "min", "max"]).T.round(4).to_string())
+    assert (found > 0).all(axis=None), found
