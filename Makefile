@@ -22,7 +22,7 @@ SNAPSHOT = $$(grep -oE 'md5: .{12}' data.dvc | cut -c6-)
 BENCHMARKS := --benchmark-enable --benchmark-only --benchmark-sort=name --benchmark-group-by=group
 
 SHELL := /bin/bash
-.PHONY: help install hooks writable export clean repro files update experiments pin lab test coverage controls proofs \
+.PHONY: help install hooks writable export clean repro files update experiments pin lab test coverage controls table proofs \
         mutants bench check readme lock
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -83,6 +83,9 @@ coverage: install  ## which lines of smc_ml the notebooks' proofs and the tests 
 
 controls: export  ## the long form of the controls: more markets, every model; hours, resumes where it stopped
 	smc controls params.yaml
+
+table: export  ## compare every model on the same trades and folds of the last run; resumes where it stopped
+	smc compare
 
 proofs: install  ## the long proofs: the controls with the whole ensemble, fifty killed runs
 	pytest -m slow

@@ -51,6 +51,17 @@ def test_the_set_of_the_run_is_judged_by_what_the_run_predicts(events, judged):
     )
 
 
+@pytest.mark.parametrize("name", ["event_facts", "alpha158"])
+def test_a_baseline_as_a_model_says_what_its_set_says(name, events, judged):
+    "LightGBM on the columns of others: the stage that trains and this one make the same of them."
+    trades = learnt_trades(judged)
+    sets = feature_sets(judged, trades, CONFIG, splits=SPLITS)
+    told, _ = predictions_of_sets({name: sets[name]}, trades, ["lightgbm"], splits=SPLITS)
+    own = predictions_of(name, events, splits=SPLITS)
+    assert set(own["model"]) == {name} and own["probability"].nunique() > 100
+    pd.testing.assert_frame_equal(told.drop(columns=["set", "model"]), own.drop(columns="model"))
+
+
 def test_the_rows_of_a_short_trade_are_turned(judged):
     trades = learnt_trades(judged)
     sets = feature_sets(judged, trades, CONFIG, splits=SPLITS)

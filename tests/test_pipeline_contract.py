@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError
 
 from smc_ml.candles import Market
 from smc_ml.models.config import TrainingConfig, model_settings
-from smc_ml.provenance import stage_notebooks, write_code
+from smc_ml.provenance import code_hashes, stage_notebooks, write_code
 from smc_ml.reports.summary import HEADLINE
 from smc_ml.settings import SECTIONS
 from smc_ml.simulation.config import SimulationConfig
@@ -154,6 +154,12 @@ def test_an_edit_of_a_model_retrains_no_other():
     for model in MODELS:
         used = {path for path in re.findall(r"smc_ml/models/(\w+)\.py", lists[f"train_{model}"])}
         assert model in used and not used & (set(MODELS) - {model}), model
+
+
+@pytest.mark.parametrize("model, own", [("logistic", set()), ("alpha158", {"alpha158", "oriented"})])
+def test_a_model_rests_on_no_baseline_but_its_own(model, own):
+    paths = code_hashes("nbs/pipeline/50_train.ipynb", ROOT, model)
+    assert {Path(path).stem for path in paths if path.startswith("smc_ml/baselines/")} == own
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -49,11 +49,13 @@ SETTINGS = {
     "catboost": {"trees": 12, "learning_rate": 0.1},
     "consistency": {"trees": 12, "leaf_weight": 2.0},
 }
+BASELINES = ("event_facts", "alpha158", "freqai")  # LightGBM on other columns
+SETTINGS |= dict.fromkeys(BASELINES, SETTINGS["lightgbm"])
 ROWS = [name for name, model in MODELS.items() if not issubclass(model.config, LoopConfig)]
 ROWS = [name for name in ROWS if name != "catboost" or find_spec("catboost")]
-SEEDED = {"xgboost", "catboost", "consistency", "lightgbm", "random_forest", "mlp", "svm"}
+SEEDED = {"xgboost", "catboost", "consistency", "lightgbm", "random_forest", "mlp", "svm", *BASELINES}
 REGRESSORS = ["xgboost", "lightgbm", "random_forest", "mlp", "base_rate", "persistence", "last_volatility"]
-REGRESSORS += ["chandelier", "consistency", *({"catboost"} & set(ROWS))]
+REGRESSORS += ["chandelier", "consistency", *BASELINES, *({"catboost"} & set(ROWS))]
 RULES = {"base_rate", "persistence", "last_volatility", "chandelier"}
 
 
@@ -359,7 +361,7 @@ def test_one_row_at_a_time_says_the_same(name, learnt):
     answer, rows = row_answer(learnt[name]), LATER.last()
     assert np.array_equal(answer(rows), probabilities(learnt[name]))
     alone = np.concatenate([answer(rows[[row]]) for row in range(20)])
-    exact = {"xgboost", "catboost", "consistency", "lightgbm", "random_forest", "mlp"} | RULES
+    exact = {"xgboost", "catboost", "consistency", "lightgbm", "random_forest", "mlp", *BASELINES} | RULES
     assert np.allclose(alone, probabilities(learnt[name])[:20], atol=0 if name in exact else 1e-6, rtol=0)
 
 

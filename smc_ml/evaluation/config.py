@@ -11,10 +11,10 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from ..config import Section
-from ..models.config import known_models
+from ..models.config import BASELINES, known_models
 
 # %% ../../nbs/evaluation/05_config.ipynb #5324b8c9
-SET_PARTS = ("rest", "event_facts", "freqai", "alpha158")  # beside features and families
+SET_PARTS = ("rest", *BASELINES)  # beside features and families
 
 _SETS: dict[str, tuple[str, ...]] = {
     "smc": ("smc",),

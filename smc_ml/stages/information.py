@@ -7,19 +7,16 @@ __all__ = ['JudgedMarket', 'learnt_trades', 'feature_sets', 'Shuffled', 'shuffle
            'Information', 'judge_information']
 
 # %% ../../nbs/stages/18_information.ipynb #1d8ee868
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ..baselines.alpha158 import alpha158_features
-from ..baselines.event_facts import event_facts
-from ..baselines.freqai import freqai_features
-from ..baselines.oriented import PeerFeatures
 from ..candles import Market
+from ..datasets.inputs import TradeOrigin, baseline_rows, decision_rows, single_rows
 from ..evaluation.config import InformationConfig
 from smc_ml.evaluation.information import (
     gain_words,
@@ -32,10 +29,10 @@ from ..evaluation.intervals import in_words
 from ..features.catalogue import FeatureCatalogue
 from ..labels.config import LabelingConfig, SplitsConfig
 from ..labels.splits import TRAIN, walk_forward
-from ..models.config import TrainingConfig
+from ..models.config import BASELINES, TrainingConfig
 from ..models.out_of_fold import out_of_fold
 from ..models.tasks import Binary
-from ..models.windows import Orientation, Windows
+from ..models.windows import Windows
 from ..patterns.config import PatternConfig
 from .train import training_windows
 
@@ -53,45 +50,18 @@ def learnt_trades(judged: JudgedMarket, train: TrainingConfig = TrainingConfig()
     "The trades that the models of the run learn from, numbered anew."
     return training_windows(judged.features, judged.catalogue, judged.outcomes, train)[1]
 
-
-def _windows(rows: pd.DataFrame) -> Windows:
-    "Rows as a model takes them, any of them missing."
-    names, values = tuple(map(str, rows.columns)), rows.to_numpy(np.float32)
-    return Windows(values, np.arange(len(rows)), names, 1, optional=frozenset(names))
-
-
-def _oriented_rows(
-    tables: Mapping[str, pd.DataFrame],
-    signed: frozenset[str],
-    partners: Mapping[str, str],
-    trades: pd.DataFrame,
-) -> pd.DataFrame:
-    "One float32 row per trade, missing where a column is."
-    names = list(next(iter(tables.values())).columns)
-    values = np.empty((len(trades), len(names)), np.float32)
-    symbols, rows = trades["symbol"].astype(str).to_numpy(), trades["row"].to_numpy()
-    for symbol in np.unique(symbols):
-        own = symbols == symbol
-        values[own] = tables[symbol].iloc[rows[own]].to_numpy(np.float32)
-    places = np.array([names.index(partners.get(name, name)) for name in names])
-    turned = Orientation(trades["direction"].to_numpy(np.int8), np.isin(names, sorted(signed)), places)
-    windows = replace(_windows(pd.DataFrame(values, columns=names)), orientation=turned)
-    return pd.DataFrame(windows.last(), trades.index, names)
-
 # %% ../../nbs/stages/18_information.ipynb #d739de8a
 def _of_catalogue(judged: JudgedMarket, trades: pd.DataFrame, chosen: FeatureCatalogue) -> pd.DataFrame:
     "Rows of some of the features."
     if not chosen:
         return pd.DataFrame(index=trades.index)
     tables = {symbol: table[list(chosen.names)] for symbol, table in judged.features.items()}
-    return _oriented_rows(tables, chosen.signed, chosen.partners, trades)
+    return _last_rows(decision_rows(tables, chosen.signed, chosen.partners, trades), trades)
 
 
-def _of_peer(
-    make: Callable[..., PeerFeatures], judged: JudgedMarket, trades: pd.DataFrame, patterns: PatternConfig
-) -> pd.DataFrame:
-    "Rows of a peer's features."
-    return _oriented_rows(*make(judged.market, patterns), trades)
+def _last_rows(windows: Windows, trades: pd.DataFrame) -> pd.DataFrame:
+    "The oriented rows of the trades as a table."
+    return pd.DataFrame(windows.last(), trades.index, list(windows.feature_names))
 
 
 def feature_sets(
@@ -110,18 +80,14 @@ def feature_sets(
     first = next(walk_forward(splits).roles(trades)) == TRAIN
     learnt = set(judged.catalogue.chosen(train.features).names)
     rest = [name for name in judged.catalogue.names if name not in learnt]
-    risk = labels.kinds, labels.stop_buffer, labels.minimum_risk
-    made: dict[str, Callable[[], pd.DataFrame]] = {
-        "rest": lambda: _of_catalogue(judged, trades, judged.catalogue.chosen(rest)),
-        "event_facts": lambda: event_facts(trades, judged.market, *risk).astype(np.float32),
-        "freqai": partial(_of_peer, freqai_features, judged, trades, patterns),
-        "alpha158": partial(_of_peer, alpha158_features, judged, trades, patterns),
-    }
+    origin = TradeOrigin(judged.market, labels, patterns)
 
     @cache
     def part(name: str) -> pd.DataFrame:
-        if name in made:
-            return made[name]()
+        if name in BASELINES:
+            return _last_rows(baseline_rows(name, trades, origin), trades)
+        if name == "rest":
+            return _of_catalogue(judged, trades, judged.catalogue.chosen(rest))
         return _of_catalogue(judged, trades, judged.catalogue.chosen([name]))
 
     joined = {name: pd.concat([part(one) for one in parts], axis=1) for name, parts in config.sets.items()}
@@ -171,7 +137,7 @@ def shuffled_predictions(
     The rises are nats, (judged trades, features), by `event_id`.
     """
     task = Shuffled(features=tuple(rows.columns), seed=train.seed)
-    told = out_of_fold(model, _windows(rows), trades, train, splits, progress=False, task=task).predictions
+    told = out_of_fold(model, single_rows(rows), trades, train, splits, progress=False, task=task).predictions
     won = trades.set_index("event_id")["won"].reindex(told["event_id"]).to_numpy(bool)
     usual = _nats(told["probability"].to_numpy(), won)
     rises = {name: _nats(told[f"without_{name}"].to_numpy(), won) - usual for name in rows}
@@ -194,7 +160,9 @@ def predictions_of_sets(
             if name in shuffled and model == models[-1]:
                 told, rises[name] = shuffled_predictions(rows, trades, model, train, splits)
             else:
-                told = out_of_fold(model, _windows(rows), trades, train, splits, progress=False).predictions
+                told = out_of_fold(
+                    model, single_rows(rows), trades, train, splits, progress=False
+                ).predictions
             tables.append(told.assign(set=name))
     return pd.concat(tables, ignore_index=True), rises
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..candles import Market
 from ..costs import Costs
+from ..datasets.inputs import TradeOrigin
 from ..features.catalogue import FeatureCatalogue
 from ..features.config import FeatureConfig
 from ..labels.config import LabelingConfig, SplitsConfig
@@ -33,6 +34,7 @@ class MarketEvents(NamedTuple):
     labels: pd.DataFrame  # its trades
     features: dict[str, pd.DataFrame]  # one row per base candle, by symbol
     catalogue: FeatureCatalogue  # of their columns
+    origin: TradeOrigin | None = None  # of the trades; None: models learn from the features alone
 
 
 def events_of(
@@ -50,7 +52,8 @@ def events_of(
     walks = regime_tables(market, regimes) if learns_regimes(features, wanted) else {}
     tables = {symbol: walk.table for symbol, walk in walks.items()}
     computed = compute_features(market, found, features, patterns, wanted, tables)
-    return MarketEvents(market, trades, computed.tables, computed.catalogue)
+    origin = TradeOrigin(market, labels, patterns)
+    return MarketEvents(market, trades, computed.tables, computed.catalogue, origin)
 
 
 def predictions_of(
@@ -61,4 +64,4 @@ def predictions_of(
 ) -> pd.DataFrame:
     "Out-of-fold predictions of a model."
     learnt = events.features, events.catalogue, events.labels
-    return train_model(model, *learnt, train, splits, progress=False).run.predictions
+    return train_model(model, *learnt, train, splits, progress=False, origin=events.origin).run.predictions

@@ -14,13 +14,14 @@ from typing import Any
 
 import pandas as pd
 
+from ..datasets.inputs import TradeOrigin
 from ..evaluation.trials import Data, Trial, model_trial, record_trials, trial_id
 from ..features.catalogue import FeatureCatalogue
 from ..models.config import TrainingConfig
 from ..models.tuning import Tuned, tune
 from ..runs.guard import alone
 from .features import learns_regimes
-from .train import training_windows
+from .train import model_windows
 
 # %% ../../nbs/stages/16_tuning.ipynb #e5645e5d
 _ORIGINS = ("splits", "patterns", "labels", "costs", "features")
@@ -63,11 +64,13 @@ def tune_model(
     folder: Path = Path("artifacts/tuning"),  # of the studies, where `tuning.storage` names no database
     ledger: Path = Path("reports/trials/tuning.jsonl"),
     progress: bool = True,
+    origin: TradeOrigin | None = None,  # of the trades, for models that do not learn from the features
 ) -> Tuned:
     "Look for settings of a model, in one process or several; each trial is in the ledger first."
     train, tuning = settings["train"], settings["tuning"]
-    windows, usable = training_windows(features, catalogue, outcomes, train)
-    observed = {symbol: table[list(windows.feature_names)] for symbol, table in features.items()}
+    windows, usable = model_windows(model, features, catalogue, outcomes, train, origin)
+    names = list(catalogue.chosen(train.features).names)
+    observed = {symbol: table[names] for symbol, table in features.items()}
 
     def note(section: TrainingConfig) -> None:
         with alone(folder.absolute() / "ledger.lock", "tuning", wait=60.0):
