@@ -152,7 +152,7 @@ def make(
 ) -> RowClassifier | RowRegressor:
     "Last row, boosted trees; the library is asked for when it is trained."
     kind = SymmetricClassifier if task.method == "predict_proba" else SymmetricRegressor
-    trees = kind(**config.model_dump(), random_state=seed, threads=threads)
+    trees = kind(**config.arguments(), random_state=seed, threads=threads)
     return row_model("catboost", task, trees=trees)
 
 

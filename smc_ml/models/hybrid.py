@@ -149,7 +149,7 @@ def make(
     "The untrained estimator."
     classes_only("hybrid", task)
     own = {"threads": min(threads, config.threads), "random_state": seed, "progress": progress}
-    return HybridCNNLSTMXGB(**config.model_dump() | own)
+    return HybridCNNLSTMXGB(**config.arguments() | own)
 
 
 def save(model: HybridCNNLSTMXGB, folder: Path) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def make(
 ) -> RowClassifier | RowRegressor:
     "Last row, boosted trees."
     kind = LeafwiseClassifier if task.method == "predict_proba" else LeafwiseRegressor
-    trees = kind(**config.model_dump(), random_state=seed, threads=threads)
+    trees = kind(**config.arguments(), random_state=seed, threads=threads)
     return row_model("lightgbm", task, trees=trees)
 
 

@@ -42,12 +42,15 @@ def training_windows(
     catalogue: FeatureCatalogue,  # of their columns
     outcomes: pd.DataFrame,  # trades
     config: TrainingConfig = TrainingConfig(),
+    model: str | None = None,  # whose windows are as long as its settings say; None: `config.steps` rows
 ) -> tuple[Windows, pd.DataFrame]:
-    "The windows of the events whose features are complete, and their trades."
+    "The windows of the events with `config.steps` complete rows, the same for all models, and their trades."
     learnt = catalogue.chosen(config.features)
     tables = {symbol: table[list(learnt.names)] for symbol, table in features.items()}
     roles = learnt.signed, learnt.optional, learnt.partners
     windows, kept = event_windows(tables, outcomes, config.steps, *roles)
+    if model is not None and config.samples_of(model).of == "events":
+        windows = replace(windows, length=config.steps_of(model))
     return windows, outcomes.iloc[kept].reset_index(drop=True)
 
 
@@ -59,10 +62,11 @@ def train_model(
     config: TrainingConfig = TrainingConfig(),
     splits: SplitsConfig = SplitsConfig(),
     progress: bool = True,
+    workers: int | None = 1,  # folds at once; None: as many as there are cores
 ) -> TrainedModel:
     "Train a model on the events whose features are complete, and predict each of them out of fold."
-    windows, usable = training_windows(features, catalogue, outcomes, config)
-    run = out_of_fold(model, windows, usable, config, splits, progress)
+    windows, usable = training_windows(features, catalogue, outcomes, config, model)
+    run = out_of_fold(model, windows, usable, config, splits, progress, workers=workers)
     versions = feature_versions(catalogue.chosen(config.features))
     run = replace(run, description=run.description | {"feature_versions": versions})
     return TrainedModel(model, run, len(outcomes), len(usable), config.steps)

@@ -66,7 +66,7 @@ def tune_model(
 ) -> Tuned:
     "Look for settings of a model, in one process or several; each trial is in the ledger first."
     train, tuning = settings["train"], settings["tuning"]
-    windows, usable = training_windows(features, catalogue, outcomes, train)
+    windows, usable = training_windows(features, catalogue, outcomes, train, model)
     observed = {symbol: table[list(windows.feature_names)] for symbol, table in features.items()}
 
     def note(section: TrainingConfig) -> None:
