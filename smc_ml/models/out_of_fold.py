@@ -9,6 +9,7 @@ __all__ = ['FoldError', 'inner_split', 'OutOfFold', 'Fold', 'each_fold', 'out_of
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..config import UserError
 from ..labels.config import SplitsConfig, WeightConfig
 from ..labels.splits import EMBARGOED, PURGED, TEST, TRAIN, purged_before, walk_forward
 from ..labels.weights import sample_weights
+from .checkpoints import KeptCheckpoint
 from .config import TrainingConfig
 from .predictions import HISTORY, prediction_table
 from .registry import model_of
@@ -77,6 +79,13 @@ def _exits(model: BaseEstimator, labels: pd.DataFrame) -> dict[str, pd.Series]:
     return {"exit_at": labels["exit_at"]} if has_fit_parameter(model, "exit_at") else {}
 
 
+def _checkpoint(model: BaseEstimator, folder: Path | None, fold: int) -> dict[str, KeptCheckpoint]:
+    "The place of a fold's checkpoint, for a model that keeps one."
+    if folder is None or not has_fit_parameter(model, "checkpoint"):
+        return {}
+    return {"checkpoint": KeptCheckpoint(folder / f"fold_{fold}.safetensors")}
+
+
 def _fit(
     model: BaseEstimator,
     windows: Windows,
@@ -85,6 +94,7 @@ def _fit(
     embargo: pd.Timedelta,
     fold: int,
     task: Task,
+    checkpoints: Path | None,
 ) -> pd.DataFrame:
     "Fit on the training samples of a fold; the history, empty where a model has none."
     y = _targets(task, labels, f"fold {fold} trains on")
@@ -99,6 +109,7 @@ def _fit(
         validation=(windows.take(held), task.of(later)),
         **_weights(model, known, config.weights),
         **_exits(model, known),
+        **_checkpoint(model, checkpoints, fold),
     )
     return model.history_.assign(fold=fold) if hasattr(model, "history_") else _no_history()
 
@@ -182,6 +193,7 @@ class _Folds:
     task: Task
     edges: pd.DatetimeIndex
     roles: list[np.ndarray]  # of each sample, by fold
+    checkpoints: Path | None  # where networks go on after a kill
 
     def train(self, fold: int) -> Fold:
         "Train and predict one of them."
@@ -189,7 +201,8 @@ class _Folds:
         train = np.flatnonzero((roles == TRAIN) & _answered(task, labels))
         test = np.flatnonzero(roles == TEST)
         known, fitted = labels.iloc[train], clone(self.blank)
-        history = _fit(fitted, windows.take(train), known, self.config, self.splits.embargo, fold, task)
+        settings = self.config, self.splits.embargo, fold, task, self.checkpoints
+        history = _fit(fitted, windows.take(train), known, *settings)
         worth = _worth(task, known)
         said = _said(task, fitted, windows.take(test), worth)
         facts = {"model": self.name} | _fold_facts(known, roles, self.edges, fold) | worth
@@ -204,6 +217,7 @@ def _folds(
     splits: SplitsConfig,
     progress: bool,
     task: Task,
+    checkpoints: Path | None,
 ) -> _Folds:
     "The folds of a model, untrained."
     if len(windows) != len(labels):
@@ -213,7 +227,8 @@ def _folds(
     splitter, _ = walk_forward(splits), _answered(task, labels)
     roles = list(splitter.roles(labels))
     named = _untrained(model, config, task, progress)
-    return _Folds(*named, windows, labels, config, splits, task, splitter.edges(labels), roles)
+    edges = splitter.edges(labels)
+    return _Folds(*named, windows, labels, config, splits, task, edges, roles, checkpoints)
 
 
 def each_fold(
@@ -224,9 +239,10 @@ def each_fold(
     splits: SplitsConfig = SplitsConfig(),
     progress: bool = True,
     task: Task = Binary(),
+    checkpoints: Path | None = None,
 ) -> Iterator[Fold]:
     "Train and predict fold by fold; samples whose targets are all missing are predicted but not learnt from."
-    folds = _folds(model, windows, labels, config, splits, progress, task)
+    folds = _folds(model, windows, labels, config, splits, progress, task, checkpoints)
     bar = ProgressBar(range(len(folds.roles)), desc=f"{folds.name} folds", disable=not progress)
     return map(folds.train, bar)
 
@@ -240,9 +256,10 @@ def out_of_fold(
     progress: bool = True,  # bars with the time that is left
     task: Task = Binary(),
     workers: int | None = 1,  # folds at once, in processes of their own; None: as many as there are cores
+    checkpoints: Path | None = None,  # folder in which networks go on after a kill; its owner empties it
 ) -> OutOfFold:
     "Every fold, with what the last one's model is described by."
-    folds = _trained(model, windows, labels, config, splits, progress, task, workers)
+    folds = _trained(model, windows, labels, config, splits, progress, task, workers, checkpoints)
     last = folds[-1]
     learnt = windows.take(last.learnt), labels.iloc[last.learnt]
     return OutOfFold(
@@ -263,11 +280,12 @@ def _trained(
     progress: bool,
     task: Task,
     workers: int | None,
+    checkpoints: Path | None,
 ) -> list[Fold]:
     "All folds, one after the other or side by side."
     if workers_for(workers, splits.n_folds) == 1:
-        return list(each_fold(model, windows, labels, config, splits, progress, task))
-    folds = _folds(model, windows, labels, config, splits, False, task)
+        return list(each_fold(model, windows, labels, config, splits, progress, task, checkpoints))
+    folds = _folds(model, windows, labels, config, splits, False, task, checkpoints)
     sizes = [int((roles == TRAIN).sum()) for roles in folds.roles]
     tasks = [partial(folds.train, fold) for fold in range(len(folds.roles))]
     return side_by_side(tasks, workers, sizes, f"{folds.name} folds", progress)

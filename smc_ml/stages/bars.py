@@ -8,6 +8,7 @@ __all__ = ['bar_features', 'baseline_columns', 'TrainedBars', 'train_bars']
 # %% ../../nbs/stages/20_bars.ipynb #01bc41ac
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +80,7 @@ def train_bars(
     splits: SplitsConfig = SplitsConfig(),
     progress: bool = True,
     base: str | None = None,  # timeframe of the candles; None: read from their times
+    checkpoints: Path | None = None,  # folder, such as `training_checkpoints`
 ) -> TrainedBars:
     "Train a model on bars, predict each of them out of fold, and its baselines beside it."
     learnt, samples = bar_features(model, catalogue, config), config.samples_of(model)
@@ -87,7 +89,8 @@ def train_bars(
     base = base or checked_timeframe(next(iter(tables.values())))
     found = bar_dataset(tables, targets, task.targets, samples, learnt.optional, base)
     dataset = replace(found, labels=found.labels.assign(entry_at=found.labels["time"]))
-    run = out_of_fold(model, dataset.windows, dataset.labels, config, splits, progress, task, config.workers)
+    told = dataset.windows, dataset.labels
+    run = out_of_fold(model, *told, config, splits, progress, task, config.workers, checkpoints)
     run = replace(run, description=run.description | {"feature_versions": feature_versions(learnt)})
     looked_at = list(baseline_columns(catalogue, config))
     rows = _decision_rows({symbol: table[looked_at] for symbol, table in features.items()}, dataset)

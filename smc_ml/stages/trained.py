@@ -7,6 +7,7 @@ __all__ = ['learnt_features', 'columns_read', 'training_trial', 'JudgedModel', '
 
 # %% ../../nbs/stages/21_trained.ipynb #5c068f9f
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -128,10 +129,12 @@ def train_and_judge(
     config: TrainingConfig = TrainingConfig(),
     splits: SplitsConfig = SplitsConfig(),
     progress: bool = True,
+    checkpoints: Path | None = None,  # folder, such as `training_checkpoints`
 ) -> JudgedModel:
     "Train a model on the samples of its settings, and judge its out-of-fold predictions."
     settings = config, splits, progress
     if config.samples_of(model).of == "bars":
-        return judge_bars(train_bars(model, features, catalogue, targets, *settings))
-    trained = train_model(model, features, catalogue, outcomes, *settings, workers=config.workers)
+        told = train_bars(model, features, catalogue, targets, *settings, checkpoints=checkpoints)
+        return judge_bars(told)
+    trained = train_model(model, features, catalogue, outcomes, *settings, config.workers, checkpoints)
     return judge_events(trained, outcomes)
