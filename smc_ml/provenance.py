@@ -52,7 +52,8 @@ def import_closure(
     named: str = "*",  # the module that `import_module` brings in where its name is filled in; *: any
 ) -> list[str]:
     "Paths below `root`, sorted, of every module that `source` imports, directly or not."
-    left, seen, asked = [(source, package)], set(), set()
+    left, seen = [(source, package)], set()
+    asked: set[str] = set()
     while left:
         names = set(imported_names(*left.pop())) - asked
         asked |= names
