@@ -19,8 +19,8 @@ class ChandelierExit(LastRow):
     "Windows with `high`, `low` and `close` -> (samples, 1): +1 on the side of the sample's direction, or -1."
 
     def __init__(self, period: int = 22, multiplier: float = 3.0):
-        self.period = period  # candles of the extremes and of the average true range
-        self.multiplier = multiplier  # average true ranges from the extreme to the stop
+        self.period = period  # candles of the extremes and of the ATR
+        self.multiplier = multiplier  # ATRs from the extreme to the stop
 
     def transform(self, X: Windows) -> np.ndarray:
         "The direction at the last candle of each window; without a direction of the sample, +1 is up."

@@ -504,8 +504,8 @@ class ChandelierConfig(ModelConfig):
     "Settings of the Chandelier exit as a rule."
 
     needs = frozenset({"high", "low", "close"})
-    period: int = Field(22, ge=1, description="candles of the extremes and of the average true range")
-    multiplier: float = Field(3.0, gt=0, description="average true ranges from the extreme to the stop")
+    period: int = Field(22, ge=1, description="candles of the extremes and of the ATR")
+    multiplier: float = Field(3.0, gt=0, description="ATRs from the extreme to the stop")
 
 
 class MLPConfig(ModelConfig):
