@@ -10,6 +10,7 @@ __all__ = ['imported_names', 'import_closure', 'notebook_source', 'templates_bes
 import ast
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -52,22 +53,23 @@ def import_closure(
 ) -> list[str]:
     "Paths below `root`, sorted, of every module that `source` imports, directly or not."
     left, seen = [(source, package)], set()
+    asked: set[str] = set()
     while left:
-        text, here = left.pop()
-        for name in imported_names(text, here):
-            for path in _modules(name.replace("*", named), root):
-                if path.as_posix() not in seen:
-                    seen.add(path.as_posix())
-                    left.append(((root / path).read_text(encoding="utf-8"), path.parent.parts))
+        names = set(imported_names(*left.pop())) - asked
+        asked |= names
+        for path in (path for name in names for path in _modules(name.replace("*", named), root)):
+            if path.as_posix() not in seen:
+                seen.add(path.as_posix())
+                left.append(((root / path).read_text(encoding="utf-8"), path.parent.parts))
     return sorted(seen)
 
 
 def _modules(name: str, root: Path) -> list[Path]:
     "Paths below `root` of the modules of a dotted name; a star stands for any module's name."
-    path = Path(*name.split(".")).with_suffix(".py")
+    path = f"{name.replace('.', '/')}.py"
     if "*" in name:
-        return [found.relative_to(root) for found in root.glob(str(path)) if found.name[0] != "_"]
-    return [path] if (root / path).is_file() else []
+        return [found.relative_to(root) for found in root.glob(path) if found.name[0] != "_"]
+    return [Path(path)] if os.path.isfile(f"{root}/{path}") else []
 
 # %% ../nbs/04_provenance.ipynb #9e166445
 def notebook_source(path: Path) -> str:

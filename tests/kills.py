@@ -54,9 +54,12 @@ def kills(number: int, seed: int, stages: Mapping[str, object] = CHANGES) -> Ite
         yield Kill(left[turn % len(left)], VICTIMS[turn % 3], moment, rng.uniform(0, LONGEST))
 
 
-def contents(project: Path) -> dict[str, str]:
-    "SHA-256 of every file that a run writes, by path; without the markets that the controls keep for later."
-    folders = (project / name for name in ("artifacts", "data", "reports"))
+def contents(project: Path, *names: str) -> dict[str, str]:
+    """SHA-256 of every file that a run writes, or of those in some folders, by path.
+
+    Without the markets that the controls keep for later.
+    """
+    folders = (project / name for name in names or ("artifacts", "data", "reports"))
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return {
         path.relative_to(project).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()

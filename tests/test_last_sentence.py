@@ -56,7 +56,7 @@ def test_a_failing_collection_ends_with_one_sentence(project, how, what):
         settings = {"source": "binance", "start": "2024-01-01", "end": "2024-01-02", "base_url": server.url}
         settings |= {"files": {}, "retry": {"attempts": 2, "first_wait": 0.01}} | changes
         set_parameters(project, collect=settings)
-        done = run(project, *STARTED[how].split(), check=False)
+        done = run(project, *STARTED[how].split(), check=False, held=False)
     assert done.returncode != 0
     *before, last = lines(done)
     if how == "dvc repro":  # DVC has a line of its own after it

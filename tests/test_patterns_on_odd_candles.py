@@ -84,10 +84,11 @@ thorough = settings(
 @given(odd_candles(), configs)
 @thorough
 def test_nothing_looks_ahead(candles, config):
-    assert_causal_events(lambda c: detect_patterns(c, config, "5m"), candles, FIVE_MINUTES, cuts=8, each=1)
-    assert_blind_to_the_future(
-        lambda c: detect_patterns(c, config, "5m", validate=False), candles, FIVE_MINUTES, cuts=3, ahead=30
-    )
+    def detect(c):
+        return detect_patterns(c, config, "5m", validate=False)  # the tests below do
+
+    assert_causal_events(detect, candles, FIVE_MINUTES, cuts=8, each=1)
+    assert_blind_to_the_future(detect, candles, FIVE_MINUTES, cuts=3, ahead=30)
 
 
 @given(odd_candles(), configs)

@@ -47,9 +47,24 @@ def market_of(request) -> tuple[pd.DataFrame, str, PatternConfig]:
 
 
 def test_every_pattern_is_known_when_it_says(market_of):
-    "The future taken away at 200 random closes, and at events of every kind."
+    "The future taken away at 200 random closes, and at events of every kind, in four stretches of the year."
     candles, timeframe, config = market_of
     assert set(detect_patterns(candles, config, timeframe)["kind"]) == set(KINDS)
+    size = min(len(candles) // 4, 16_000)
+    for number, start in enumerate(np.linspace(0, len(candles) - size, 4).astype(int)):
+        assert_causal_events(
+            lambda c: detect_patterns(c, config, timeframe, validate=False),
+            candles.iloc[start : start + size],
+            TIMEFRAMES[timeframe],
+            cuts=50,
+            seed=number,
+            first=500,
+        )
+
+
+@pytest.mark.slow
+def test_every_pattern_is_known_when_it_says_in_the_whole_year(market_of):
+    candles, timeframe, config = market_of
     assert_causal_events(
         lambda c: detect_patterns(c, config, timeframe, validate=False),
         candles,

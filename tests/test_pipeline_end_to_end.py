@@ -3,6 +3,7 @@
 Reproducible, resumable, loud on bad input.
 """
 
+import hashlib
 import html
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -19,6 +21,7 @@ import yaml
 from conftest import BTC, ROOT, real_candles
 from kills import CHANGES, Kill, contents, killed, kills
 
+from smc_ml.processor import hold_environment
 from smc_ml.reports.pages import external_references
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -26,9 +29,14 @@ MODELS = yaml.safe_load((ROOT / "params.yaml").read_text())["train"]["models"]
 SMALL = {"steps": 60, "threads": 1, "lstm": {"layers": 1, "hidden": 8, "epochs": 1}}
 
 
-def environment(project: Path) -> dict[str, str]:
-    "The clone's own modules win over the installed ones."
+def environment(project: Path, held: bool = True) -> dict[str, str]:
+    """The clone's own modules win over the installed ones.
+
+    Held to the level of the processor, as under `smc run`, or not, so that each stage starts itself anew.
+    """
     cleared = {name: value for name, value in os.environ.items() if name not in ("IN_TEST", "MPLBACKEND")}
+    if held:
+        hold_environment(cleared)
     return cleared | {
         "PYTHONPATH": str(project),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -38,8 +46,9 @@ def environment(project: Path) -> dict[str, str]:
     }
 
 
-def run(project: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run(command, cwd=project, env=environment(project), capture_output=True, text=True)
+def run(project: Path, *command: str, check: bool = True, held: bool = True) -> subprocess.CompletedProcess:
+    around = environment(project, held)
+    done = subprocess.run(command, cwd=project, env=around, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
@@ -50,6 +59,22 @@ def set_parameters(project: Path, **sections: dict) -> None:
     for name, values in sections.items():
         settings[name] |= values
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def share_compiled(project: Path) -> None:
+    """Let a clone find what this checkout and the other clones have compiled.
+
+    numba keeps it by the folder of a module, and takes it where the module has the same content.
+    """
+    kept = os.environ.get("NUMBA_CACHE_DIR", str(ROOT / ".venv/numba_cache"))
+    for folder in {path.parent.relative_to(ROOT) for path in (ROOT / "smc_ml").rglob("*.py")}:
+        here, there = (
+            Path(cache, f"{folder.name}_{hashlib.sha1(str(root / folder).encode()).hexdigest()}")
+            for cache, root in ((kept, ROOT), (project.parent / "numba", project))
+        )
+        here.mkdir(parents=True, exist_ok=True)
+        there.parent.mkdir(exist_ok=True)
+        there.symlink_to(here)
 
 
 def clone(folder: Path, candles: Path) -> Path:
@@ -91,6 +116,7 @@ def clone(folder: Path, candles: Path) -> Path:
         ["-c", "user.name=test", "-c", "user.email=test@example.invalid", "commit", "-qm", "clone"],
     ):
         run(project, "git", *command)
+    share_compiled(project)
     return project
 
 
@@ -104,7 +130,7 @@ def slice_file(market, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def project(slice_file, tmp_path_factory) -> Path:
     project = clone(tmp_path_factory.mktemp("first"), slice_file)
-    run(project, "dvc", "repro")
+    run(project, "dvc", "repro", held=False)
     return project
 
 
@@ -117,6 +143,7 @@ def hashes(project: Path) -> dict[str, str]:
 def test_two_runs_in_two_places_give_the_same_bytes(project, tmp_path_factory):
     other = tmp_path_factory.mktemp("second") / "project"
     run(project, "git", "clone", "-q", str(project), str(other))
+    share_compiled(other)
     run(other, "dvc", "repro")
     first, second = hashes(project), hashes(other)
     assert first == second and {
@@ -159,17 +186,42 @@ def test_the_report_is_whole_and_needs_no_network(project):
     assert "simulated" not in text.split("<details")[0].lower() and f"{metrics['trades']:,}" in text
 
 
-def test_a_run_without_a_single_trade_says_so_and_claims_nothing(project):
-    kept = (project / "params.yaml").read_text()
-    set_parameters(project, backtest={"minimum_expected_r": 9.0})
+class Changed(NamedTuple):
+    "A run with one model fewer and a threshold that no trade reaches, before it was changed back."
+
+    ran: str  # what DVC said
+    index: str  # of the report
+    pages: set[str]
+    models: list[set[str]]  # of the scores, of the strategies that are judged
+    learnt: dict[Path, int]  # markets of the controls, and when they were written, before
+    learnt_then: dict[Path, int]
+    hashes: dict[str, str]  # before
+
+
+@pytest.fixture(scope="module")
+def changed(project) -> Changed:
+    "The run, after which the settings are the old ones again, and the old results are back."
+    kept, before = (project / "params.yaml").read_text(), hashes(project)
+    learnt = {path: path.stat().st_mtime_ns for path in (project / "artifacts/markets").rglob("*.parquet")}
+    set_parameters(project, train={"models": MODELS[:-1]}, backtest={"minimum_expected_r": 9.0})
     try:
-        run(project, "dvc", "repro")
-        text = (project / "reports/index.html").read_text()
+        ran = run(project, "dvc", "repro").stdout
+        tables = (
+            project / f"artifacts/{name}.parquet" for name in ("ensemble/scores", "judgement/strategies")
+        )
+        models = [set(pd.read_parquet(table)["model"]) for table in tables]
+        pages = {page.stem for page in (project / "reports/pages").glob("train_*.html")}
+        index = (project / "reports/index.html").read_text()
+        then = {path: path.stat().st_mtime_ns for path in learnt}
     finally:
         (project / "params.yaml").write_text(kept)
-    assert "no trade was taken" in text and "No trade was taken" in text
-    assert "against random selections" not in text and "lose before" not in text
     run(project, "dvc", "repro")
+    return Changed(ran, index, pages, models, learnt, then, before)
+
+
+def test_a_run_without_a_single_trade_says_so_and_claims_nothing(changed):
+    assert "no trade was taken" in changed.index and "No trade was taken" in changed.index
+    assert "against random selections" not in changed.index and "lose before" not in changed.index
 
 
 def test_the_metrics_of_dvc_are_the_headline_alone_and_fit_a_terminal(project):
@@ -184,40 +236,23 @@ def test_the_metrics_of_dvc_are_the_headline_alone_and_fit_a_terminal(project):
     assert all(line in page for line in (project / "reports/verdict.txt").read_text().splitlines())
 
 
-def test_a_model_that_is_taken_from_the_list_is_read_nowhere(project):
+def test_a_model_that_is_taken_from_the_list_is_read_nowhere(project, changed):
     """Its predictions still lie where they were; no stage reads them, and no page shows it.
 
     The ledger remembers that the smaller ensemble was tried, so what is judged by it is not compared.
     """
-    kept = (project / "params.yaml").read_text()
-    judged = ("reports/", "artifacts/judgement")
-    before = {path: md5 for path, md5 in hashes(project).items() if not path.startswith(judged)}
-    left = MODELS[:-1]
-    set_parameters(project, train={"models": left})
-    try:
-        ran = run(project, "dvc", "repro").stdout
-        scores = pd.read_parquet(project / "artifacts/ensemble/scores.parquet")
-        strategies = pd.read_parquet(project / "artifacts/judgement/strategies.parquet")
-        pages = {page.stem for page in (project / "reports/pages").glob("train_*.html")}
-    finally:
-        (project / "params.yaml").write_text(kept)
     assert (project / f"artifacts/predictions/models/{MODELS[-1]}.parquet").exists()
-    assert set(scores["model"]) == set(strategies["model"]) == {*left, "ensemble"}
-    assert pages == {f"train_{model}" for model in left} and "Running stage 'train" not in ran
-    run(project, "dvc", "repro")
+    assert changed.models == [{*MODELS[:-1], "ensemble"}] * 2
+    assert changed.pages == {f"train_{model}" for model in MODELS[:-1]}
+    assert "Running stage 'train" not in changed.ran
+    judged = ("reports/", "artifacts/judgement")
+    before = {path: md5 for path, md5 in changed.hashes.items() if not path.startswith(judged)}
     assert {path: hashes(project)[path] for path in before} == before
 
 
-def test_a_changed_threshold_reruns_no_market_of_the_controls(project):
-    kept = (project / "params.yaml").read_text()
-    learnt = {path: path.stat().st_mtime_ns for path in (project / "artifacts/markets").rglob("*.parquet")}
-    set_parameters(project, backtest={"minimum_expected_r": 0.1})
-    try:
-        assert "Running stage 'controls'" in run(project, "dvc", "repro", "controls").stdout
-    finally:
-        (project / "params.yaml").write_text(kept)
-    assert learnt and {path: path.stat().st_mtime_ns for path in learnt} == learnt
-    run(project, "dvc", "repro")
+def test_a_changed_threshold_reruns_no_market_of_the_controls(changed):
+    assert "Running stage 'controls'" in changed.ran
+    assert changed.learnt and changed.learnt_then == changed.learnt
 
 
 def failing(project: Path, *targets: str) -> str:
@@ -256,7 +291,7 @@ def failing(project: Path, *targets: str) -> str:
 def test_a_bad_candle_file_stops_the_stage_with_one_sentence(
     project, slice_file, tmp_path, break_it, sentence
 ):
-    before = hashes(project)
+    before = contents(project, "data")
     broken = tmp_path / "broken.csv"
     break_it(pd.read_csv(slice_file)).to_csv(broken, index=False)
     set_parameters(project, collect={"files": {"BTCUSDT": str(broken)}})
@@ -265,10 +300,7 @@ def test_a_bad_candle_file_stops_the_stage_with_one_sentence(
     finally:
         set_parameters(project, collect={"files": {"BTCUSDT": str(slice_file)}})
     assert f"CandleError: {broken}: {sentence}" in said and "Running stage 'patterns'" not in said
-    assert not list(project.rglob("*.partial"))
-    assert (
-        "Running stage 'train" not in run(project, "dvc", "repro").stdout and hashes(project) == before
-    )  # mended, it goes on from there
+    assert not list(project.rglob("*.partial")) and contents(project, "data") == before
 
 
 @pytest.mark.parametrize(
@@ -294,13 +326,20 @@ def test_a_bad_candle_file_stops_the_stage_with_one_sentence(
     ids=["unknown key", "wrong type", "empty range", "missing file"],
 )
 def test_a_bad_setting_stops_the_stage_with_one_sentence(project, section, values, sentence):
-    kept = (project / "params.yaml").read_text()
+    kept, before = (project / "params.yaml").read_text(), contents(project, "data")
     set_parameters(project, **{section: values})
     try:
         assert sentence in failing(project, "collect")
     finally:
         (project / "params.yaml").write_text(kept)
-    run(project, "dvc", "repro")
+    assert not list(project.rglob("*.partial")) and contents(project, "data") == before
+
+
+def test_once_all_is_mended_it_goes_on_from_there(project):
+    "After the failures above, which left the candles of earlier runs and the lock alone."
+    before = hashes(project)
+    ran = run(project, "dvc", "repro").stdout
+    assert "Running stage 'train" not in ran and hashes(project) == before
 
 
 PLACES_OF_THE_LSTM = ("predictions/models/lstm.parquet", "models/lstm")
@@ -326,7 +365,7 @@ def test_a_killed_stage_leaves_nothing_that_passes_for_finished(project):
     assert not predictions.exists() and not model.exists()
     assert "train@lstm" in run(project, "dvc", "status").stdout
     run(project, "dvc", "repro")
-    assert hashes(project) == before
+    assert hashes(project) == before and not list((project / ".dvc/tmp/training").iterdir())
 
 
 def trials_of(project: Path) -> dict[Path, bytes]:

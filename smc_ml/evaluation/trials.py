@@ -362,7 +362,7 @@ def model_trial(
     **sections: Section,  # of all that its labels and features were made with
 ) -> Trial:
     "A model on its labels and features."
-    left_out: dict[str, Any] = {"threads": True, "bytes": True, "models": True}
+    left_out: dict[str, Any] = {"threads": True, "bytes": True, "models": True, "workers": True}
     for name, value in train:
         if isinstance(value, Section) and name != "weights":
             left_out[name] = {"threads"} if name == model else True

@@ -6,34 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/models/25_base_rate.ipynb #a2c15704
-from pathlib import Path
-from typing import Any
-
-from sklearn.pipeline import Pipeline
-
 from .config import BaseRateConfig
-from .rows import RowClassifier, RowRegressor, blank_task, row_model
-from .rules import ClassShares, InProportion, load_rule, save_rule
-from .tasks import Binary, Task
+from .rules import rule_functions
 
 # %% ../../nbs/models/25_base_rate.ipynb #a86a3620
-def make(
-    config: BaseRateConfig = BaseRateConfig(),
-    task: Task = Binary(),
-    seed: int = 0,
-    threads: int = 1,
-    progress: bool = False,
-) -> RowClassifier | RowRegressor:
-    "Counts, whatever the row says."
-    rule = ClassShares("all") if task.method == "predict_proba" else InProportion("all")
-    return row_model("base_rate", task, rule=rule)
-
-
-def save(model: Pipeline, folder: Path) -> dict[str, Any]:
-    "Write what was counted."
-    return save_rule(model, folder)
-
-
-def load(facts: dict[str, Any], folder: Path) -> Pipeline:
-    "The fitted pipeline."
-    return load_rule(lambda: make(task=blank_task(facts)), facts, folder)
+make, save, load = rule_functions("base_rate", BaseRateConfig, "all")

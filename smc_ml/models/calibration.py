@@ -9,6 +9,7 @@ __all__ = ['CALIBRATIONS', 'CalibrationError', 'Calibration', 'Temperature', 'On
 
 # %% ../../nbs/models/13_calibration.ipynb #99645364
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from ..config import UserError
 from ..labels.statistics import wilson_interval
 from .rows import known_targets
-from .windows import Windows
+from .windows import Windows, resolved_before
 from ..rows import check_lengths
 
 # %% ../../nbs/models/13_calibration.ipynb #da695dc8
@@ -259,13 +260,47 @@ def fit_calibration(method: str, probability: np.ndarray, places: np.ndarray) ->
     return CALIBRATIONS[method].fit(probability, places)
 
 
-class CalibratedModel(ClassifierMixin, BaseEstimator):
-    "A classifier of windows whose probabilities are calibrated on a tail that it does not learn from."
+@dataclass(frozen=True)
+class _Samples:
+    "Samples to learn from, in time's order."
 
-    def __init__(self, model: Any = None, method: str = "temperature", share: float = 0.2):
+    X: Windows
+    y: np.ndarray
+    weight: np.ndarray | None
+    exit_at: Any  # when each is resolved, where it is known
+
+    def take(self, chosen: np.ndarray) -> "_Samples":
+        "Some of them."
+        weight = None if self.weight is None else np.asarray(self.weight)[chosen]
+        exits = None if self.exit_at is None else pd.DatetimeIndex(self.exit_at)[chosen]
+        return _Samples(self.X.take(chosen), self.y[chosen], weight, exits)
+
+    def split(self, share: float, gap: int) -> tuple["_Samples", "_Samples"]:
+        "Those to learn from, and the last `share`; between them none that was open, or `gap` are left out."
+        start = len(self.y) - max(int(round(len(self.y) * share)), 1)
+        if self.exit_at is None:
+            kept = np.arange(max(start - gap, 0))
+        else:
+            kept = resolved_before(self.X, self.exit_at, start)
+        if not len(kept):
+            raise CalibrationError(
+                f"{len(self.y)} samples, too few to hold some of them out: use a longer span"
+            )
+        return self.take(kept), self.take(np.arange(start, len(self.y)))
+
+
+class CalibratedModel(ClassifierMixin, BaseEstimator):
+    """A classifier of windows whose probabilities are calibrated on a tail that it does not learn from.
+
+    A model that is stopped early is stopped on another tail, the last `share` of what it is given to learn
+    from: an epoch that was chosen on the tail would look better there than elsewhere.
+    """
+
+    def __init__(self, model: Any = None, method: str = "temperature", share: float = 0.2, gap: int = 0):
         self.model = model  # any classifier of windows
         self.method = method  # one of `CALIBRATIONS`
         self.share = share  # of the samples, the last ones, where no tail is given
+        self.gap = gap  # samples left out before a tail that is split off here, where no `exit_at` is given
 
     def fit(
         self,
@@ -273,42 +308,36 @@ class CalibratedModel(ClassifierMixin, BaseEstimator):
         y: Any,
         sample_weight: np.ndarray | None = None,
         validation: tuple[Windows, Any] | None = None,  # the tail, purged by the caller
-        exit_at: Any = None,  # (samples,) when each is resolved: purges the tail that is split off here
+        exit_at: Any = None,  # (samples,) when each is resolved: purges the tails that are split off here
+        checkpoint: str | os.PathLike | None = None,  # of a network, to go on from after a kill
     ) -> Self:
         "Train, and calibrate on the tail; without one, on the last `share` of samples in time's order."
-        y = known_targets(X, y)
+        learnt = _Samples(X, known_targets(X, y), sample_weight, exit_at)
         if validation is None:
-            kept, tail = self._split(X, exit_at)
-            validation, X, y = (X[tail], y[tail]), X[kept], y[kept]
-            sample_weight = None if sample_weight is None else np.asarray(sample_weight)[kept]
-            exit_at = None if exit_at is None else pd.DatetimeIndex(exit_at)[kept]
+            learnt, tail = learnt.split(self.share, self.gap)
+            validation = tail.X, tail.y
         model: Any = clone(self.model)
         extra: dict[str, Any] = {}
         if has_fit_parameter(model, "validation"):
-            extra["validation"] = validation
-        if exit_at is not None and has_fit_parameter(model, "exit_at"):
-            extra["exit_at"] = exit_at
-        if sample_weight is not None:
+            learnt, tail = learnt.split(self.share, self.gap)
+            extra["validation"] = tail.X, tail.y
+        for name, value in (("exit_at", learnt.exit_at), ("checkpoint", checkpoint)):
+            if value is not None and has_fit_parameter(model, name):
+                extra[name] = value
+        if learnt.weight is not None:
             step = f"{model.steps[-1][0]}__" if isinstance(model, Pipeline) else ""
-            extra[f"{step}sample_weight"] = sample_weight
-        self.model_ = model.fit(X, y, **extra)
+            extra[f"{step}sample_weight"] = learnt.weight
+        self.model_ = model.fit(learnt.X, learnt.y, **extra)
         self.classes_ = self.model_.classes_
-        later, happened = validation[0], np.asarray(validation[1])
+        return self._calibrated(validation[0], np.asarray(validation[1]))
+
+    def _calibrated(self, later: Windows, happened: np.ndarray) -> Self:
+        "Calibrate the trained model on a tail; classes that it does not know are left out."
         known = np.isin(happened, self.classes_)
         places = np.searchsorted(self.classes_, happened[known])
         before = self.model_.predict_proba(later)[known]
         self.calibration_ = fit_calibration(self.method, before, places)
         return self
-
-    def _split(self, X: Windows, exit_at: Any) -> tuple[np.ndarray, np.ndarray]:
-        "Positions of what is learnt from, and of the tail."
-        start = len(X) - max(int(round(len(X) * self.share)), 1)
-        if start < 1:
-            raise CalibrationError(f"{len(X)} samples, too few to hold some of them out: use a longer span")
-        kept = np.arange(start)
-        if exit_at is not None and X.times is not None:
-            kept = kept[np.asarray(pd.DatetimeIndex(exit_at)[:start] < X.times[start])]
-        return kept, np.arange(start, len(X))
 
     @property
     def history_(self) -> pd.DataFrame:
@@ -338,7 +367,8 @@ def save_calibration(model: CalibratedModel, folder: Path) -> dict[str, Any]:
     arrays = {name: np.ascontiguousarray(part) for name, part in model.calibration_.arrays.items()}
     save_file(arrays, folder / _FILE)
     digest = hashlib.sha256((folder / _FILE).read_bytes()).hexdigest()
-    return {"method": model.method, "share": model.share, "arrays": digest}
+    gap = {"gap": model.gap} if model.gap else {}
+    return {"method": model.method, "share": model.share, **gap, "arrays": digest}
 
 
 def load_calibration(inner: Any, facts: Mapping[str, Any], folder: Path) -> CalibratedModel:
@@ -346,7 +376,7 @@ def load_calibration(inner: Any, facts: Mapping[str, Any], folder: Path) -> Cali
     content = (folder / _FILE).read_bytes() if (folder / _FILE).is_file() else b""
     if hashlib.sha256(content).hexdigest() != facts["arrays"]:
         raise CalibrationError(f"{folder / _FILE}: missing or not what was described: train the model again")
-    model = CalibratedModel(clone(inner), facts["method"], facts["share"])
+    model = CalibratedModel(clone(inner), facts["method"], facts["share"], facts.get("gap", 0))
     model.model_, model.classes_ = inner, inner.classes_
     model.calibration_ = CALIBRATIONS[model.method](read_arrays(content))
     return model

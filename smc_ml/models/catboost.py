@@ -8,16 +8,18 @@ __all__ = ['MissingLibrary', 'SymmetricTrees', 'SymmetricClassifier', 'Symmetric
 # %% ../../nbs/models/30_catboost.ipynb #9c3341bf
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from ..config import UserError
 from .config import CatBoostConfig
 from smc_ml.models.rows import (
+    BoostedClassifier,
+    BoostedRegressor,
+    BoostedTrees,
     RowClassifier,
     RowRegressor,
     blank_task,
@@ -45,7 +47,7 @@ def _library() -> Any:
     return catboost
 
 
-class SymmetricTrees(BaseEstimator):
+class SymmetricTrees(BoostedTrees):
     "What the classifier and the regressor share; one thread and one seed give the same bytes."
 
     _model: Any  # the trees, read from the file when they are first asked
@@ -65,11 +67,11 @@ class SymmetricTrees(BaseEstimator):
         self.event_share, self.feature_share, self.penalty = event_share, feature_share, penalty
         self.random_state, self.threads = random_state, threads
 
-    def _grow(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, loss: str) -> None:
+    def _grow(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, classes: int) -> None:
         "Train, and keep the file without name and time."
         library = _library()
         settings = {
-            "loss_function": loss,
+            "loss_function": {0: "RMSE", 2: "Logloss"}.get(classes, "MultiClass"),
             "iterations": self.trees,
             "depth": self.depth,
             "learning_rate": self.learning_rate,
@@ -99,12 +101,13 @@ class SymmetricTrees(BaseEstimator):
         except library.CatBoostError as error:
             raise ValueError(str(error)) from None
 
-    def answers(self, X: np.ndarray, kind: str) -> np.ndarray:
+    def _answers(self, X: np.ndarray, classes: int) -> np.ndarray:
         "What the trees say of rows."
         check_is_fitted(self, "file_")
         if self._model is None:
             self.use_file(self.file_)
         rows = np.ascontiguousarray(X, np.float32)
+        kind = "Probability" if classes else "RawFormulaVal"
         return np.asarray(self._model.predict(rows, prediction_type=kind, thread_count=self.threads))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,35 +115,12 @@ class SymmetricTrees(BaseEstimator):
         return {name: None if name == "_model" else value for name, value in vars(self).items()}
 
 
-class SymmetricClassifier(ClassifierMixin, SymmetricTrees):
+class SymmetricClassifier(SymmetricTrees, BoostedClassifier):
     "CatBoost for classes that are whole numbers from 0 on."
 
-    def fit(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Self:
-        "Train by cross-entropy."
-        self.classes_ = np.unique(y)
-        self._grow(X, y, sample_weight, "Logloss" if len(self.classes_) == 2 else "MultiClass")
-        return self
 
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        "(samples, classes) probabilities."
-        return self.answers(X, "Probability")
-
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        "The likeliest class."
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
-
-
-class SymmetricRegressor(RegressorMixin, SymmetricTrees):
+class SymmetricRegressor(SymmetricTrees, BoostedRegressor):
     "CatBoost for a quantity."
-
-    def fit(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Self:
-        "Train by squared error."
-        self._grow(X, y, sample_weight, "RMSE")
-        return self
-
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        "(samples,) in units of the target."
-        return self.answers(X, "RawFormulaVal")
 
 # %% ../../nbs/models/30_catboost.ipynb #9e456a37
 def make(
@@ -152,7 +132,7 @@ def make(
 ) -> RowClassifier | RowRegressor:
     "Last row, boosted trees; the library is asked for when it is trained."
     kind = SymmetricClassifier if task.method == "predict_proba" else SymmetricRegressor
-    trees = kind(**config.model_dump(), random_state=seed, threads=threads)
+    trees = kind(**config.arguments(), random_state=seed, threads=threads)
     return row_model("catboost", task, trees=trees)
 
 

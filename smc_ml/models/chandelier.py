@@ -6,17 +6,12 @@
 __all__ = ['ChandelierExit']
 
 # %% ../../nbs/models/28_chandelier.ipynb #909273b5
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-from sklearn.pipeline import Pipeline
 
 from ..indicators.trailing import ChandelierExitIndicator
 from .config import ChandelierConfig
-from .rows import LastRow, RowClassifier, RowRegressor, blank_task, row_model
-from .rules import ClassShares, InProportion, load_rule, save_rule
-from .tasks import Binary, Task
+from .rows import LastRow
+from .rules import rule_functions
 from .windows import WindowError, Windows
 
 # %% ../../nbs/models/28_chandelier.ipynb #257b7b7e
@@ -24,8 +19,8 @@ class ChandelierExit(LastRow):
     "Windows with `high`, `low` and `close` -> (samples, 1): +1 on the side of the sample's direction, or -1."
 
     def __init__(self, period: int = 22, multiplier: float = 3.0):
-        self.period = period  # candles of the extremes and of the average true range
-        self.multiplier = multiplier  # average true ranges from the extreme to the stop
+        self.period = period  # candles of the extremes and of the ATR
+        self.multiplier = multiplier  # ATRs from the extreme to the stop
 
     def transform(self, X: Windows) -> np.ndarray:
         "The direction at the last candle of each window; without a direction of the sample, +1 is up."
@@ -58,23 +53,6 @@ class ChandelierExit(LastRow):
         raise WindowError("the Chandelier exit needs windows: ask the model itself")
 
 # %% ../../nbs/models/28_chandelier.ipynb #c2abc10f
-def make(
-    config: ChandelierConfig = ChandelierConfig(),
-    task: Task = Binary(),
-    seed: int = 0,
-    threads: int = 1,
-    progress: bool = False,
-) -> RowClassifier | RowRegressor:
-    "Counts by the side of the stop, or a factor of it."
-    rule = ClassShares("sign") if task.method == "predict_proba" else InProportion()
-    return row_model("chandelier", task, first=ChandelierExit(config.period, config.multiplier), rule=rule)
-
-
-def save(model: Pipeline, folder: Path) -> dict[str, Any]:
-    "Write what was counted."
-    return save_rule(model, folder)
-
-
-def load(facts: dict[str, Any], folder: Path) -> Pipeline:
-    "The fitted pipeline."
-    return load_rule(lambda: make(task=blank_task(facts)), facts, folder)
+make, save, load = rule_functions(
+    "chandelier", ChandelierConfig, "sign", lambda config: ChandelierExit(config.period, config.multiplier)
+)

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['CheckpointError', 'write_checkpoint', 'read_checkpoint', 'optimizer_state', 'restore_optimizer', 'windows_parts',
-           'fingerprint']
+           'fingerprint', 'KeptCheckpoint', 'checkpoint_of', 'finish_checkpoint']
 
 # %% ../../nbs/models/07_checkpoints.ipynb #28cdcb65
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,39 @@ def fingerprint(parts: Iterable[np.ndarray | torch.Tensor], facts: Any) -> str:
     for part in parts:
         digest.update(np.ascontiguousarray(np.asarray(part)).tobytes())
     return digest.hexdigest()
+
+# %% ../../nbs/models/07_checkpoints.ipynb #5b4265c3
+@dataclass(frozen=True)
+class KeptCheckpoint(os.PathLike):
+    "The place of a checkpoint that stays when its training is over; its owner removes it."
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+
+def checkpoint_of(
+    path: str | os.PathLike, whose: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    "What `read_checkpoint` gives, if it is of the training with this fingerprint; else a `CheckpointError`."
+    try:
+        if (there := read_checkpoint(path)) is not None and there[1]["whose"] != whose:
+            raise CheckpointError(
+                f"{os.fspath(path)}: a checkpoint of other samples, settings or seeds: "
+                "delete it to begin anew"
+            )
+    except CheckpointError as error:
+        if not isinstance(path, KeptCheckpoint):
+            raise
+        print(f"the training begins anew: {str(error).rpartition(': ')[0]}", file=sys.stderr)
+        return None
+    if there is not None and isinstance(path, KeptCheckpoint):
+        print(f"the training goes on after {len(there[1]['history'])} epochs", file=sys.stderr)
+    return there
+
+
+def finish_checkpoint(path: str | os.PathLike) -> None:
+    "Remove the checkpoint of a training that is over, unless it is to stay."
+    if not isinstance(path, KeptCheckpoint):
+        Path(path).unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from .tasks import Binary, Classes, Task, TaskError
 from .tensors import load_tensors, save_tensors, settings_of
 from .trading import CausalConvolution
 from .training import TrainingError
-from .windows import Windows, check_features, check_known
+from .windows import Windows, check_features, check_known, resolved_before
 
 # %% ../../nbs/models/38_hybrid.ipynb #a8469dfe
 class ContextNetwork(WindowNetwork):
@@ -77,10 +77,12 @@ class HybridCNNLSTMXGB(ClassifierMixin, BaseEstimator):
     random_state: int
     threads: int
 
-    def _parts(self, samples: int, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _parts(self, X: Windows, y: np.ndarray, exit_at: Any = None) -> tuple[np.ndarray, np.ndarray]:
         "Positions from which the network learns, and the trees; a `TaskError` where they lack a class."
-        end = round(samples * self.network_share)
-        first, rest = np.arange(end), np.arange(end + self.gap, samples)
+        end = round(len(X) * self.network_share)
+        gap = self.gap if exit_at is None else 0
+        rest = np.arange(end + gap, len(X))
+        first = np.arange(end) if exit_at is None or not len(rest) else resolved_before(X, exit_at, end)
         for who, part in (("network", first), ("trees", rest)):
             if (found := len(np.unique(y[part]))) < max(len(self.classes_), 2):
                 raise TaskError(
@@ -114,10 +116,11 @@ class HybridCNNLSTMXGB(ClassifierMixin, BaseEstimator):
         sample_weight: np.ndarray | None = None,
         validation: tuple[Windows, np.ndarray] | None = None,  # stops the network early
         checkpoint: str | os.PathLike | None = None,  # of the network, to go on from after a kill
+        exit_at: Any = None,  # (samples,) when each is resolved: purges what the network learns from
     ) -> Self:
         "Train the network, then the trees; the learning curve of the network is in `history_`."
         self.classes_, y = np.unique(y), np.asarray(y)
-        first, rest = self._parts(len(X), y)
+        first, rest = self._parts(X, y, exit_at)
         weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
         blank = _ContextClassifier(**self.get_params())
         self.network_ = blank.fit(X.take(first), y[first], weight[first], validation, checkpoint)
@@ -149,7 +152,7 @@ def make(
     "The untrained estimator."
     classes_only("hybrid", task)
     own = {"threads": min(threads, config.threads), "random_state": seed, "progress": progress}
-    return HybridCNNLSTMXGB(**config.model_dump() | own)
+    return HybridCNNLSTMXGB(**config.arguments() | own)
 
 
 def save(model: HybridCNNLSTMXGB, folder: Path) -> dict[str, Any]:

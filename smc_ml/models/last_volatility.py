@@ -6,34 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/models/27_last_volatility.ipynb #43f39106
-from pathlib import Path
-from typing import Any
-
-from sklearn.pipeline import Pipeline
-
 from .config import LastVolatilityConfig
-from .rows import RowClassifier, RowRegressor, blank_task, row_model
-from .rules import ClassShares, InProportion, OneColumn, load_rule, save_rule
-from .tasks import Binary, Task
+from .rules import OneColumn, rule_functions
 
 # %% ../../nbs/models/27_last_volatility.ipynb #c6a3f6ba
-def make(
-    config: LastVolatilityConfig = LastVolatilityConfig(),
-    task: Task = Binary(),
-    seed: int = 0,
-    threads: int = 1,
-    progress: bool = False,
-) -> RowClassifier | RowRegressor:
-    "Counts by thirds of the last volatility, or a factor of it."
-    rule = ClassShares("thirds") if task.method == "predict_proba" else InProportion()
-    return row_model("last_volatility", task, first=OneColumn(config.column), rule=rule)
-
-
-def save(model: Pipeline, folder: Path) -> dict[str, Any]:
-    "Write what was counted."
-    return save_rule(model, folder)
-
-
-def load(facts: dict[str, Any], folder: Path) -> Pipeline:
-    "The fitted pipeline."
-    return load_rule(lambda: make(task=blank_task(facts)), facts, folder)
+make, save, load = rule_functions(
+    "last_volatility", LastVolatilityConfig, "thirds", lambda config: OneColumn(config.column)
+)

@@ -7,16 +7,18 @@ __all__ = ['LeafwiseTrees', 'LeafwiseClassifier', 'LeafwiseRegressor', 'leafwise
 
 # %% ../../nbs/models/19_lightgbm.ipynb #52bcce12
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import lightgbm
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from .config import LightGBMConfig
 from smc_ml.models.rows import (
+    BoostedClassifier,
+    BoostedRegressor,
+    BoostedTrees,
     RowClassifier,
     RowRegressor,
     blank_task,
@@ -28,7 +30,7 @@ from .tasks import Binary, Task
 from .tensors import settings_of
 
 # %% ../../nbs/models/19_lightgbm.ipynb #66d16eb0
-class LeafwiseTrees(BaseEstimator):
+class LeafwiseTrees(BoostedTrees):
     "What the classifier and the regressor share; one thread and one seed give the same trees."
 
     def __init__(
@@ -66,51 +68,27 @@ class LeafwiseTrees(BaseEstimator):
             "verbosity": -1,
         }
 
-    def _grow(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, **objective: Any) -> None:
+    def _grow(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, classes: int) -> None:
         "Train the booster."
-        settings = self._booster_settings(np.shape(X)[1]) | objective
+        objective = {0: {"objective": "regression"}, 2: {"objective": "binary"}}
+        settings = self._booster_settings(np.shape(X)[1])
+        settings |= objective.get(classes, {"objective": "multiclass", "num_class": classes})
         rows = lightgbm.Dataset(np.asarray(X, np.float32), y, weight=weight, params={"verbosity": -1})
         self.booster_ = lightgbm.train(settings, rows, self.trees)
 
-    def _answers(self, X: np.ndarray) -> np.ndarray:
+    def _answers(self, X: np.ndarray, classes: int) -> np.ndarray:
         "What the booster says of rows."
         check_is_fitted(self, "booster_")
         rows = np.ascontiguousarray(X, np.float32)
         return np.asarray(self.booster_.predict(rows, num_threads=self.threads))
 
 
-class LeafwiseClassifier(ClassifierMixin, LeafwiseTrees):
+class LeafwiseClassifier(LeafwiseTrees, BoostedClassifier):
     "LightGBM for classes that are whole numbers from 0 on."
 
-    def fit(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Self:
-        "Train by cross-entropy."
-        self.classes_ = np.unique(y)
-        count = len(self.classes_)
-        objective = {"objective": "binary"} if count == 2 else {"objective": "multiclass", "num_class": count}
-        self._grow(X, y, sample_weight, **objective)
-        return self
 
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        "(samples, classes) probabilities."
-        answers = self._answers(X)
-        return answers if answers.ndim == 2 else np.column_stack([1 - answers, answers])
-
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        "The likeliest class."
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
-
-
-class LeafwiseRegressor(RegressorMixin, LeafwiseTrees):
+class LeafwiseRegressor(LeafwiseTrees, BoostedRegressor):
     "LightGBM for a quantity."
-
-    def fit(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Self:
-        "Train by squared error."
-        self._grow(X, y, sample_weight, objective="regression")
-        return self
-
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        "(samples,) in units of the target."
-        return self._answers(X)
 
 # %% ../../nbs/models/19_lightgbm.ipynb #910aa615
 def leafwise_trees(
@@ -118,7 +96,7 @@ def leafwise_trees(
 ) -> LeafwiseClassifier | LeafwiseRegressor:
     "Untrained trees for a task."
     kind = LeafwiseClassifier if task.method == "predict_proba" else LeafwiseRegressor
-    return kind(**config.model_dump(), random_state=seed, threads=threads)
+    return kind(**config.arguments(), random_state=seed, threads=threads)
 
 
 def save_leafwise(model: Pipeline, folder: Path) -> dict[str, Any]:

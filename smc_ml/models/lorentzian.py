@@ -168,7 +168,7 @@ def make(
     "Last row, scaled, votes; nothing in it is drawn or takes threads."
     classes_only("lorentzian", task)
     before = {"lastrow": LastRow(), "standardscaler": StandardScaler(), "filled": Filled()}
-    return LorentzianRows([*before.items(), ("votes", LorentzianClassifier(**config.model_dump()))])
+    return LorentzianRows([*before.items(), ("votes", LorentzianClassifier(**config.arguments()))])
 
 
 _WEIGHTS = ("known", "codes", "weights", "resolved")

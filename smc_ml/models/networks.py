@@ -51,9 +51,14 @@ class WindowNetwork(nn.Module):
         return torch.where(scaled.isnan(), 0.0, scaled)
 
 # %% ../../nbs/models/09_networks.ipynb #22862440
+def _arguments(settings: type[Section]) -> list[str]:
+    "Settings that an estimator takes: all but what it learns from."
+    return [name for name in settings.model_fields if name != "samples"]
+
+
 def constructor(settings: type[Section], **more: Any) -> Callable[..., None]:
     "An `__init__` that stores one keyword argument a field of the settings, and more with their defaults."
-    defaults = {name: field.default for name, field in settings.model_fields.items()} | more
+    defaults = {name: settings.model_fields[name].default for name in _arguments(settings)} | more
 
     def __init__(self: Any, **values: Any) -> None:
         if unknown := [name for name in values if name not in defaults]:
@@ -96,9 +101,13 @@ class NetworkEstimator(BaseEstimator):
             cls.network, cls.settings = staticmethod(network), settings
             cls.__init__ = constructor(settings, **cls.more)  # type: ignore[method-assign]  # of settings
 
+    def _config(self) -> LoopConfig:
+        "The settings that are its arguments."
+        return self.settings(**{name: getattr(self, name) for name in _arguments(self.settings)})
+
     def _new(self, features: int, length: int, outputs: int) -> WindowNetwork:
         "Untrained weights, drawn from `random_state`."
-        config = self.settings(**{name: getattr(self, name) for name in self.settings.model_fields})
+        config = self._config()
         with local_torch(self.random_state, self.threads):
             return self.network(features, length, outputs, config)
 
@@ -124,7 +133,7 @@ class NetworkEstimator(BaseEstimator):
             self.task_.encode(y),
             sample_weight,
             validation and (validation[0], self.task_.encode(validation[1])),
-            self.settings(**{name: getattr(self, name) for name in self.settings.model_fields}),
+            self._config(),
             self.random_state,
             self.progress,
             self.task_,
@@ -244,7 +253,7 @@ def network_functions(
     ) -> NetworkClassifier | NetworkRegressor:
         "The untrained estimator for a task, with the smaller of both numbers of threads."
         own = {"threads": min(threads, config.threads), "random_state": seed, "progress": progress}
-        values = config.model_dump() | own
+        values = config.arguments() | own
         return classifier(**values) if task.method == "predict_proba" else regressor(**values, task=task)
 
     def load(facts: dict[str, Any], folder: Path) -> NetworkClassifier | NetworkRegressor:

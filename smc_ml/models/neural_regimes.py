@@ -70,7 +70,7 @@ class NNRegimeDetector(BaseEstimator):
             patience=3,
             learning_rate=self.learning_rate,
         )
-        return LSTMClassifier(**config.model_dump(), random_state=self.random_state)
+        return LSTMClassifier(**config.arguments(), random_state=self.random_state)
 
     def _samples(self, values: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Rows that have enough before them and a known target, and those targets."

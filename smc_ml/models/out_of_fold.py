@@ -8,6 +8,8 @@ __all__ = ['FoldError', 'inner_split', 'OutOfFold', 'Fold', 'each_fold', 'out_of
 # %% ../../nbs/models/16_out_of_fold.ipynb #c53109a1
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from ..config import UserError
 from ..labels.config import SplitsConfig, WeightConfig
 from ..labels.splits import EMBARGOED, PURGED, TEST, TRAIN, purged_before, walk_forward
 from ..labels.weights import sample_weights
+from .checkpoints import KeptCheckpoint
 from .config import TrainingConfig
 from .predictions import HISTORY, prediction_table
 from .registry import model_of
@@ -27,6 +30,7 @@ from .saving import describe_training
 from .tasks import Binary, Task
 from .windows import Windows
 from ..runs.bars import ProgressBar
+from ..runs.workers import side_by_side, workers_for
 
 # %% ../../nbs/models/16_out_of_fold.ipynb #b095fe0f
 class FoldError(UserError):
@@ -75,6 +79,13 @@ def _exits(model: BaseEstimator, labels: pd.DataFrame) -> dict[str, pd.Series]:
     return {"exit_at": labels["exit_at"]} if has_fit_parameter(model, "exit_at") else {}
 
 
+def _checkpoint(model: BaseEstimator, folder: Path | None, fold: int) -> dict[str, KeptCheckpoint]:
+    "The place of a fold's checkpoint, for a model that keeps one."
+    if folder is None or not has_fit_parameter(model, "checkpoint"):
+        return {}
+    return {"checkpoint": KeptCheckpoint(folder / f"fold_{fold}.safetensors")}
+
+
 def _fit(
     model: BaseEstimator,
     windows: Windows,
@@ -83,6 +94,7 @@ def _fit(
     embargo: pd.Timedelta,
     fold: int,
     task: Task,
+    checkpoints: Path | None,
 ) -> pd.DataFrame:
     "Fit on the training samples of a fold; the history, empty where a model has none."
     y = _targets(task, labels, f"fold {fold} trains on")
@@ -97,6 +109,7 @@ def _fit(
         validation=(windows.take(held), task.of(later)),
         **_weights(model, known, config.weights),
         **_exits(model, known),
+        **_checkpoint(model, checkpoints, fold),
     )
     return model.history_.assign(fold=fold) if hasattr(model, "history_") else _no_history()
 
@@ -156,7 +169,7 @@ def _untrained(
     return type(model[-1] if isinstance(model, Pipeline) else model).__name__, model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fold:
     "What one fold of walk-forward training gives."
 
@@ -167,6 +180,57 @@ class Fold:
     learnt: np.ndarray  # positions of the samples that it learnt from
 
 
+@dataclass(frozen=True, eq=False)
+class _Folds:
+    "What every fold is trained from."
+
+    name: str  # of the model
+    blank: BaseEstimator  # untrained
+    windows: Windows
+    labels: pd.DataFrame
+    config: TrainingConfig
+    splits: SplitsConfig
+    task: Task
+    edges: pd.DatetimeIndex
+    roles: list[np.ndarray]  # of each sample, by fold
+    checkpoints: Path | None  # where networks go on after a kill
+
+    def train(self, fold: int) -> Fold:
+        "Train and predict one of them."
+        roles, labels, windows, task = self.roles[fold], self.labels, self.windows, self.task
+        train = np.flatnonzero((roles == TRAIN) & _answered(task, labels))
+        test = np.flatnonzero(roles == TEST)
+        known, fitted = labels.iloc[train], clone(self.blank)
+        settings = self.config, self.splits.embargo, fold, task, self.checkpoints
+        history = _fit(fitted, windows.take(train), known, *settings)
+        worth = _worth(task, known)
+        said = _said(task, fitted, windows.take(test), worth)
+        facts = {"model": self.name} | _fold_facts(known, roles, self.edges, fold) | worth
+        return Fold(prediction_table(labels.iloc[test], self.name, fold, said), facts, history, fitted, train)
+
+
+def _folds(
+    model: str | BaseEstimator,
+    windows: Windows,
+    labels: pd.DataFrame,
+    config: TrainingConfig,
+    splits: SplitsConfig,
+    progress: bool,
+    task: Task,
+    checkpoints: Path | None,
+) -> _Folds:
+    "The folds of a model, untrained."
+    if len(windows) != len(labels):
+        raise FoldError(
+            f"{len(windows)} windows but {len(labels)} labels: keep the labels that `event_windows` kept"
+        )
+    splitter, _ = walk_forward(splits), _answered(task, labels)
+    roles = list(splitter.roles(labels))
+    named = _untrained(model, config, task, progress)
+    edges = splitter.edges(labels)
+    return _Folds(*named, windows, labels, config, splits, task, edges, roles, checkpoints)
+
+
 def each_fold(
     model: str | BaseEstimator,  # as of `out_of_fold`, and all that follows
     windows: Windows,
@@ -175,23 +239,12 @@ def each_fold(
     splits: SplitsConfig = SplitsConfig(),
     progress: bool = True,
     task: Task = Binary(),
+    checkpoints: Path | None = None,
 ) -> Iterator[Fold]:
     "Train and predict fold by fold; samples whose targets are all missing are predicted but not learnt from."
-    if len(windows) != len(labels):
-        raise FoldError(
-            f"{len(windows)} windows but {len(labels)} labels: keep the labels that `event_windows` kept"
-        )
-    name, blank = _untrained(model, config, task, progress)
-    splitter, answered = walk_forward(splits), _answered(task, labels)
-    edges, roles_of = splitter.edges(labels), list(splitter.roles(labels))
-    for fold, roles in enumerate(ProgressBar(roles_of, desc=f"{name} folds", disable=not progress)):
-        train, test = np.flatnonzero((roles == TRAIN) & answered), np.flatnonzero(roles == TEST)
-        known, fitted = labels.iloc[train], clone(blank)
-        history = _fit(fitted, windows.take(train), known, config, splits.embargo, fold, task)
-        worth = _worth(task, known)
-        said = _said(task, fitted, windows.take(test), worth)
-        facts = {"model": name} | _fold_facts(known, roles, edges, fold) | worth
-        yield Fold(prediction_table(labels.iloc[test], name, fold, said), facts, history, fitted, train)
+    folds = _folds(model, windows, labels, config, splits, progress, task, checkpoints)
+    bar = ProgressBar(range(len(folds.roles)), desc=f"{folds.name} folds", disable=not progress)
+    return map(folds.train, bar)
 
 
 def out_of_fold(
@@ -202,9 +255,11 @@ def out_of_fold(
     splits: SplitsConfig = SplitsConfig(),
     progress: bool = True,  # bars with the time that is left
     task: Task = Binary(),
+    workers: int | None = 1,  # folds at once, in processes of their own; None: as many as there are cores
+    checkpoints: Path | None = None,  # folder in which networks go on after a kill; its owner empties it
 ) -> OutOfFold:
     "Every fold, with what the last one's model is described by."
-    folds = list(each_fold(model, windows, labels, config, splits, progress, task))
+    folds = _trained(model, windows, labels, config, splits, progress, task, workers, checkpoints)
     last = folds[-1]
     learnt = windows.take(last.learnt), labels.iloc[last.learnt]
     return OutOfFold(
@@ -214,6 +269,26 @@ def out_of_fold(
         last.model,
         describe_training(last.facts["model"], config, *learnt, task),
     )
+
+
+def _trained(
+    model: str | BaseEstimator,
+    windows: Windows,
+    labels: pd.DataFrame,
+    config: TrainingConfig,
+    splits: SplitsConfig,
+    progress: bool,
+    task: Task,
+    workers: int | None,
+    checkpoints: Path | None,
+) -> list[Fold]:
+    "All folds, one after the other or side by side."
+    if workers_for(workers, splits.n_folds) == 1:
+        return list(each_fold(model, windows, labels, config, splits, progress, task, checkpoints))
+    folds = _folds(model, windows, labels, config, splits, False, task, checkpoints)
+    sizes = [int((roles == TRAIN).sum()) for roles in folds.roles]
+    tasks = [partial(folds.train, fold) for fold in range(len(folds.roles))]
+    return side_by_side(tasks, workers, sizes, f"{folds.name} folds", progress)
 
 
 def _answered(task: Task, labels: pd.DataFrame) -> np.ndarray:

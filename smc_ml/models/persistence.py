@@ -6,34 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/models/26_persistence.ipynb #b1b0bc72
-from pathlib import Path
-from typing import Any
-
-from sklearn.pipeline import Pipeline
-
 from .config import PersistenceConfig
-from .rows import RowClassifier, RowRegressor, blank_task, row_model
-from .rules import ClassShares, InProportion, OneColumn, load_rule, save_rule
-from .tasks import Binary, Task
+from .rules import OneColumn, rule_functions
 
 # %% ../../nbs/models/26_persistence.ipynb #28841101
-def make(
-    config: PersistenceConfig = PersistenceConfig(),
-    task: Task = Binary(),
-    seed: int = 0,
-    threads: int = 1,
-    progress: bool = False,
-) -> RowClassifier | RowRegressor:
-    "Counts by the sign of the last return, or a factor of it."
-    rule = ClassShares("sign") if task.method == "predict_proba" else InProportion()
-    return row_model("persistence", task, first=OneColumn(config.column), rule=rule)
-
-
-def save(model: Pipeline, folder: Path) -> dict[str, Any]:
-    "Write what was counted."
-    return save_rule(model, folder)
-
-
-def load(facts: dict[str, Any], folder: Path) -> Pipeline:
-    "The fitted pipeline."
-    return load_rule(lambda: make(task=blank_task(facts)), facts, folder)
+make, save, load = rule_functions(
+    "persistence", PersistenceConfig, "sign", lambda config: OneColumn(config.column)
+)

@@ -72,7 +72,7 @@ def describe_training(
 ) -> dict[str, Any]:
     "Facts for `description.json` about a training; `name` is that of a registered model."
     turned = np.zeros(windows.shape[1], bool) if windows.orientation is None else windows.orientation.signed
-    others = {"models", *MODELS} - {name}
+    others = {"models", "workers", *MODELS} - {name}
     return {
         "name": name,
         "config": config.model_dump(mode="json", exclude=others),

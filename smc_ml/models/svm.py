@@ -119,7 +119,7 @@ def make(
     progress: bool = False,
 ) -> CalibratedModel:
     "Last row, scaled, the machine, and the calibration of its margins."
-    own = config.model_dump(exclude={"calibration", "tail_share"})
+    own = config.model_dump(exclude={"samples", "calibration", "tail_share"})
     return CalibratedModel(_machine(task, **own, random_state=seed), config.calibration, config.tail_share)
 
 

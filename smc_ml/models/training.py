@@ -24,10 +24,10 @@ from torch import nn
 
 from ..config import UserError
 from smc_ml.models.checkpoints import (
-    CheckpointError,
+    checkpoint_of,
     fingerprint,
+    finish_checkpoint,
     optimizer_state,
-    read_checkpoint,
     restore_optimizer,
     windows_parts,
     write_checkpoint,
@@ -259,13 +259,9 @@ class _Course:
 
     def resume(self, path: str | os.PathLike, whose: str) -> None:
         "Go on from the checkpoint, where there is one; a `CheckpointError` for that of another training."
-        if (there := read_checkpoint(path)) is None:
+        if (there := checkpoint_of(path, whose)) is None:
             return
         (tensors, facts), descent = there, self.descent
-        if facts["whose"] != whose:
-            raise CheckpointError(
-                f"{path}: a checkpoint of other samples, settings or seeds: delete it to begin anew"
-            )
         descent.network.load_state_dict(_under("network.", tensors))
         restore_optimizer(descent.optimizer, tensors, facts["groups"])
         descent.schedule.load_state_dict(facts["schedule"] | _lambdas(descent.schedule))
@@ -315,7 +311,7 @@ def fit_network(
     seed: int = 0,  # of dropout and of the order of the samples
     progress: bool = True,  # show a bar with the time that is left
     task: Task = Binary(),
-    checkpoint: str | os.PathLike | None = None,  # file of each epoch's state; gone when training is over
+    checkpoint: str | os.PathLike | None = None,  # file of each epoch's state; gone at the end unless kept
 ) -> pd.DataFrame:
     "Train and keep the best epoch; returns epoch, train_loss, validation_loss, learning_rate."
     target, weight = _checked(X, y, sample_weight)
@@ -326,7 +322,8 @@ def fit_network(
     _log.info("training on %s in %s", device_name(descent.device), config.precision)
     with local_torch(seed, config.threads, descent.device), descent.bar:
         if checkpoint is not None:
-            facts = (config.model_dump(exclude={"threads"}), seed, task, device_name(descent.device))
+            where = device_name(descent.device), networks_held(), torch.__version__, np.__version__
+            facts = (config.model_dump(exclude={"threads"}), seed, task, *where)
             whose = _whose(network, X, target, weight, validation, facts)
             course.resume(checkpoint, whose)
         target, weight = target.to(descent.device), weight.to(descent.device)
@@ -339,7 +336,7 @@ def fit_network(
         network.load_state_dict(course.best.weights)
     network.eval()
     if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
+        finish_checkpoint(checkpoint)
     return pd.DataFrame(course.history, columns=list(HISTORY))
 
 

@@ -56,7 +56,8 @@ def market_events(market: Market, settings: PipelineSettings = PipelineSettings(
 def judge_events(events: MarketEvents, settings: PipelineSettings = PipelineSettings()) -> PipelineRun:
     "Out-of-fold predictions, the ensemble, and the account that follows it."
     tables = [
-        predictions_of(model, events, settings.train, settings.splits) for model in settings.train.models
+        predictions_of(model, events, settings.train, settings.splits)
+        for model in settings.train.event_models
     ]
     learnt = LearntMarket(events.market, events.labels, pd.concat(tables, ignore_index=True))
     return judge_learnt(learnt, settings)

@@ -12,6 +12,7 @@ from typing import Any
 from ..candles import check_made
 from ..config import UserError
 from ..data.sources.forms import known_form
+from ..datasets.bars import bar_timeframe
 from ..evaluation.config import SET_PARTS
 from ..features.catalogue import FeatureCatalogue
 from ..features.table import check_declared, feature_catalogue
@@ -20,6 +21,7 @@ from ..labels.horizons import horizon_length
 from ..labels.weights import weighing_market
 from ..regimes.config import RegimeConfig, regime_timeframe
 from ..simulation.market import simulated_span
+from .bars import bar_features, baseline_columns
 from .features import learns_regimes
 
 # %% ../../nbs/stages/15_checks.ipynb #b9ae9229
@@ -87,6 +89,21 @@ def _information(sections: Sections) -> None:
             computed.chosen([name for name in parts if name not in SET_PARTS])
 
 
+def _model(model: str, sections: Sections) -> None:
+    "Samples that there are not, and windows that a model cannot take."
+    train = sections["train"]
+    samples, own = train.samples_of(model), getattr(train, model)
+    if samples.of == "bars":
+        bar_timeframe(samples.timeframe, sections["collect"].timeframe)
+        if computed := _computed(sections):
+            bar_features(model, computed, train)
+            baseline_columns(computed, train)
+    if fault := samples.fault(train.steps):
+        raise UserError(f"{model} learns from {fault}")
+    if fault := own.fault(train.steps_of(model)):
+        raise UserError(fault)
+
+
 def _train(sections: Sections) -> None:
     "Features that are not computed, weights that the stage cannot give, windows that a model cannot take."
     train = sections["train"]
@@ -94,8 +111,9 @@ def _train(sections: Sections) -> None:
         computed.chosen(train.features)
     if train.weights.by == "return":
         weighing_market(train.weights)
-    for fault in filter(None, (getattr(train, model).fault(train.steps) for model in train.models)):
-        raise UserError(fault)
+    _ = train.event_models
+    for model in train.models:
+        _model(model, sections)
 
 
 def _report(sections: Sections) -> None:

@@ -101,7 +101,7 @@ def learn(
             model_mark(model, market, settings),
             partial(_predictions, model, events, settings),
         )
-        for model in settings.train.models
+        for model in settings.train.event_models
     ]
     return LearntMarket(market, labels, pd.concat(tables, ignore_index=True))
 
