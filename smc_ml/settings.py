@@ -18,7 +18,7 @@ from .controls.config import ControlsConfig, FullControlsConfig
 from .costs import Costs
 from .data.collection.config import DataCollectionConfig
 from .ensemble.config import EnsembleConfig
-from .evaluation.config import InformationConfig
+from .evaluation.config import InformationConfig, LeaderboardConfig
 from .features.config import FeatureConfig
 from .labels.config import HorizonConfig, LabelingConfig, SplitsConfig
 from .models.config import TrainingConfig, TuningConfig
@@ -40,6 +40,7 @@ SECTIONS: dict[str, type[Section]] = {
     "train": TrainingConfig,
     "tuning": TuningConfig,
     "information": InformationConfig,
+    "leaderboard": LeaderboardConfig,
     "ensemble": EnsembleConfig,
     "backtest": BacktestConfig,
     "judgement": JudgementConfig,

@@ -24,6 +24,7 @@ CHANGES: dict[str, tuple[str, dict]] = {
     "train@logistic": ("train", {"logistic": {"inverse_penalty": 0.2}}),
     "train@xgboost": ("train", {"xgboost": {"trees": 20}}),
     "train@lstm": ("train", {"lstm": {"layers": 1, "hidden": 6, "epochs": 1}}),
+    "leaderboard": ("leaderboard", {"importance_events": 100}),
     "ensemble": ("ensemble", {"temperature": 0.05}),
     "backtest": ("backtest", {"draws": 200}),
     "judgement": ("judgement", {"draws": 200}),

@@ -113,15 +113,16 @@ def _loss_title(folds: list[pd.DataFrame], judged: str) -> str:
     known = [fold for fold in folds if fold[judged].notna().any()]
     best = pd.DataFrame([fold.loc[fold[judged].idxmin(), ["epoch", judged]] for fold in known])
     epoch, loss = best["epoch"].median(), best[judged].mean()
-    return f"The {words(judged)} is lowest after epoch {epoch:.0f} ({loss:.4f})"
+    return f"The {words(judged)} is lowest after epoch {epoch:g} ({loss:.4f})"
 
 
 def loss_plot(
     history: pd.DataFrame,  # columns epoch, train_loss and/or validation_loss [, fold]
 ) -> Figure:
-    "Loss by epoch: a thin line for each fold, a thick one for their mean as long as all of them train."
+    "Loss by epoch, from 1 on: a thin line a fold, a thick one for their mean as long as all train."
     losses = [name for name in history if str(name).endswith("loss") and history[name].notna().any()]
     need(history, "epoch", *(losses or ["validation_loss"]))
+    history = history.assign(epoch=history["epoch"] - history["epoch"].min() + 1)
     judged = "validation_loss" if "validation_loss" in losses else losses[-1]
     folds = [fold for _, fold in history.groupby("fold")] if "fold" in history else [history]
     means = history.groupby("epoch")[losses].mean().loc[: min(fold["epoch"].max() for fold in folds)]

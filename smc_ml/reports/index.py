@@ -22,7 +22,7 @@ from ..evaluation.verdict import Verdict, carries_information, evidence_of
 from ..figures.canvas import plotly_html, png
 from .executed import ReportError, Stage, stage_of
 from .numbers import shown
-from .pages import page, rendered, write_page, write_plotly
+from .pages import BEHIND, Card, card_page, page, rendered, write_page, write_plotly
 from .run import RunSummary, as_summary, banner_of
 from ..trading.sentences import charged_points
 
@@ -149,14 +149,20 @@ def _sections(parameters: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def index_html(summary: RunSummary, stages: Sequence[Stage]) -> str:
+def index_html(summary: RunSummary, stages: Sequence[Stage], cards: Sequence[Card] = ()) -> str:
     "The first page."
     figures = {name: figure for name, figure in summary.figures.items() if figure is not None}
     plotly = any(isinstance(figure, go.Figure) for figure in figures.values())
     return rendered(
         "index.html.j2",
         title=summary.title,
-        links=[{"name": stage.name, "href": f"pages/{stage.name}.html", "here": False} for stage in stages],
+        links=[
+            {"name": stage.title or stage.name, "href": f"pages/{stage.name}.html", "here": False}
+            for stage in stages
+        ],
+        cards=cards,
+        carded={card.name for card in cards},
+        behind=BEHIND,
         home="index.html",
         script="pages/plotly.min.js" if plotly else None,
         banner=banner_of(summary),
@@ -202,19 +208,22 @@ def build_report(
     notebooks: Sequence[str | os.PathLike],  # executed stage notebooks, in reading order
     summary: RunSummary | dict[str, Any],
     folder: str | os.PathLike,  # gets index.html and pages/
+    cards: Sequence[Card] = (),  # of the models, behind the page that compares them
 ) -> list[Stage]:
-    "Write `index.html`, a page for each stage and one plotly script; returns the stages."
+    "Write `index.html`, a page for each stage and card, and one plotly script; returns the stages."
     summary, folder = as_summary(summary), Path(folder)
     stages = distinct_titles([stage_of(path) for path in notebooks])
-    counts = Counter(stage.name for stage in stages)
+    counts = Counter([*(stage.name for stage in stages), *(card.name for card in cards)])
     if doubled := sorted(name for name, count in counts.items() if count > 1):
         raise ReportError(f"two notebooks are named {doubled[0]}: their pages would overwrite each other")
-    index = index_html(summary, stages)
+    index = index_html(summary, stages, cards)
     fresh = folder / ".pages.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         for path, stage in zip(notebooks, stages, strict=True):
             page(path, fresh / f"{stage.name}.html", stages)
+        for card in cards:
+            card_page(card, fresh / f"{card.name}.html", stages)
         write_plotly(fresh / "plotly.min.js")
         _take_place(fresh, folder / "pages")
     finally:

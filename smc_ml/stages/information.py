@@ -195,6 +195,7 @@ class Information(NamedTuple):
     importance: pd.DataFrame  # of `importance_by_week`, the set beside each feature
     quarters: pd.DataFrame  # of `importance_by_quarter`, likewise; features are rows
     left_out: tuple[str, ...] = ()  # sets without a column
+    predictions: pd.DataFrame = pd.DataFrame()  # of `predictions_of_sets`
 
     def sentence(self) -> str:
         "What all sets together allow one to say."
@@ -258,4 +259,5 @@ def judge_information(
     columns = {name: rows.shape[1] for name, rows in sets.items()}
     table = information_table(predictions, judged.outcomes, columns, against)
     importance, quarters = _explained(rises, trades, splits.n_folds)
-    return Information(table, importance, quarters, tuple(name for name in config.sets if name not in sets))
+    missing = tuple(name for name in config.sets if name not in sets)
+    return Information(table, importance, quarters, missing, predictions)
