@@ -26,6 +26,7 @@ from smc_ml.regimes.walk_forward import regime_tables  # noqa: E402
 from smc_ml.simulation.config import SimulationConfig  # noqa: E402
 from smc_ml.simulation.market import simulate_market  # noqa: E402
 from smc_ml.stages.backtest import follow_predictions  # noqa: E402
+from smc_ml.stages.bars import train_bars  # noqa: E402
 from smc_ml.stages.ensemble import combine_models  # noqa: E402
 from smc_ml.stages.horizons import bar_targets  # noqa: E402
 from smc_ml.stages.learning import events_of  # noqa: E402
@@ -33,7 +34,9 @@ from smc_ml.stages.train import train_model  # noqa: E402
 from smc_ml.tables import write_metrics, write_tables  # noqa: E402
 
 SMALL = {"layers": 2, "hidden": 24, "epochs": 2, "batch_size": 32, "rows_per_step": 4}
-TRAINING = TrainingConfig(lstm=SMALL, bytes="fast" if BYTES == "fast" else "exact")
+BARS = {"of": "bars", "timeframe": "1h", "steps": 24}
+PATCHES = {"layers": 1, "heads": 2, "width": 16, "feed_forward": 16, "epochs": 1, "samples": BARS}
+TRAINING = TrainingConfig(lstm=SMALL, patchtst=PATCHES, bytes="fast" if BYTES == "fast" else "exact")
 
 
 def candles() -> Market:
@@ -48,7 +51,7 @@ def candles() -> Market:
 def predictions(events) -> list:
     "Of each model, trained on two folds; models and learning curves are written."
     tables = []
-    for model in TRAINING.models:
+    for model in TRAINING.event_models:
         learnt = events.features, events.catalogue, events.labels
         run = train_model(model, *learnt, TRAINING, SplitsConfig(n_folds=2)).run
         save_model(run.model, FOLDER / f"models/{model}", run.description)
@@ -57,15 +60,27 @@ def predictions(events) -> list:
     return tables
 
 
+def bars(events, targets) -> None:
+    "A model of bars and its baselines."
+    learnt = events.features, events.catalogue, targets
+    for model in TRAINING.models_of("bars"):
+        trained = train_bars(model, *learnt, TRAINING, SplitsConfig(n_folds=2))
+        save_model(trained.run.model, FOLDER / f"models/{model}", trained.run.description)
+        tables = {"predictions": trained.run.predictions, "history": trained.run.history}
+        write_tables(tables | trained.baselines, FOLDER / f"training/{model}")
+
+
 def run() -> None:
     "The stages in their order."
     market = candles()
     events = events_of(market)
     write_tables(events.features | {"labels": events.labels}, FOLDER / "events")
-    write_tables(bar_targets(market).tables, FOLDER / "horizons")
+    targets = bar_targets(market).tables
+    write_tables(targets, FOLDER / "horizons")
     regimes = regime_tables(market)["A"]
     write_tables({"regimes": regimes.table}, FOLDER / "regimes")
     regimes.detectors[-1].save(FOLDER / "regimes/model")
+    bars(events, targets)
     combined = combine_models(predictions(events), events.labels)
     followed = follow_predictions(combined.mixed, events.labels, market, scenarios=["expected"])
     account = followed.expected

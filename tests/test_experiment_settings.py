@@ -38,7 +38,7 @@ def changed(before: str, after: str) -> list[str]:
     [
         ("report.candles=250", []),
         ("labels.target_r=2.0", ["-  target_r: 1.5", "+  target_r: 2.0"]),
-        ("train.models=[logistic,xgboost]", ["-  - lstm"]),
+        ("train.models=[logistic,xgboost]", ["-  - lightgbm", "-  - lstm", "-  - patchtst"]),
         ("splits.train_days=90", None),
         ("collect.calendar=forex", None),
         ("collect.end='2024-10-01'", None),

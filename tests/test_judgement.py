@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from conftest import ROOT, stage_cells
 from test_pipeline_contract import STAGES, code_of, source_of
 
@@ -52,7 +51,7 @@ WRITERS = {
     "backtest": "70_backtest",
     "judgement": "75_judgement",
 }
-MODELS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["train"]["models"]
+MODELS = ["logistic", "xgboost", "lstm"]
 
 
 def cells(stage: str) -> list[dict]:
@@ -122,7 +121,8 @@ def write_days(folder: Path, symbol: str, start: str = "2024-01-01", days: int =
 
 
 SETTINGS = {
-    **{name: {} for name in ("patterns", "labels", "costs", "features", "train", "ensemble", "backtest")},
+    **{name: {} for name in ("patterns", "labels", "costs", "features", "ensemble", "backtest")},
+    "train": {"models": MODELS},
     "judgement": {"thresholds": [0.0, 0.1, 0.2]},
 }
 
@@ -271,7 +271,7 @@ def test_lines_of_older_ledgers_count_for_their_symbols(place):
 
 
 COMPUTING = {
-    "train": "train_model",
+    "train": "train_and_judge",
     "ensemble": "combine_models",
     "backtest": "follow_predictions",
     "judgement": "judge_strategies",

@@ -127,8 +127,8 @@ METRIC = 0.001  # what `train.bytes: fast` may cost in a metric, as README.md sa
 @pytest.mark.parametrize("level", [{}, OLD], ids=["this", "old"])
 def test_fast_networks_keep_to_the_promise(here, tmp_path, level):
     found = different(here[1], hashes(tmp_path, "fast", **level))
-    assert {name for name in found if "lstm" not in name} <= {
-        *(f"models/{model}/description.json" for model in ("logistic", "xgboost")),  # they name the setting
+    assert {name for name in found if "lstm" not in name and "patchtst" not in name} <= {
+        *(f"models/{model}/description.json" for model in ("logistic", "xgboost", "lightgbm")),  # the setting
         "account/mixed.parquet",
         "account/trades.parquet",
         "equity.png",
@@ -138,6 +138,10 @@ def test_fast_networks_keep_to_the_promise(here, tmp_path, level):
         pd.read_parquet(folder / "training/lstm/predictions.parquet") for folder in (here[0], tmp_path)
     )
     assert (exact["probability"] - fast["probability"]).abs().max() < FAST_PROBABILITY
+    told = [
+        pd.read_parquet(folder / "training/patchtst/predictions.parquet") for folder in (here[0], tmp_path)
+    ]
+    assert (told[0]["probability_up"] - told[1]["probability_up"]).abs().max() < FAST_PROBABILITY
     scores = [json.loads((folder / "scores.json").read_text()) for folder in (here[0], tmp_path)]
     for name in ("auc", "log_loss", "accuracy"):
         for one, other in zip(*(score[name] for score in scores), strict=True):

@@ -30,7 +30,7 @@ from .saving import describe_training
 from .tasks import Binary, Task
 from .windows import Windows
 from ..runs.bars import ProgressBar
-from ..runs.workers import side_by_side, workers_for
+from ..runs.workers import in_processes, workers_for
 
 # %% ../../nbs/models/16_out_of_fold.ipynb #b095fe0f
 class FoldError(UserError):
@@ -288,7 +288,7 @@ def _trained(
     folds = _folds(model, windows, labels, config, splits, False, task, checkpoints)
     sizes = [int((roles == TRAIN).sum()) for roles in folds.roles]
     tasks = [partial(folds.train, fold) for fold in range(len(folds.roles))]
-    return side_by_side(tasks, workers, sizes, f"{folds.name} folds", progress)
+    return in_processes(tasks, workers, sizes, f"{folds.name} folds", progress)
 
 
 def _answered(task: Task, labels: pd.DataFrame) -> np.ndarray:

@@ -91,6 +91,7 @@ def learn(
     folder: Path | None = None,  # of this market, where results are kept; None: nowhere
 ) -> LearntMarket:
     "The trades of a market and the predictions of its models; only what is not kept is computed."
+    models = settings.train.event_models
     origins = settings.patterns, settings.labels, settings.costs, settings.features
     events = cache(partial(events_of, market, *origins, settings.train.features, settings.regimes))
     described = json.dumps([section.model_dump(mode="json") for section in origins])
@@ -101,7 +102,7 @@ def learn(
             model_mark(model, market, settings),
             partial(_predictions, model, events, settings),
         )
-        for model in settings.train.event_models
+        for model in models
     ]
     return LearntMarket(market, labels, pd.concat(tables, ignore_index=True))
 

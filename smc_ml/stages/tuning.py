@@ -18,7 +18,7 @@ from ..datasets.inputs import TradeOrigin
 from ..evaluation.trials import Data, Trial, model_trial, record_trials, trial_id
 from ..features.catalogue import FeatureCatalogue
 from ..models.config import TrainingConfig
-from ..models.tuning import Tuned, tune
+from ..models.tuning import Tuned, TuningError, tune
 from ..runs.guard import alone
 from .features import learns_regimes
 from .train import model_windows
@@ -49,7 +49,8 @@ def study_name(
 ) -> str:
     "One name for one model on one data set."
     train, tuning = settings["train"], settings["tuning"]
-    plain = train.model_copy(update={model: type(getattr(train, model))()})
+    own = getattr(train, model)
+    plain = train.model_copy(update={model: type(own)(samples=own.samples)})
     told = [trial_id(tuning_trial(model, features, plain, settings)), data, tuning.objectives, tuning.ranges]
     return f"{model} {hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]}"
 
@@ -68,6 +69,11 @@ def tune_model(
 ) -> Tuned:
     "Look for settings of a model, in one process or several; each trial is in the ledger first."
     train, tuning = settings["train"], settings["tuning"]
+    if train.samples_of(model).of == "bars":
+        raise TuningError(
+            f"{model} learns from bars, and settings are compared on events: "
+            f"set train.{model}.samples.of to events, or tune another model"
+        )
     windows, usable = model_windows(model, features, catalogue, outcomes, train, origin)
     names = list(catalogue.chosen(train.features).names)
     observed = {symbol: table[names] for symbol, table in features.items()}
