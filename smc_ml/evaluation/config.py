@@ -79,7 +79,7 @@ class LeaderboardConfig(Section):
     baselines: tuple[str, ...] = Field(
         ("event_facts", "freqai", "alpha158"),
         strict=False,
-        description="sets of the section information that stand in the table of models, as baselines",
+        description="sets of the section information that stand in the table, as far as it judges them",
     )
     importance_events: int = Field(
         400, ge=20, description="events of the last fold on which each feature of a model is shuffled"
