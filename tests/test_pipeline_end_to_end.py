@@ -21,12 +21,22 @@ import yaml
 from conftest import BTC, ROOT, real_candles
 from kills import CHANGES, Kill, contents, killed, kills
 
+from smc_ml.models.config import TrainingConfig
 from smc_ml.processor import hold_environment
 from smc_ml.reports.pages import external_references
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-MODELS = yaml.safe_load((ROOT / "params.yaml").read_text())["train"]["models"]
-SMALL = {"steps": 60, "threads": 1, "lstm": {"layers": 1, "hidden": 8, "epochs": 1}}
+TRAINING = TrainingConfig(**yaml.safe_load((ROOT / "params.yaml").read_text())["train"])
+MODELS = TRAINING.models
+TAKEN = TRAINING.event_models[-1]  # from the list, by a test
+BARS = {"patch": 4, "stride": 2, "layers": 1, "heads": 2, "width": 16, "feed_forward": 16, "epochs": 1}
+SMALL = {
+    "steps": 60,
+    "threads": 1,
+    "workers": 1,
+    "lstm": {"layers": 1, "hidden": 8, "epochs": 1},
+    "patchtst": BARS | {"samples": {"of": "bars", "timeframe": "1h", "steps": 8}},
+}
 
 
 def environment(project: Path, held: bool = True) -> dict[str, str]:
@@ -202,8 +212,9 @@ class Changed(NamedTuple):
 def changed(project) -> Changed:
     "The run, after which the settings are the old ones again, and the old results are back."
     kept, before = (project / "params.yaml").read_text(), hashes(project)
+    left = [model for model in MODELS if model != TAKEN]
     learnt = {path: path.stat().st_mtime_ns for path in (project / "artifacts/markets").rglob("*.parquet")}
-    set_parameters(project, train={"models": MODELS[:-1]}, backtest={"minimum_expected_r": 9.0})
+    set_parameters(project, train={"models": left}, backtest={"minimum_expected_r": 9.0})
     try:
         ran = run(project, "dvc", "repro").stdout
         tables = (
@@ -241,9 +252,9 @@ def test_a_model_that_is_taken_from_the_list_is_read_nowhere(project, changed):
 
     The ledger remembers that the smaller ensemble was tried, so what is judged by it is not compared.
     """
-    assert (project / f"artifacts/predictions/models/{MODELS[-1]}.parquet").exists()
-    assert changed.models == [{*MODELS[:-1], "ensemble"}] * 2
-    assert changed.pages == {f"train_{model}" for model in MODELS[:-1]}
+    assert (project / f"artifacts/predictions/models/{TAKEN}.parquet").exists()
+    assert changed.models == [{*TRAINING.event_models, "ensemble"} - {TAKEN}] * 2
+    assert changed.pages == {f"train_{model}" for model in MODELS if model != TAKEN}
     assert "Running stage 'train" not in changed.ran
     judged = ("reports/", "artifacts/judgement")
     before = {path: md5 for path, md5 in changed.hashes.items() if not path.startswith(judged)}

@@ -24,6 +24,12 @@ def test_notebooks_are_clean_and_modules_and_readme_equal_them():
     assert done.returncode == 0, done.stderr
 
 
+def test_links_between_notebooks_lead_somewhere():
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        for link in re.findall(r"\]\(([^():#]+\.(?:ipynb|md))\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / link).is_file(), f"{path.relative_to(ROOT)}: {link}"
+
+
 def test_every_requirement_but_torch_is_locked_with_hashes():
     settings = ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT / "settings.ini", encoding="utf-8")

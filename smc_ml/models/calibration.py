@@ -191,7 +191,7 @@ def _rising_at(weights: np.ndarray, sums: np.ndarray, place: int) -> float:
         block += 1
     return block_sum[block] / block_weight[block]
 
-
+# %% ../../nbs/models/13_calibration.ipynb #60a262a1
 @nb.njit(cache=True)
 def venn_abers_bounds(scores: np.ndarray, weights: np.ndarray, sums: np.ndarray) -> np.ndarray:
     """(2 scores + 1, 2): what a loss and a win at each place would make of itself.
@@ -214,7 +214,7 @@ def venn_abers_bounds(scores: np.ndarray, weights: np.ndarray, sums: np.ndarray)
             bounds[place, label] = _rising_at(wide_weights, wide_sums, number)
     return bounds
 
-
+# %% ../../nbs/models/13_calibration.ipynb #147dbedf
 class VennAbers(OneAgainstRest):
     "Isotonic regression with the new sample as a loss and as a win, made one number."
 
@@ -259,7 +259,7 @@ def fit_calibration(method: str, probability: np.ndarray, places: np.ndarray) ->
         )
     return CALIBRATIONS[method].fit(probability, places)
 
-
+# %% ../../nbs/models/13_calibration.ipynb #b29c9055
 @dataclass(frozen=True)
 class _Samples:
     "Samples to learn from, in time's order."
@@ -288,7 +288,7 @@ class _Samples:
             )
         return self.take(kept), self.take(np.arange(start, len(self.y)))
 
-
+# %% ../../nbs/models/13_calibration.ipynb #dfcc3396
 class CalibratedModel(ClassifierMixin, BaseEstimator):
     """A classifier of windows whose probabilities are calibrated on a tail that it does not learn from.
 

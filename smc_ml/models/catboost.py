@@ -34,7 +34,7 @@ from .tensors import settings_of
 class MissingLibrary(UserError):
     "A library that a model rests on and that is not installed."
 
-
+# %% ../../nbs/models/30_catboost.ipynb #a0204493
 def _library() -> Any:
     "The module `catboost`, an optional library."
     try:
@@ -114,11 +114,11 @@ class SymmetricTrees(BoostedTrees):
         "Without the trees, which are read from the file again."
         return {name: None if name == "_model" else value for name, value in vars(self).items()}
 
-
+# %% ../../nbs/models/30_catboost.ipynb #19eb66d4
 class SymmetricClassifier(SymmetricTrees, BoostedClassifier):
     "CatBoost for classes that are whole numbers from 0 on."
 
-
+# %% ../../nbs/models/30_catboost.ipynb #2d8d7138
 class SymmetricRegressor(SymmetricTrees, BoostedRegressor):
     "CatBoost for a quantity."
 

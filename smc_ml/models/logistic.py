@@ -53,7 +53,7 @@ def likeliest_penalty(
         cost += (np.log1p(ratio) - pull**2 / information * ratio / (1 + ratio)).sum(axis=1)
     return float(weakest * _STRENGTHS[cost.argmin()])
 
-
+# %% ../../nbs/models/17_logistic.ipynb #c2b44986
 class WideLogistic(LogisticRegression):
     "Logistic regression whose penalty is `likeliest_penalty` where there are more than so many columns."
 

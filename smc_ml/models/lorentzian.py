@@ -47,7 +47,7 @@ def _lorentzian_distance(one: np.ndarray, other: np.ndarray, limit: float) -> fl
                 return np.inf
     return total + np.log(product)
 
-
+# %% ../../nbs/models/23_lorentzian.ipynb #ac1148d4
 @nb.njit(cache=True)
 def lorentzian_votes(
     asked: np.ndarray,  # (samples, features)
@@ -144,7 +144,7 @@ class LorentzianClassifier(ClassifierMixin, BaseEstimator):
         "The class with most votes."
         return self.classes_[self.predict_proba(X, decided).argmax(axis=1)]
 
-
+# %% ../../nbs/models/23_lorentzian.ipynb #15ceed3c
 class LorentzianRows(RowClassifier):
     "Windows to scaled rows, and the votes; knows when the samples are decided where the windows know it."
 

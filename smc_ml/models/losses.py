@@ -85,7 +85,7 @@ def _of_horizons(task: Horizons, config: LoopConfig, balance: Balance | None) ->
 
     return loss
 
-
+# %% ../../nbs/models/06_losses.ipynb #a83b92a2
 def training_loss(
     task: Task,
     config: LoopConfig,

@@ -26,7 +26,7 @@ from .tensors import settings_of
 class GraphError(UserError):
     "A graph that is unreadable, reaches out of its file, or calls what is not ONNX."
 
-
+# %% ../../nbs/models/11_onnx_rows.ipynb #81391c20
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 
 
@@ -67,7 +67,7 @@ def checked_graph(
         raise GraphError(f"{where} {error}: it is not run, train the model again") from None
     return content
 
-
+# %% ../../nbs/models/11_onnx_rows.ipynb #96758e1b
 def graph_session(content: bytes) -> Any:
     "A session of ONNX Runtime on one thread; it makes no threads and reads no file."
     import onnxruntime
@@ -115,7 +115,7 @@ class GraphEstimator(BaseEstimator):
         "Without the session, which cannot be copied."
         return {name: None if name == "_session" else value for name, value in vars(self).items()}
 
-
+# %% ../../nbs/models/11_onnx_rows.ipynb #bdb704f6
 class GraphClassifier(ClassifierMixin, GraphEstimator):
     "A classifier of scikit-learn that answers through ONNX Runtime."
 
@@ -133,7 +133,7 @@ class GraphClassifier(ClassifierMixin, GraphEstimator):
         "The likeliest class."
         return self.classes_[self.answers(X).argmax(axis=1)]
 
-
+# %% ../../nbs/models/11_onnx_rows.ipynb #a7ddc05d
 class GraphRegressor(RegressorMixin, GraphEstimator):
     "A regressor of scikit-learn that learns deviations from the mean and answers through ONNX Runtime."
 

@@ -47,7 +47,7 @@ class LearnedQuestions(nn.Module):
         question, key, _ = self._parts(states)
         return (question @ key.transpose(-1, -2) * question.shape[-1] ** -0.5).softmax(-1)[:, :, 0]
 
-
+# %% ../../nbs/models/35_pooling.ipynb #a5da0f29
 class PoolingNetwork(WindowNetwork):
     "Scaler, LSTM layers, learnt questions over their states, and the outputs."
 

@@ -87,7 +87,7 @@ def known_targets(X: Windows, y: Any) -> np.ndarray:
         raise TaskError(f"the target of sample {unknown.argmax()} is missing: leave such samples out")
     return targets.to_numpy()
 
-
+# %% ../../nbs/models/10_rows.ipynb #495d36fd
 class RowClassifier(ClassifierMixin, Pipeline):
     "`LastRow`, preparations and a classifier, which is given the classes as whole numbers from 0 on."
 
@@ -113,7 +113,7 @@ class RowClassifier(ClassifierMixin, Pipeline):
         "The likeliest class of each sample."
         return self.labels_[self.predict_proba(X, **params).argmax(axis=1)]
 
-
+# %% ../../nbs/models/10_rows.ipynb #70fd6edb
 class RowRegressor(RegressorMixin, Pipeline):
     "`LastRow`, preparations and a regressor."
 
@@ -136,7 +136,7 @@ class BoostedTrees(BaseEstimator):
         "Probabilities of the classes, of two that of the second may do; a quantity where there are 0."
         raise NotImplementedError
 
-
+# %% ../../nbs/models/10_rows.ipynb #d87688a2
 class BoostedClassifier(ClassifierMixin, BoostedTrees):
     "A booster for classes that are whole numbers from 0 on."
 
@@ -155,7 +155,7 @@ class BoostedClassifier(ClassifierMixin, BoostedTrees):
         "The likeliest class."
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
-
+# %% ../../nbs/models/10_rows.ipynb #6e5b2861
 class BoostedRegressor(RegressorMixin, BoostedTrees):
     "A booster for a quantity."
 
@@ -177,7 +177,7 @@ def classes_only(name: str, task: Task) -> None:
             "take a network, or another task"
         )
 
-
+# %% ../../nbs/models/10_rows.ipynb #95f3c13e
 def row_model(
     name: str,
     task: Task,
@@ -192,18 +192,18 @@ def row_model(
     kind = RowClassifier if task.method == "predict_proba" else RowRegressor
     return kind([("lastrow", first or LastRow()), *steps.items()])
 
-
+# %% ../../nbs/models/10_rows.ipynb #8e0c4df4
 def row_model_facts(model: Pipeline, settings: dict[str, Any]) -> dict[str, Any]:
     "The facts of a pipeline that begins with `LastRow`; no classes where it is a regressor."
     names, classes = model["lastrow"].feature_names_in_, getattr(model, "classes_", np.array([]))
     return {"settings": settings, "features": list(names), "classes": np.asarray(classes).tolist()}
 
-
+# %% ../../nbs/models/10_rows.ipynb #9bfe635e
 def blank_task(facts: dict[str, Any]) -> Task:
     "A task of the kind that a saved model of rows was trained for."
     return Binary() if facts["classes"] else Regression("y")
 
-
+# %% ../../nbs/models/10_rows.ipynb #3747b040
 def restore_row_model(model: Pipeline, facts: dict[str, Any]) -> None:
     "Give a pipeline the features, the classes and the last step's settings of `row_model_facts`."
     model["lastrow"].feature_names_in_ = np.array(facts["features"], dtype=object)
@@ -211,7 +211,7 @@ def restore_row_model(model: Pipeline, facts: dict[str, Any]) -> None:
     if facts["classes"]:
         model.labels_ = np.array(facts["classes"])
 
-
+# %% ../../nbs/models/10_rows.ipynb #72c778c3
 _SCALER = ("mean_", "scale_", "var_")
 
 
@@ -219,7 +219,7 @@ def scaler_tensors(model: Pipeline) -> dict[str, np.ndarray]:
     "What the step `standardscaler` learnt, by name."
     return {name: getattr(model["standardscaler"], name) for name in _SCALER}
 
-
+# %% ../../nbs/models/10_rows.ipynb #72c5c80e
 def load_scaler(model: Pipeline, tensors: Mapping[str, np.ndarray]) -> None:
     "Give the step `standardscaler` what `scaler_tensors` gave."
     scaler = model["standardscaler"]

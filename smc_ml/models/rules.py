@@ -46,7 +46,7 @@ class OneColumn(LastRow):
             )
         return rows[:, [names.index(self.column)]]
 
-
+# %% ../../nbs/models/24_rules.ipynb #3f5b20ac
 class ClassShares(ClassifierMixin, BaseEstimator):
     "Share of each class among the training samples in the same range; of all where the value is missing."
 
@@ -87,7 +87,7 @@ class ClassShares(ClassifierMixin, BaseEstimator):
         "The commonest class of the range."
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
-
+# %% ../../nbs/models/24_rules.ipynb #fbc9730c
 class InProportion(RegressorMixin, BaseEstimator):
     "The value times one factor, that of least squares; the mean where it is missing."
 

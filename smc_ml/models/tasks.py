@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class TaskError(UserError):
     "Targets from which a task cannot be learnt, or a model that cannot learn it."
 
-
+# %% ../../nbs/models/02_tasks.ipynb #8cfdabde
 @dataclass(frozen=True)
 class Task:
     "Base of the tasks."

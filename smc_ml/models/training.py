@@ -339,7 +339,7 @@ def fit_network(
         finish_checkpoint(checkpoint)
     return pd.DataFrame(course.history, columns=list(HISTORY))
 
-
+# %% ../../nbs/models/08_training.ipynb #ce69a4c3
 def _one_epoch(
     course: _Course,
     batch: Any,

@@ -138,7 +138,7 @@ def fail_stale(study: "optuna.Study", hours: float) -> list[int]:
             stale.append(trial.number)
     return stale
 
-
+# %% ../../nbs/models/42_tuning.ipynb #66862ebc
 def open_study(
     name: str,
     place: str | Path,  # a file, or the URL of a database
@@ -191,7 +191,7 @@ class Tuned:
             "The best of many is flattered by luck; the judged folds say what it is worth."
         )
 
-
+# %% ../../nbs/models/42_tuning.ipynb #a2c1e475
 @dataclass(frozen=True)
 class _Search:
     "What a trial needs."
@@ -245,7 +245,7 @@ class _Search:
         state = optuna.trial.TrialState.PRUNED if values is None else optuna.trial.TrialState.COMPLETE
         study.tell(trial, values, state)
 
-
+# %% ../../nbs/models/42_tuning.ipynb #f847e14e
 def _table(study: "optuna.Study", config: TuningConfig, space: Mapping[str, Range]) -> pd.DataFrame:
     "One row a trial."
     rows = []

@@ -63,7 +63,7 @@ class WideTrees(_Wide, XGBClassifier):
         found = self.get_booster().inplace_predict(rows, missing=np.nan, validate_features=False)
         return found if found.ndim == 2 else np.column_stack([1 - found, found])
 
-
+# %% ../../nbs/models/18_xgboost.ipynb #6f2b6a83
 class WideTreeRegressor(_Wide, XGBRegressor):
     "The same for a quantity."
 
