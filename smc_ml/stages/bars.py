@@ -17,7 +17,7 @@ import pandas as pd
 from ..candles import checked_timeframe
 from ..datasets.bars import bar_dataset, bar_timeframe, longest_horizon
 from ..datasets.samples import SMCDataset
-from ..evaluation.horizons import BASELINES
+from ..evaluation.horizons import BAR_BASELINES
 from ..features.catalogue import FeatureCatalogue
 from ..labels.config import SplitsConfig
 from ..models.config import TrainingConfig
@@ -96,6 +96,6 @@ def train_bars(
     rows = _decision_rows({symbol: table[looked_at] for symbol, table in features.items()}, dataset)
     beside = {
         name: out_of_fold(name, rows, dataset.labels, config, splits, False, task).predictions
-        for name in BASELINES
+        for name in BAR_BASELINES
     }
     return TrainedBars(model, run, beside, dataset, bar_timeframe(samples.timeframe, base), samples.stride)
