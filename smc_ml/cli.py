@@ -235,6 +235,7 @@ def run_comparison(
     with _plainly():
         if not too_late():
             hold_processor()
+        settings = at_root(settings)
         check_everything(settings)
         print(compared_models(settings, models or ()))
 

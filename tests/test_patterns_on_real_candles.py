@@ -59,6 +59,7 @@ def test_every_pattern_is_known_when_it_says(market_of):
             cuts=50,
             seed=number,
             first=500,
+            each=1,
         )
 
 

@@ -6,33 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/models/45_freqai.ipynb #84a7044f
-from pathlib import Path
-from typing import Any
-
-from sklearn.pipeline import Pipeline
-
 from .config import FreqaiConfig
-from .lightgbm import leafwise_trees, load_leafwise, save_leafwise
-from .rows import RowClassifier, RowRegressor, blank_task, row_model
-from .tasks import Binary, Task
+from .lightgbm import leafwise_functions
 
 # %% ../../nbs/models/45_freqai.ipynb #3ca3c647
-def make(
-    config: FreqaiConfig = FreqaiConfig(),
-    task: Task = Binary(),
-    seed: int = 0,
-    threads: int = 1,
-    progress: bool = False,
-) -> RowClassifier | RowRegressor:
-    "Last row, boosted trees."
-    return row_model("freqai", task, trees=leafwise_trees(config, task, seed, threads))
-
-
-def save(model: Pipeline, folder: Path) -> dict[str, Any]:
-    "Write the trees."
-    return save_leafwise(model, folder)
-
-
-def load(facts: dict[str, Any], folder: Path) -> Pipeline:
-    "The fitted pipeline."
-    return load_leafwise(make(task=blank_task(facts)), facts, folder)
+make, save, load = leafwise_functions("freqai", FreqaiConfig)
