@@ -118,6 +118,7 @@ def _loss_title(folds: list[pd.DataFrame], judged: str) -> str:
 
 def loss_plot(
     history: pd.DataFrame,  # columns epoch, train_loss and/or validation_loss [, fold]
+    unit: str = "cross-entropy",  # of the loss
 ) -> Figure:
     "Loss by epoch, from 1 on: a thin line a fold, a thick one for their mean as long as all train."
     losses = [name for name in history if str(name).endswith("loss") and history[name].notna().any()]
@@ -133,7 +134,7 @@ def loss_plot(
             axes.plot(fold["epoch"], fold[name], color=colour, linewidth=0.7, alpha=0.45)
         axes.plot(means.index, means[name], "o-", color=colour, markersize=4, linewidth=2, label=words(name))
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-    axes.set(xlabel="epoch", ylabel="cross-entropy")
+    axes.set(xlabel="epoch", ylabel=unit)
     axes.legend()
     return figure
 
