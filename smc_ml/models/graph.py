@@ -60,8 +60,9 @@ class RelationalLayer(nn.Module):
     def forward(self, states: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
         "(samples, nodes, width)."
         known = self.before(states)
-        told = self.messages(known).unflatten(-1, (len(RELATIONS), -1)).transpose(1, 2)
-        return states + self.drop(functional.gelu(self.itself(known) + (edges @ told).sum(1)))
+        told = self.messages(known).unflatten(-1, (len(RELATIONS), -1)).transpose(1, 2).flatten(1, 2)
+        heard = edges.transpose(1, 2).flatten(2) @ told  # of all kinds at once
+        return states + self.drop(functional.gelu(self.itself(known) + heard))
 
 # %% ../../nbs/models/44_graph.ipynb #44db19ca
 class GraphNetwork(WindowNetwork):
@@ -99,18 +100,18 @@ class GraphNetwork(WindowNetwork):
     def _weights(self, windows: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         there = ~windows[:, :-1, TOP].isnan()
         there = torch.cat([there, torch.ones_like(there[:, :1])], dim=1)  # the event is always there
-        return self.score(states).masked_fill(~there[..., None], -torch.inf).softmax(1)
+        return self.score(states).transpose(1, 2).masked_fill(~there[:, None], -torch.inf).softmax(-1)
 
     def attention(self, windows: torch.Tensor) -> torch.Tensor:
         "(samples, heads, nodes): how much each node is read; sums to 1, 0 where there is none."
-        return self._weights(windows, self._states(windows, self.scaled(windows))).transpose(1, 2)
+        return self._weights(windows, self._states(windows, self.scaled(windows)))
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         "(samples, nodes, columns) -> (samples, outputs)."
         scaled = self.scaled(windows)
         states = self._states(windows, scaled)
-        values = self.value(states).unflatten(-1, (self.heads, -1))
-        read = (self._weights(windows, states)[..., None] * values).sum(1).flatten(1)
+        values = self.value(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        read = (self._weights(windows, states).unsqueeze(-2) @ values).flatten(1)
         own = functional.gelu(self.own(scaled[:, -1, len(NODE_COLUMNS) :]))
         return self.head(self.drop(torch.cat([read, states[:, -1], own], dim=-1)))
 

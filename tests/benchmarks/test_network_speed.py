@@ -26,6 +26,7 @@ FULL: Mapping[str, tuple[int, int, Task]] = {  # rows, features and task of the 
     "trading": (60, 16, Binary()),
     "pooling": (60, 16, Binary()),
     "fusion": (60, 16, Binary()),
+    "graph": (25, 32, Binary()),
 }
 
 
