@@ -9,20 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
 from test_same_bytes import EMULATOR, python
 
+import smc_ml.models
 from smc_ml.labels.config import SplitsConfig
-from smc_ml.models import training
+from smc_ml.models import inference, training
 from smc_ml.models.config import LoopConfig, TrainingConfig, model_settings
-from smc_ml.models.export import onnx_of
+from smc_ml.models.export import onnx_files, onnx_of
 from smc_ml.models.inference import OnnxNetwork
+from smc_ml.models.onnx_rows import GraphError
 from smc_ml.models.out_of_fold import out_of_fold
 from smc_ml.models.registry import MODELS
-from smc_ml.models.saving import load_model, save_model
+from smc_ml.models.saving import ModelError, load_model, save_model
 from smc_ml.models.tasks import Binary, Horizons, Position, TaskError
 from smc_ml.models.training import outputs_of
 from smc_ml.models.windows import Orientation, WindowError, Windows, bar_windows
@@ -258,6 +261,61 @@ def test_onnx_gives_the_answers_of_torch_and_the_same_bytes_alone_and_among_othe
     for size in (1, 2, 7):
         parts = [asked.outputs(X[start : start + size]) for start in range(0, len(X), size)]
         assert np.concatenate(parts).tobytes() == among.tobytes(), size
+
+
+def asked_live(model, X: Windows, folder: Path, name: str, monkeypatch):
+    "Saved with its network's file and loaded to be asked by it: same answers, and same bytes saved again."
+    monkeypatch.setattr(inference, "_sooner", lambda *asked: True)
+    save_model(model, folder, {"name": name}, onnx_files(model))
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    live = smc_ml.models.load(folder, live=True)
+    for size in (1, 2, 7):
+        np.testing.assert_allclose(
+            live.predict_proba(X[:size]), model.predict_proba(X[:size]), rtol=1e-5, atol=2e-6
+        )
+    assert live.predict_proba(X[:1]).tobytes() == live.predict_proba(X)[:1].tobytes()
+    np.testing.assert_array_equal(smc_ml.models.load(folder).predict_proba(X), model.predict_proba(X))
+    save_model(live, folder, {"name": name}, onnx_files(live))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    (folder / "network.onnx").write_bytes(first["network.onnx"] + b" ")
+    with pytest.raises(ModelError, match="network.onnx differs from what was described"):
+        smc_ml.models.load(folder)
+    return live
+
+
+def test_what_is_saved_with_its_network_s_file_is_asked_live(name, model, events, tmp_path, monkeypatch):
+    assert asked_live(model, events[0], tmp_path / name, name, monkeypatch).backend == "onnxruntime"
+
+
+def test_a_hybrid_and_a_calibrated_network_are_asked_live(tmp_path, monkeypatch):
+    own = {"filters": 8, "hidden": 8, "trees": 5, "leaf_weight": 1.0, "epochs": 1}
+    few, won = samples(200)
+    hybrid = MODELS["hybrid"].make(TrainingConfig(hybrid=own)).fit(few, won)
+    live = asked_live(hybrid, few, tmp_path / "hybrid", "hybrid", monkeypatch)
+    assert (live.network_.backend, hybrid.network_.backend) == ("onnxruntime", "torch")
+    config = TrainingConfig(lstm={"hidden": 8, "layers": 1, "epochs": 1}, calibration="platt")
+    calibrated = MODELS["lstm"].make(config).fit(few, won)
+    assert asked_live(calibrated, few, tmp_path / "lstm", "lstm", monkeypatch).model_.backend == "onnxruntime"
+
+
+def test_models_without_a_network_keep_no_file_of_one(tmp_path):
+    plain = MODELS["logistic"].make(TrainingConfig()).fit(X, y)
+    assert onnx_files(plain) == {}
+    save_model(plain, tmp_path / "logistic", {"name": "logistic"}, onnx_files(plain))
+    live = smc_ml.models.load(tmp_path / "logistic", live=True)
+    np.testing.assert_array_equal(live.predict_proba(X), plain.predict_proba(X))
+    for name in ("weights.onnx", "../network.onnx", "network.pkl", "description.json"):
+        with pytest.raises(ModelError, match="cannot be kept beside a model's weights"):
+            save_model(plain, tmp_path / "logistic", {"name": "logistic"}, {name: b"1"})
+
+
+def test_a_network_s_file_that_would_read_another_one_is_not_run(tmp_path):
+    model = small("lstm").fit(X, y)
+    content = onnx.load_from_string(onnx_of(model))
+    onnx.external_data_helper.set_external_data(content.graph.initializer[0], "../secret.bin")
+    save_model(model, tmp_path / "lstm", {"name": "lstm"}, {"network.onnx": content.SerializeToString()})
+    with pytest.raises(GraphError, match="in another file: it is not run"):
+        smc_ml.models.load(tmp_path / "lstm", live=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Networks beside what they would be without this package, in processor time and in the same run.
 `make bench` runs it; each test prints its line, and the ratios are what counts."""
 
+import copy
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
@@ -79,6 +80,18 @@ def test_an_answer_for_one_sample(name):
     said = {way: f"{seconds * 1e3:.2f} ms" for way, seconds in taken.items()}
     print(f"\n{name}: torch {said['torch']}, ONNX {said['onnx']}, ratio {ratio:.1f}")
     print(f"with windows and decoding: {whole['torch'] * 1e3:.2f} ms, {whole['onnx'] * 1e3:.2f} ms")
+
+
+def test_an_answer_of_the_hybrid_for_one_sample():
+    "Its network by torch or by ONNX Runtime, and its trees: windows of 100 rows, one sample at a time."
+    X = windows(100, 12, 300)
+    model = MODELS["hybrid"].make(TrainingConfig(hybrid={"epochs": 1})).fit(X, X.last()[:, 0] > 0)
+    asked = copy.deepcopy(model)
+    asked.network_._onnx = OnnxNetwork(onnx_of(asked.network_))
+    taken = side_by_side(
+        50, torch=lambda: model.predict_proba(X[:1]), onnx=lambda: asked.predict_proba(X[:1])
+    )
+    print(f"\nhybrid: torch {taken['torch'] * 1e3:.2f} ms, ONNX {taken['onnx'] * 1e3:.2f} ms")
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["step", "answer"])
