@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FEATURES', 'CANDLES', 'BASELINES', 'INPUTS', 'FAST_PROBABILITY', 'BYTES', 'NO_EVENT_MODEL', 'SamplesConfig',
            'BarsConfig', 'Range', 'ModelConfig', 'LoopConfig', 'LSTMConfig', 'TransformerConfig', 'PatchTSTConfig',
-           'TradingConfig', 'PoolingConfig', 'FusionConfig', 'HybridConfig', 'LogisticConfig', 'XGBoostConfig',
-           'LightGBMConfig', 'CatBoostConfig', 'EventFactsConfig', 'Alpha158Config', 'FreqaiConfig',
-           'RandomForestConfig', 'ConsistencyConfig', 'SVMConfig', 'LorentzianConfig', 'BaseRateConfig',
+           'TradingConfig', 'PoolingConfig', 'FusionConfig', 'GraphConfig', 'TorchLogisticConfig', 'HybridConfig',
+           'LogisticConfig', 'XGBoostConfig', 'LightGBMConfig', 'CatBoostConfig', 'EventFactsConfig', 'Alpha158Config',
+           'FreqaiConfig', 'RandomForestConfig', 'ConsistencyConfig', 'SVMConfig', 'LorentzianConfig', 'BaseRateConfig',
            'PersistenceConfig', 'LastVolatilityConfig', 'ChandelierConfig', 'MLPConfig', 'TrainingConfig',
            'model_settings', 'known_models', 'TuningConfig']
 
@@ -308,6 +308,51 @@ class FusionConfig(LoopConfig):
         return (
             f"windows of {steps} rows, but a candle of {max(self.scales)}: use longer windows or fewer scales"
         )
+
+
+class GraphConfig(LoopConfig):
+    "Settings of the graph of an event, of the network over it, and of its training."
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        **LoopConfig.ranges,
+        "layers": Range(1, 3),
+        "width": Range(16, 128, log=True),
+        "dropout": Range(0.0, 0.6),
+    }
+
+    nodes: int = Field(24, ge=1, description="zones and breaks of a graph at most, the nearest ones")
+    node_age: int = Field(100, ge=1, description="candles of its own timeframe until a node is too old")
+    level_tolerance: float = Field(0.25, ge=0, description="difference of levels that count as one, ATR")
+    layers: int = Field(2, ge=1, description="times that nodes tell their neighbours what they know")
+    width: int = Field(32, ge=1, description="numbers by which a node is known inside, over all heads")
+    heads: int = Field(4, ge=1, description="heads of the attention that reads the nodes")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of the units left out while training")
+
+    def fault(self, steps: int) -> str | None:
+        "A width that the heads cannot share."
+        return _heads_fault(self.width, self.heads)
+
+
+class TorchLogisticConfig(LoopConfig):
+    "Settings of the logistic regression by torch, and of its training."
+
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "learning_rate": Range(1e-3, 0.1, log=True),
+        "weight_decay": Range(1e-4, 1.0, log=True),
+    }
+
+    optimizer: Literal["adamw", "adam"] = Field(
+        "adam",
+        description="adam: the weight decay is the squared penalty; adamw: it is apart from the gradient",
+    )
+    learning_rate: float = Field(0.01, gt=0, description="highest learning rate of the schedule, per step")
+    rows: int = Field(1, ge=1, description="rows of the window that are seen, the last ones")
+
+    def fault(self, steps: int) -> str | None:
+        "Windows that are shorter than what is to be seen."
+        if steps >= self.rows:
+            return None
+        return f"windows of {steps} rows, but {self.rows} rows are wanted: use longer windows or fewer rows"
 
 # %% ../../nbs/models/00_config.ipynb #3c99d362
 class HybridConfig(LoopConfig):
@@ -620,6 +665,8 @@ class TrainingConfig(Section):
     trading: TradingConfig = TradingConfig()
     pooling: PoolingConfig = PoolingConfig()
     fusion: FusionConfig = FusionConfig()
+    graph: GraphConfig = GraphConfig()
+    torch_logistic: TorchLogisticConfig = TorchLogisticConfig()
     hybrid: HybridConfig = HybridConfig()
     event_facts: EventFactsConfig = EventFactsConfig()
     alpha158: Alpha158Config = Alpha158Config()
