@@ -56,13 +56,14 @@ class OnnxNetwork:
             raise InferenceError("an ONNX file that does not say what it takes: write it with onnx_of")
         facts = json.loads(told)
         self.feature_names, self.rows = tuple(facts["features"]), facts["rows"]
+        self.block = facts.get("block", 512)  # samples at a time
         self.task = task_of(facts["task"])
 
     def read(self, windows: np.ndarray) -> np.ndarray:
         "(samples, rows, features) float32 -> (samples, outputs) float32; NaN counts as the training mean."
         return self.session.run(None, {"windows": windows})[0]
 
-    def outputs(self, X: Windows, block: int = 512) -> np.ndarray:
+    def outputs(self, X: Windows) -> np.ndarray:
         "(samples, outputs) float64 of windows like those of the training; a `WindowError` for others."
         check_features(X, self.feature_names)
         if X.length != self.rows:
@@ -70,7 +71,8 @@ class OnnxNetwork:
                 f"windows of {X.length} rows, trained on {self.rows}: give as many rows as in training"
             )
         check_known(X, X.length)
-        parts = [self.read(X.batch(slice(start, start + block))) for start in range(0, len(X), block)]
+        starts = range(0, len(X), self.block)
+        parts = [self.read(X.batch(slice(start, start + self.block))) for start in starts]
         return np.concatenate(parts or [np.empty((0, self.task.outputs))]).astype(np.float64)
 
     def answer(self, X: Windows) -> np.ndarray:
