@@ -361,8 +361,7 @@ def test_positions_are_held_fold_by_fold(bars):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_of_full_size_give_the_same_bytes_alone_and_among_others(name, events):
-    X, y = events
+def test_networks_of_full_size_give_the_same_bytes_alone_and_among_others(name):
     rows, features = {"transformer": (120, 16), "patchtst": (96, 240), "graph": (25, 32)}.get(name, (60, 16))
     task = Horizons() if name == "patchtst" else Binary()
     values = np.random.default_rng(0).normal(size=(rows + 256, features)).astype(np.float32)
