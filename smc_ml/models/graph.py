@@ -25,7 +25,7 @@ from smc_ml.models.networks import (
 from .tasks import Task
 from .training import TrainingError
 from .windows import WindowError, Windows
-from .zone_graphs import NODE_BOTTOM, NODE_LEVEL, NODE_COLUMNS, NODE_TIMEFRAME, NODE_TOP
+from .zone_graphs import NODE_BOTTOM, NODE_COLUMNS, NODE_LEVEL, NODE_TIMEFRAME, NODE_TOP
 
 # %% ../../nbs/models/47_graph.ipynb #1e7247d0
 RELATIONS = ("overlap", "level", "parent", "child")
