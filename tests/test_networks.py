@@ -110,7 +110,7 @@ def model(name, events):
 
 def test_every_network_has_a_settings_class_and_a_regressor(name):
     assert type(small(name, Horizons())) is not type(small(name))
-    assert {*model_settings()[name].model_fields} <= {*inspect.signature(type(small(name))).parameters}
+    assert {*model_settings()[name]().arguments()} <= {*inspect.signature(type(small(name))).parameters}
 
 
 def test_shapes_are_right_and_every_weight_has_a_finite_gradient(name, events):
