@@ -25,12 +25,12 @@ SIZES = {
     "dropout": 0.2,
 }
 OTHER = {"loss": "focal", "schedule": "cosine", "optimizer": "adam"}
-X, y = small_ones.samples(32)
-came = small_ones.horizons_of(y)
-earned = came["return_1h"].to_numpy()
 POSITION = Position("return_1h", sides=2, cost=0.001, turnover=0.001)
 
 for name in sys.argv[1:]:
+    X, y = small_ones.samples(32, name=name)
+    came = small_ones.horizons_of(y)
+    earned = came["return_1h"].to_numpy()
     for task, targets, more in (
         (None, y, {}),
         (None, y, OTHER),

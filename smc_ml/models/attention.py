@@ -22,10 +22,11 @@ class SelfAttention(nn.Module):
 
     def _by_head(self, rows: torch.Tensor) -> torch.Tensor:
         "(samples, rows, width) -> (samples, heads, rows, width of a head)."
-        return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        count, width = int(rows.shape[1]), int(rows.shape[2])  # plain numbers: a graph need not find them out
+        return rows.reshape(-1, count, self.heads, width // self.heads).transpose(1, 2)
 
     def _parts(self, rows: torch.Tensor, last: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        key, value = self.key_value(rows).chunk(2, dim=-1)
+        key, value = self.key_value(rows).split(int(rows.shape[2]), dim=-1)
         query = self.query(rows[:, -1:] if last else rows)
         return self._by_head(query), self._by_head(key), self._by_head(value)
 
@@ -33,7 +34,7 @@ class SelfAttention(nn.Module):
         "(samples, rows, width), with `last` (samples, 1, width)."
         query, key, value = self._parts(rows, last)
         read = functional.scaled_dot_product_attention(query, key, value)
-        return self.out(read.transpose(1, 2).flatten(2))
+        return self.out(read.transpose(1, 2).reshape(-1, int(read.shape[2]), int(rows.shape[2])))
 
     def weights(self, rows: torch.Tensor, last: bool = False) -> torch.Tensor:
         "(samples, heads, asking rows, rows): how much each row is read; sums to 1."

@@ -25,6 +25,7 @@ from .tensors import load_tensors, save_tensors, settings_of
 from .trading import CausalConvolution
 from .training import TrainingError
 from .windows import Windows, check_features, check_known, resolved_before
+from .xgboost import tree_probabilities
 
 # %% ../../nbs/models/38_hybrid.ipynb #a8469dfe
 class ContextNetwork(WindowNetwork):
@@ -64,6 +65,8 @@ class ContextNetwork(WindowNetwork):
 # %% ../../nbs/models/38_hybrid.ipynb #cf93baa6
 class _ContextClassifier(NetworkClassifier, network=ContextNetwork, settings=HybridConfig):
     "The network alone."
+
+    live = "context"
 
     def context(self, X: Windows) -> np.ndarray:
         "(samples, 2 · hidden) float64."
@@ -135,7 +138,7 @@ class HybridCNNLSTMXGB(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "trees_")
         check_features(X, self.feature_names_in_)
         check_known(X, X.length)
-        return self.trees_.predict_proba(self._columns(X)).astype(float)
+        return tree_probabilities(self.trees_, self._columns(X)).astype(float)
 
     def predict(self, X: Windows) -> np.ndarray:
         "The likeliest class of each sample."

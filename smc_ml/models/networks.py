@@ -84,6 +84,8 @@ class NetworkEstimator(BaseEstimator):
         "random_state": 0,
         "progress": False,
     }  # arguments beside the settings
+    live: ClassVar[str] = "forward"  # method of the network that is asked live
+    _onnx: Any = None  # an `OnnxNetwork` that is asked it instead of the network
 
     random_state: int
     progress: bool
@@ -122,6 +124,7 @@ class NetworkEstimator(BaseEstimator):
     ) -> Self:
         "Train on samples; the learning curve is in `history_`, where it was trained in `device_`."
         check_known(X, X.length)
+        self._onnx = None
         self.device_ = device_name(device_of(self.device))
         self.task_ = task.fitted(y)
         self.network_ = self._new(X.shape[1], X.length, self.task_.outputs)
@@ -144,6 +147,8 @@ class NetworkEstimator(BaseEstimator):
     def _read(self, X: Windows, ask: str = "forward") -> np.ndarray:
         "What a method of the trained network gives for windows like those it was trained on, float64."
         check_is_fitted(self, "network_")
+        if self._onnx is not None and ask == self.live:
+            return self._onnx.outputs(X)
         check_features(X, self.feature_names_in_)
         check_known(X, X.length)
         if X.length != self.length_:
@@ -156,6 +161,15 @@ class NetworkEstimator(BaseEstimator):
     def _answer(self, X: Windows) -> np.ndarray:
         "What the trained network says, decoded."
         return self.task_.decode(self._read(X))
+
+    @property
+    def backend(self) -> str:
+        "What answers: torch, or onnxruntime where the model was loaded to be asked live."
+        return "torch" if self._onnx is None else "onnxruntime"
+
+    def __getstate__(self) -> dict[str, Any]:
+        "Without a session of ONNX Runtime, which cannot be copied."
+        return {name: value for name, value in super().__getstate__().items() if name != "_onnx"}
 
 # %% ../../nbs/models/09_networks.ipynb #48237dfa
 class NetworkClassifier(ClassifierMixin, NetworkEstimator):

@@ -28,6 +28,7 @@ class GraphError(UserError):
 
 # %% ../../nbs/models/11_onnx_rows.ipynb #81391c20
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
+_OWN = {("com.microsoft", "DynamicQuantizeLSTM")}  # of ONNX Runtime itself, which reads no file either
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
@@ -36,7 +37,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
     for node in graph.node:
-        if node.domain not in _DOMAINS:
+        if node.domain not in _DOMAINS and (node.domain, node.op_type) not in _OWN:
             raise GraphError(f"calls {node.op_type} of {node.domain}, which is not ONNX")
         for attribute in node.attribute:
             yield from (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))

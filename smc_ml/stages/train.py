@@ -11,15 +11,16 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from ..datasets.inputs import TradeOrigin, input_windows
+from ..datasets.inputs import TradeOrigin, input_windows, known_origin
 from ..features.catalogue import FeatureCatalogue
 from ..labels.config import SplitsConfig
-from ..models.config import FEATURES, TrainingConfig
+from ..models.config import FEATURES, GRAPHS, TrainingConfig
 from ..models.out_of_fold import OutOfFold, out_of_fold
 from ..models.registry import model_of
 from ..models.saving import feature_versions
@@ -71,7 +72,10 @@ def model_windows(
     "What the model looks at, and the trades; these are the same for all models."
     windows, usable = training_windows(features, catalogue, outcomes, config)
     inputs = model_of(model).config.inputs
-    if inputs != FEATURES:
+    if inputs == GRAPHS:
+        where, graphs = known_origin(inputs, origin), import_module("smc_ml.models.zone_graphs")
+        windows = graphs.market_graphs(windows, usable, where.market, config.graph, where.patterns)
+    elif inputs != FEATURES:
         windows = input_windows(inputs, usable, origin, config.steps)
     return windows, usable
 
@@ -93,7 +97,7 @@ def train_model(
     run = out_of_fold(
         model, windows, usable, config, splits, progress, workers=workers, checkpoints=checkpoints
     )
-    own = model_of(model).config.inputs == FEATURES
+    own = model_of(model).config.inputs in (FEATURES, GRAPHS)
     versions = feature_versions(catalogue.chosen(config.features)) if own else {}
     run = replace(run, description=run.description | {"feature_versions": versions})
     return TrainedModel(model, run, len(outcomes), len(usable), config.steps)

@@ -1,6 +1,7 @@
 """Networks beside what they would be without this package, in processor time and in the same run.
 `make bench` runs it; each test prints its line, and the ratios are what counts."""
 
+import copy
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from smc_ml.models.registry import MODELS
 from smc_ml.models.tasks import Binary, Horizons, Task
 from smc_ml.models.training import fit_network, outputs_of
 from smc_ml.models.windows import Windows
+from smc_ml.models.zone_graphs import _nearest
 
 FULL: Mapping[str, tuple[int, int, Task]] = {  # rows, features and task of the full sizes
     "lstm": (60, 16, Binary()),
@@ -26,6 +28,7 @@ FULL: Mapping[str, tuple[int, int, Task]] = {  # rows, features and task of the 
     "trading": (60, 16, Binary()),
     "pooling": (60, 16, Binary()),
     "fusion": (60, 16, Binary()),
+    "graph": (25, 32, Binary()),
 }
 
 
@@ -78,6 +81,18 @@ def test_an_answer_for_one_sample(name):
     said = {way: f"{seconds * 1e3:.2f} ms" for way, seconds in taken.items()}
     print(f"\n{name}: torch {said['torch']}, ONNX {said['onnx']}, ratio {ratio:.1f}")
     print(f"with windows and decoding: {whole['torch'] * 1e3:.2f} ms, {whole['onnx'] * 1e3:.2f} ms")
+
+
+def test_an_answer_of_the_hybrid_for_one_sample():
+    "Its network by torch or by ONNX Runtime, and its trees: windows of 100 rows, one sample at a time."
+    X = windows(100, 12, 300)
+    model = MODELS["hybrid"].make(TrainingConfig(hybrid={"epochs": 1})).fit(X, X.last()[:, 0] > 0)
+    asked = copy.deepcopy(model)
+    asked.network_._onnx = OnnxNetwork(onnx_of(asked.network_))
+    taken = side_by_side(
+        50, torch=lambda: model.predict_proba(X[:1]), onnx=lambda: asked.predict_proba(X[:1])
+    )
+    print(f"\nhybrid: torch {taken['torch'] * 1e3:.2f} ms, ONNX {taken['onnx'] * 1e3:.2f} ms")
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["step", "answer"])
@@ -135,6 +150,25 @@ def test_the_loop_beside_a_bare_one(name):
     taken = side_by_side(5, ours=ours, bare=bare)
     ratio = taken["bare"] / taken["ours"]
     print(f"\n{name}: {taken['ours']:.2f} s, bare {taken['bare']:.2f} s, ratio {ratio:.2f}")
+
+
+def test_graphs_of_events():
+    "Nodes of events, where as many zones live at any time: twice as many events take twice the time."
+
+    def zones(count: int) -> Callable[[], object]:
+        random, known = np.random.default_rng(0), np.arange(4 * count)
+        bottom, close = (
+            100 + random.normal(size=4 * count).cumsum() / 20,
+            100 + random.normal(size=count) / 10,
+        )
+        events, own, until = 4 * np.arange(count), np.full(count, -1), known + 400
+        return lambda: _nearest(events, close, own, known, until, bottom + 0.1, bottom, known, 24)
+
+    ways = {str(count): zones(count) for count in (10_000, 20_000)}
+    taken = side_by_side(5, **ways)
+    each = {name: f"{1e6 * seconds / int(name):.1f} µs" for name, seconds in taken.items()}
+    print(f"\nan event among 400 living zones, by the number of events: {each}")
+    assert taken["20000"] < 3 * taken["10000"]
 
 
 def test_memory_of_windows():
