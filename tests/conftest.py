@@ -20,9 +20,12 @@ def pytest_configure(config):
         pytest.exit(f"the real market data are not at {MARKET}: set SMC_ML_MARKET", returncode=1)
 
 
+LONGEST = ["test_pipeline_end_to_end.py", "test_notebooks.py"]
+
+
 def pytest_collection_modifyitems(items):
-    "The longest file first, so that two workers end together."
-    items.sort(key=lambda item: item.path.name != "test_pipeline_end_to_end.py")
+    "The longest files first, so that two workers end together."
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
