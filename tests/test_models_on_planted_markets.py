@@ -125,7 +125,11 @@ def test_every_family_finds_a_planted_edge(edge, sure):
 @pytest.mark.slow
 @pytest.mark.parametrize("models", [CHEAP, FAMILIES["networks"]], ids=["rows", "networks"])
 def test_no_family_shows_an_edge_on_twenty_markets_without_one(models):
-    """NULLS"""
+    """Twenty markets of two months and two symbols; about eight seconds of processor time a market.
+
+    Measured of logistic, xgboost, lightgbm, mlp and lorentzian on twenty: no gain lies above zero, one AUC of
+    twenty above one half for each of the first four, and the smallest p-value is 0.18. @NETS@
+    """
     found = above_chance(on_null_markets(models))
     print(found.round(4).to_string())
     assert (found[["count_p", "pooled_p"]].min(axis=1) >= 0.01 / (2 * len(found))).all(), found
@@ -133,7 +137,7 @@ def test_no_family_shows_an_edge_on_twenty_markets_without_one(models):
 
 @pytest.mark.slow
 def test_five_seeds_of_every_network():
-    """SEEDS"""
+    """Five minutes of processor time, at an edge of 0.45. @SEEDS@"""
     networks = FAMILIES["networks"]
     found = pd.DataFrame({seed: gains(0.45, networks, seed)["log_loss_gain"] for seed in range(5)})
     print(found.T.agg(["mean", "std", "min", "max"]).T.round(4).to_string())
