@@ -23,7 +23,7 @@ from ..candles import Market, read_market
 from ..evaluation.comparison import comparison_markdown, comparison_table
 from ..evaluation.trials import Trial, model_trial, record_trials, tried_on
 from ..features.catalogue import FeatureCatalogue, read_catalogue
-from ..models.config import known_models
+from ..models.config import SamplesConfig, known_models
 from ..models.onnx_rows import row_answer
 from ..models.out_of_fold import out_of_fold
 from ..models.registry import MODELS
@@ -93,6 +93,15 @@ def _place(folder: Path | None, name: str) -> Path | None:
     return folder / f"{name}.parquet" if folder else None
 
 
+def _of_trades(settings: PipelineSettings, model: str) -> PipelineSettings:
+    "The settings with the model learning from trades, where it learns from bars otherwise."
+    train = settings.train
+    if train.samples_of(model).of == "events":
+        return settings
+    own = getattr(train, model).model_copy(update={"samples": SamplesConfig()})
+    return settings.model_copy(update={"train": train.model_copy(update={model: own})})
+
+
 def _judged(
     model: str,
     events: Callable[[], MarketEvents],
@@ -133,7 +142,7 @@ def compare_models(
         if not train and not (path and path.is_file()):
             missing.append(model)
             continue
-        own = _learning(settings, [*settings.train.features, *more.get(model, ())])
+        own = _of_trades(_learning(settings, [*settings.train.features, *more.get(model, ())]), model)
         mark = f"{model_mark(model, market, own)} {' '.join(widest.train.features)}"
         tables[model] = kept(path, mark, partial(_judged, model, events, widest, own, progress))
     costs = {model: table[list(COSTS)].iloc[0].to_dict() for model, table in tables.items()}
@@ -155,7 +164,7 @@ def comparison_trials(
     "One trial a model, as the stage that trains would log it."
     settings, trials = PipelineSettings(**_known(sections)), []
     for model in models:
-        own = _learning(settings, [*settings.train.features, *NEEDED.get(model, ())])
+        own = _of_trades(_learning(settings, [*settings.train.features, *NEEDED.get(model, ())]), model)
         names = catalogue.chosen(own.train.features).names
         told = learns_regimes(own.features, own.train.features)
         origins = {name: getattr(own, name) for name in (*_ORIGINS, *(["regimes"] if told else []))}
