@@ -162,6 +162,11 @@ def test_a_model_rests_on_no_baseline_but_its_own(model, own):
     assert {Path(path).stem for path in paths if path.startswith("smc_ml/baselines/")} == own
 
 
+def test_an_edit_of_a_figure_or_a_page_retrains_no_model():
+    lists = [text for name, text in write_code(ROOT).items() if name.startswith("train_")]
+    assert lists and not [text for text in lists if "smc_ml/figures/" in text or "smc_ml/reports/" in text]
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_list_of_its_code_and_on_no_module(name):
     deps = paths_of(STAGES[name]["deps"])
