@@ -188,7 +188,10 @@ def change_plot(reliability: pd.DataFrame) -> Figure:  # of `reliability_change`
     return figure
 
 # %% ../../nbs/figures/20_leaderboard.ipynb #8f481454
-def curves_plot(histories: Mapping[str, pd.DataFrame]) -> Figure:  # by model: epoch, losses, fold
+def curves_plot(
+    histories: Mapping[str, pd.DataFrame],  # by model: epoch, losses, fold
+    unit: str = "cross-entropy, nats",  # of the losses
+) -> Figure:
     "Learning curves of the models that have any, a panel each."
     learnt = {name: table for name, table in histories.items() if len(table)}
     if not learnt:
@@ -205,7 +208,7 @@ def curves_plot(histories: Mapping[str, pd.DataFrame]) -> Figure:  # by model: e
             )
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     figure.supxlabel("epoch", fontsize=10)
-    figure.supylabel("cross-entropy, nats", fontsize=10)
+    figure.supylabel(unit, fontsize=10)
     return figure
 
 

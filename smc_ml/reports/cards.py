@@ -20,6 +20,7 @@ from markupsafe import Markup
 from ..config import Section
 from ..evaluation.intervals import Interval, in_words
 from ..figures.canvas import words
+from ..figures.horizons import horizon_plot
 from ..figures.leaderboard import chances_plot, change_plot, coverage_plot, curves_plot, leaning_plot
 from ..models.config import TrainingConfig
 from ..models.saving import read_description
@@ -123,9 +124,13 @@ def _card_figures(root: Path, model: str) -> dict[str, Markup]:
     bins, curves, importance, reliability = (
         _own(read_table(compared / f"{name}.parquet"), model) for name in names
     )
-    history = read_table(root / f"artifacts/training/{model}/history.parquet")
+    training = root / f"artifacts/training/{model}"
+    history = read_table(training / "history.parquet")
+    scores = [read_table(path) for path in training.glob("scores.parquet")]  # of a model of bars
+    unit = "mean loss of the targets" if scores else "cross-entropy, nats"
     drawn = {
-        "How it was trained": curves_plot({model: history}) if len(history) else None,
+        "Horizon by horizon": horizon_plot(scores[0]) if scores else None,
+        "How it was trained": curves_plot({model: history}, unit) if len(history) else None,
         "Do its chances happen?": chances_plot(bins) if len(bins) else None,
         "Before and after the calibration": change_plot(reliability) if len(reliability) else None,
         "Sure and right": coverage_plot(curves) if len(curves) else None,

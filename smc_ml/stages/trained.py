@@ -79,15 +79,6 @@ class JudgedModel(NamedTuple):
     metrics: dict[str, Any]
     calibration: pd.DataFrame
     tables: dict[str, pd.DataFrame]  # of the training
-    loss: str = "cross-entropy"  # that is trained on
-
-    def histories(self) -> list[pd.DataFrame]:
-        "The learning curve; none of a model without epochs."
-        return [self.run.history] if len(self.run.history) else []
-
-    def horizons(self) -> list[pd.DataFrame]:
-        "The scores of a model of bars; none of one of events."
-        return [self.tables["scores"]] if "scores" in self.tables else []
 
 
 _EVENTS = (
@@ -128,16 +119,7 @@ def judge_trained_bars(trained: TrainedBars) -> JudgedModel:
     }
     words = f"{horizon_sentence(scores)} {_BARS}"
     told = direction_calibration(run.predictions, labels)
-    return JudgedModel(
-        run,
-        trained.sentence(),
-        words,
-        horizon_table(scores),
-        metrics,
-        told,
-        tables,
-        "mean loss of the targets",
-    )
+    return JudgedModel(run, trained.sentence(), words, horizon_table(scores), metrics, told, tables)
 
 
 def train_and_judge(
