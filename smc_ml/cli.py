@@ -132,7 +132,7 @@ def tuned_settings(path: str | Path, model: str, trials: int | None = None, writ
     where = f"written into {path}: run smc run" if write else f"tune with --write, or set train.{model}"
     return f"{found.best_trials()}\n{found.sentence()}\nBest settings: {told} ({where})."
 
-
+# %% ../nbs/11_cli.ipynb #d3e0d5c2
 def compared_models(path: str | Path, models: Sequence[str]) -> str:
     "Compare models on the candles of the last run, resuming; the table as Markdown, and where it lies."
     from smc_ml.settings import check_settings
@@ -146,7 +146,7 @@ def compared_models(path: str | Path, models: Sequence[str]) -> str:
         "flattered by luck. The table is at reports/comparison.md and reports/comparison.parquet."
     )
 
-
+# %% ../nbs/11_cli.ipynb #0e8a8e88
 app = typer.Typer(
     help="Smart Money Concepts: settings and long runs. `make repro` runs the whole pipeline.",
     no_args_is_help=True,
@@ -167,7 +167,7 @@ def check_everything(path: str | Path) -> None:
     if said := refusals(check_settings(path)):
         raise ConfigError("\n".join(f"{path}: {line}" for line in said))
 
-
+# %% ../nbs/11_cli.ipynb #c2a390c3
 @app.command()
 def check(settings: SettingsFile = Path("params.yaml")) -> None:
     "Check every section of the settings, and what they ask of each other."
@@ -176,14 +176,14 @@ def check(settings: SettingsFile = Path("params.yaml")) -> None:
         check_everything(settings)
         print(f"{settings}: every section is right, and they fit together")
 
-
+# %% ../nbs/11_cli.ipynb #bf252852
 @app.command()
 def files(settings: SettingsFile, pairs: Pairs) -> None:
     "Take candles from files: read and check them, then write them into the settings."
     with _plainly():
         print(take_files(settings, pairs))
 
-
+# %% ../nbs/11_cli.ipynb #0821345e
 @app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run_pipeline(context: typer.Context) -> None:
     "Run the pipeline: dvc repro, with its targets and options, after what a killed run left was repaired."
@@ -198,7 +198,7 @@ def run_pipeline(context: typer.Context) -> None:
     if code:
         raise typer.Exit(code)
 
-
+# %% ../nbs/11_cli.ipynb #71219583
 @app.command()
 def mend() -> None:
     "Restore what a killed run left of DVC's records; `smc run` does so by itself."
@@ -207,7 +207,7 @@ def mend() -> None:
     with _plainly():
         look_over(project_root())
 
-
+# %% ../nbs/11_cli.ipynb #e55482c7
 @app.command("tune")
 def run_tuning(
     model: Annotated[str, typer.Argument(help="its name, as in train.models", metavar="MODEL")],
@@ -223,7 +223,7 @@ def run_tuning(
         check_everything(settings)
         print(tuned_settings(settings, model, trials, write))
 
-
+# %% ../nbs/11_cli.ipynb #0727ed53
 @app.command("compare")
 def run_comparison(
     models: Annotated[
@@ -239,7 +239,7 @@ def run_comparison(
         check_everything(settings)
         print(compared_models(settings, models or ()))
 
-
+# %% ../nbs/11_cli.ipynb #2661d08e
 @app.command()
 def controls(settings: SettingsFile = Path("params.yaml")) -> None:
     "Run the long form of the controls, or resume it (hours)."

@@ -157,7 +157,7 @@ def make(
     own = {"threads": min(threads, config.threads), "random_state": seed, "progress": progress}
     return HybridCNNLSTMXGB(**config.arguments() | own)
 
-
+# %% ../../nbs/models/38_hybrid.ipynb #7ed904c9
 def save(model: HybridCNNLSTMXGB, folder: Path) -> dict[str, Any]:
     "Write network and trees."
     tensors = {
@@ -168,7 +168,7 @@ def save(model: HybridCNNLSTMXGB, folder: Path) -> dict[str, Any]:
     facts = {"settings": settings_of(model), "features": list(model.feature_names_in_)}
     return facts | {"steps": model.network_.length_, "classes": model.classes_.tolist()}
 
-
+# %% ../../nbs/models/38_hybrid.ipynb #3c3b6d8e
 def load(facts: dict[str, Any], folder: Path) -> HybridCNNLSTMXGB:
     "The fitted estimator."
     model, tensors = HybridCNNLSTMXGB(**facts["settings"]), load_tensors(folder)

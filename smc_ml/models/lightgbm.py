@@ -84,11 +84,11 @@ class LeafwiseTrees(BoostedTrees):
         rows = np.ascontiguousarray(X, np.float32)
         return np.asarray(self.booster_.predict(rows, num_threads=self.threads))
 
-
+# %% ../../nbs/models/19_lightgbm.ipynb #bd6cdbaf
 class LeafwiseClassifier(LeafwiseTrees, BoostedClassifier):
     "LightGBM for classes that are whole numbers from 0 on."
 
-
+# %% ../../nbs/models/19_lightgbm.ipynb #e62edcd2
 class LeafwiseRegressor(LeafwiseTrees, BoostedRegressor):
     "LightGBM for a quantity."
 

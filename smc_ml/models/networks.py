@@ -196,7 +196,7 @@ class NetworkClassifier(ClassifierMixin, NetworkEstimator):
         "The likeliest class of each sample."
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
-
+# %% ../../nbs/models/09_networks.ipynb #72c00630
 class NetworkRegressor(RegressorMixin, NetworkEstimator):
     "A quantity, or several, from the window before a sample."
 

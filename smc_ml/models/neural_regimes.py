@@ -33,7 +33,7 @@ def rows_since(begins: np.ndarray) -> np.ndarray:
     places = np.arange(len(begins))
     return places - np.maximum.accumulate(np.where(begins, places, 0)) + 1
 
-
+# %% ../../nbs/models/41_neural_regimes.ipynb #c3860899
 class NNRegimeDetector(BaseEstimator):
     "Probability of each state of the coming volatility, the calmest first."
 

@@ -46,7 +46,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 yield from _tensors(inner)
 
-
+# %% ../../nbs/models/11_onnx_rows.ipynb #eb36b644
 def checked_graph(
     content: bytes,
     where: str = "the graph",  # what an error calls it

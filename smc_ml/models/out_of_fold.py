@@ -179,7 +179,7 @@ class Fold:
     model: BaseEstimator
     learnt: np.ndarray  # positions of the samples that it learnt from
 
-
+# %% ../../nbs/models/16_out_of_fold.ipynb #16189a34
 @dataclass(frozen=True, eq=False)
 class _Folds:
     "What every fold is trained from."
@@ -208,7 +208,7 @@ class _Folds:
         facts = {"model": self.name} | _fold_facts(known, roles, self.edges, fold) | worth
         return Fold(prediction_table(labels.iloc[test], self.name, fold, said), facts, history, fitted, train)
 
-
+# %% ../../nbs/models/16_out_of_fold.ipynb #54731542
 def _folds(
     model: str | BaseEstimator,
     windows: Windows,
@@ -230,7 +230,7 @@ def _folds(
     edges = splitter.edges(labels)
     return _Folds(*named, windows, labels, config, splits, task, edges, roles, checkpoints)
 
-
+# %% ../../nbs/models/16_out_of_fold.ipynb #505d92dc
 def each_fold(
     model: str | BaseEstimator,  # as of `out_of_fold`, and all that follows
     windows: Windows,
@@ -246,7 +246,7 @@ def each_fold(
     bar = ProgressBar(range(len(folds.roles)), desc=f"{folds.name} folds", disable=not progress)
     return map(folds.train, bar)
 
-
+# %% ../../nbs/models/16_out_of_fold.ipynb #deeae59f
 def out_of_fold(
     model: str | BaseEstimator,  # a name of `MODELS`, or any estimator of scikit-learn's kind
     windows: Windows,
@@ -270,7 +270,7 @@ def out_of_fold(
         describe_training(last.facts["model"], config, *learnt, task),
     )
 
-
+# %% ../../nbs/models/16_out_of_fold.ipynb #511f260e
 def _trained(
     model: str | BaseEstimator,
     windows: Windows,

@@ -35,7 +35,7 @@ def tree_probabilities(
     found = trees.get_booster().inplace_predict(rows, missing=np.nan, validate_features=False)
     return found if found.ndim == 2 else np.column_stack([1 - found, found])
 
-
+# %% ../../nbs/models/18_xgboost.ipynb #e3096880
 class _Wide:
     "A squared penalty that grows in proportion to the columns where there are more than so many."
 

@@ -224,7 +224,7 @@ def graph_windows(
         windows.times,
     )
 
-
+# %% ../../nbs/models/46_zone_graphs.ipynb #995c8a9b
 def market_graphs(
     windows: Windows,  # of the events
     events: pd.DataFrame,  # one a window
