@@ -73,6 +73,12 @@ def test_a_run_of_models_of_bars_alone_is_refused(tmp_path):
         ("patchtst", {"timeframe": "12m"}, "bars of 12m are no multiple of 5m candles"),
         ("patchtst", {"features": ["momentun"]}, "there is no feature or family momentun"),
         ("patchtst", {"steps": 8}, "windows of 8 rows, but 16 rows per patch"),
+        (
+            "event_facts",
+            {"of": "bars"},
+            "event_facts looks at event facts, which events have and bars have not",
+        ),
+        ("logistic", {"of": "bars"}, "logistic is a classifier and cannot learn Horizons of return_15m"),
         ("lightgbm", {"features": ["smc"]}, "lightgbm learns from events, which have the features of train"),
     ],
 )
@@ -80,6 +86,7 @@ def test_samples_that_there_are_not_are_refused_before_anything_runs(tmp_path, m
     import yaml
 
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    settings["train"]["models"] = sorted({*settings["train"]["models"], model})
     settings["train"][model] = (settings["train"][model] or {}) | {"samples": samples}
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")

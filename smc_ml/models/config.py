@@ -645,7 +645,7 @@ class TrainingConfig(Section):
     )
     calibration: Literal["none", "temperature", "platt", "isotonic", "venn_abers"] = Field(
         "none",
-        description="of probabilities, on the last validation_share of the training time",
+        description="of probabilities of models of events, on the last validation_share of the training time",
         exclude_if=lambda value: value == "none",  # so that older trials keep their names
     )
     weights: WeightConfig = WeightConfig(by="none")

@@ -16,11 +16,11 @@ import pandas as pd
 
 from ..candles import checked_timeframe
 from ..datasets.bars import bar_dataset, bar_timeframe, longest_horizon
-from ..datasets.samples import SMCDataset
+from ..datasets.samples import DatasetError, SMCDataset
 from ..evaluation.horizons import BAR_BASELINES
 from ..features.catalogue import FeatureCatalogue
 from ..labels.config import SplitsConfig
-from ..models.config import TrainingConfig
+from ..models.config import FEATURES, TrainingConfig
 from ..models.out_of_fold import OutOfFold, out_of_fold
 from ..models.saving import feature_versions
 from ..models.tasks import Horizons
@@ -28,7 +28,12 @@ from ..models.windows import Windows
 
 # %% ../../nbs/stages/20_bars.ipynb #f4a11a3a
 def bar_features(model: str, catalogue: FeatureCatalogue, config: TrainingConfig) -> FeatureCatalogue:
-    "The features from which a model of bars learns."
+    "The features from which a model of bars learns; a `DatasetError` for one that looks at something else."
+    if (inputs := getattr(config, model).inputs) != FEATURES:
+        raise DatasetError(
+            f"{model} looks at {inputs.replace('_', ' ')}, which events have and bars have not: "
+            f"set train.{model}.samples.of to events"
+        )
     return catalogue.chosen(config.samples_of(model).features or config.features)
 
 

@@ -19,6 +19,8 @@ from ..features.table import check_declared, feature_catalogue
 from ..labels.checks import check_kinds, check_traded
 from ..labels.horizons import horizon_length
 from ..labels.weights import weighing_market
+from ..models.registry import model_of
+from ..models.tasks import Horizons
 from ..regimes.config import RegimeConfig, regime_timeframe
 from ..simulation.market import simulated_span
 from .bars import bar_features, baseline_columns
@@ -95,6 +97,8 @@ def _model(model: str, sections: Sections) -> None:
     samples, own = train.samples_of(model), getattr(train, model)
     if samples.of == "bars":
         bar_timeframe(samples.timeframe, sections["collect"].timeframe)
+        if type(own)().samples.of != "bars":  # whether it can learn several horizons is not known of it
+            model_of(model).make(train, Horizons(sections["horizons"].horizons))
         if computed := _computed(sections):
             bar_features(model, computed, train)
             baseline_columns(computed, train)
