@@ -81,13 +81,14 @@ def model_panels(
     title: str,
     names: Sequence[str],  # of the models
     height: float = 2.6,  # inches of a panel
+    same: bool = True,  # whether all panels have one scale upwards
 ) -> tuple[Figure, dict[str, Axes]]:
-    "A figure with a panel for each model, of the same scale, named."
-    columns = min(_COLUMNS, max(len(names), 1))
+    "A figure with a panel for each model, named."
+    columns = 2 if len(names) == 4 else min(_COLUMNS, max(len(names), 1))
     rows = -(-len(names) // columns)
     lines = fill(title, _TITLE_WIDTH)
     size = (9, (height if columns > 1 else height + 0.8) * rows + 0.6 + 0.2 * lines.count("\n"))
-    figure, places = panels(lines, rows, columns, size, sharex=True, sharey=True)
+    figure, places = panels(lines, rows, columns, size, sharex=True, sharey=same)
     for axes in places[len(names) :]:
         axes.set_visible(False)
     for number, (axes, name) in enumerate(zip(places, names, strict=False)):
@@ -190,7 +191,7 @@ def change_plot(reliability: pd.DataFrame) -> Figure:  # of `reliability_change`
 # %% ../../nbs/figures/20_leaderboard.ipynb #8f481454
 def curves_plot(
     histories: Mapping[str, pd.DataFrame],  # by model: epoch, losses, fold
-    unit: str = "cross-entropy, nats",  # of the losses
+    unit: str = "loss",  # what the losses are in
 ) -> Figure:
     "Learning curves of the models that have any, a panel each."
     learnt = {name: table for name, table in histories.items() if len(table)}
@@ -199,7 +200,7 @@ def curves_plot(
     lowest = {name: _lowest(table) for name, table in learnt.items()}
     told = listed(f"{epochs:g} ({words(name)})" for name, epochs in lowest.items())
     title = f"Validation loss is lowest after epoch {told}, median of the folds"
-    figure, places = model_panels(title, list(learnt))
+    figure, places = model_panels(title, list(learnt), same=False)
     for name, axes in places.items():
         for _, fold in learnt[name].groupby("fold"):
             axes.plot(fold["epoch"] + 1, fold["train_loss"], color=NEUTRAL, linewidth=1, alpha=0.7)
