@@ -201,7 +201,7 @@ def test_a_model_of_bars_has_its_costs_and_a_card_and_no_row_among_those_of_even
     assert found.table["log_loss_gain"].tolist() == board.table["log_loss_gain"].tolist()
     card = card_of(tmp_path, "patchtst", "none.ipynb").values
     assert card["sentence"].endswith("1 of 1 measures has an interval above chance.")
-    assert list(card["figures"]) == ["How it was trained"]
+    assert list(card["figures"]) == ["Horizon by horizon", "How it was trained"]
 
 
 COLUMNS = [Column("name", ascending=True), Column("gain")]
