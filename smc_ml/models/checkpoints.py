@@ -117,7 +117,7 @@ def checkpoint_of(
         print(f"the training begins anew: {str(error).rpartition(': ')[0]}", file=sys.stderr)
         return None
     if there is not None and isinstance(path, KeptCheckpoint):
-        print(f"the training goes on after {len(there[1]['history'])} epochs", file=sys.stderr)
+        print(f"the training goes on after epoch {len(there[1]['history'])}", file=sys.stderr)
     return there
 
 
