@@ -128,7 +128,8 @@ def test_no_family_shows_an_edge_on_twenty_markets_without_one(models):
     """Twenty markets of two months and two symbols; about eight seconds of processor time a market.
 
     Measured of logistic, xgboost, lightgbm, mlp and lorentzian on twenty: no gain lies above zero, one AUC of
-    twenty above one half for each of the first four, and the smallest p-value is 0.18. @NETS@
+    twenty above one half for each of the first four, and the smallest p-value is 0.18. Random forest, svm
+    and networks have not been measured.
     """
     found = above_chance(on_null_markets(models))
     print(found.round(4).to_string())
@@ -137,7 +138,11 @@ def test_no_family_shows_an_edge_on_twenty_markets_without_one(models):
 
 @pytest.mark.slow
 def test_five_seeds_of_every_network():
-    """Five minutes of processor time, at an edge of 0.45. @SEEDS@"""
+    """Five minutes of processor time, at an edge of 0.45.
+
+    Measured of four: mean gain and standard deviation are 0.0060 and 0.0038 (fusion), 0.0127 and 0.0021
+    (hybrid), 0.0127 and 0.0017 (pooling), 0.0105 and 0.0004 (lstm); every one of the twenty gains.
+    """
     networks = FAMILIES["networks"]
     found = pd.DataFrame({seed: gains(0.45, networks, seed)["log_loss_gain"] for seed in range(5)})
     print(found.T.agg(["mean", "std", "min", "max"]).T.round(4).to_string())
