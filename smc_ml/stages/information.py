@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..candles import Market
 from ..datasets.inputs import TradeOrigin, baseline_rows, decision_rows, single_rows
+from ..evaluation.comparison import bounds_in_words
 from ..evaluation.config import InformationConfig
 from smc_ml.evaluation.information import (
     gain_words,
@@ -167,22 +168,13 @@ def predictions_of_sets(
     return pd.concat(tables, ignore_index=True), rises
 
 # %% ../../nbs/stages/18_information.ipynb #39ae2a46
-def _interval_in_words(row: Mapping[str, Any], name: str, form: str) -> str:
-    "Value and bounds, as far as they are known."
-    value, low, high = (float(row.get(name + end, np.nan)) for end in ("", "_low", "_high"))
-    if not np.isfinite(value):
-        return "–"
-    bounds = f" ({in_words(low, form)} to {in_words(high, form)})" if np.isfinite(low) else ""
-    return in_words(value, form) + bounds
-
-
 def _in_words(row: Mapping[str, Any]) -> dict[str, str | int]:
     "A row of `information_table` for people."
     told = {
-        "gain over the base rate": _interval_in_words(row, "log_loss_gain", "+.4f"),
+        "gain over the base rate": bounds_in_words(row, "log_loss_gain", "+.4f"),
         "seen with 80 % power": in_words(row["least_gain"], ".4f") if np.isfinite(row["least_gain"]) else "–",
-        "AUC": _interval_in_words(row, "auc", ".3f"),
-        "gain over the reference": _interval_in_words(row, "gain_over_reference", "+.4f"),
+        "AUC": bounds_in_words(row, "auc", ".3f"),
+        "gain over the reference": bounds_in_words(row, "gain_over_reference", "+.4f"),
     }
     verdict = gain_words(row["verdict"], row["least_gain"])
     return {name: row[name] for name in ("set", "model", "columns")} | told | {"verdict": verdict}
