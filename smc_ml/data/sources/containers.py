@@ -86,6 +86,7 @@ _UNPACK: dict[bytes, Callable[[bytes], bytes]] = {
     b"\xfd7zXZ": lzma.decompress,
     b"\x28\xb5\x2f\xfd": _zstd,
 }
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _FOREIGN = {
     b"\x89HDF": ("an HDF5 file", "write its table to Parquet: pandas.read_hdf(…).to_parquet(…)"),
     b"\x80": ("stored Python objects, which can run programs and are never loaded", "write Parquet"),
@@ -125,8 +126,10 @@ def file_content(path: Path) -> bytes:
     for magic, unpack in _UNPACK.items():
         if content.startswith(magic):
             content = unpack(content)
-    if content[:2] == b"PK" and zipfile.is_zipfile(io.BytesIO(content)):
+    if content.startswith(_ZIP):
         content = _unzipped(content, path)
+    if content[257:262] == b"ustar":
+        raise SourceError(f"{path}: is a tar archive: unpack it and name the files of candles")
     for magic, (what, remedy) in _FOREIGN.items():
         if content.startswith(magic):
             raise SourceError(f"{path}: is {what}: {remedy}")

@@ -207,8 +207,11 @@ def _read_rows(body: str, layout: _Layout, options: dict[str, str]) -> pd.DataFr
 
 
 def text_table(content: bytes, path: Path) -> RawTable:
-    "A table from separated text; a `SourceError` for a cut last row or numbers that may be two."
+    "A table from separated text; a `SourceError` for cut rows, zero bytes, numbers that may be two."
     text, notes = _decoded(content)
+    if (zero := text.find("\0")) >= 0:
+        line = text.count("\n", 0, zero) + 1
+        raise SourceError(f"{path}: line {line} holds zero bytes, so it is cut off or no text: fetch it again")
     text = text.strip("\r\n\t ﻿") if "\t" not in text else text.strip("\r\n ﻿")
     if told := re.match(r"sep=(.)\r?\n", text, re.IGNORECASE):
         text = text[told.end() :]
