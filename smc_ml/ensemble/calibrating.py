@@ -9,6 +9,7 @@ __all__ = ['Calibrator', 'beta_calibration', 'beta_calibrator', 'isotonic_calibr
 from collections.abc import Callable
 
 import numpy as np
+from scipy.optimize import minimize
 
 from ..models.calibration import Isotonic
 
@@ -24,18 +25,17 @@ def _beta_columns(probability: np.ndarray) -> np.ndarray:
 
 def beta_calibration(probability: np.ndarray, won: np.ndarray) -> np.ndarray:
     "(3,): a, b and c by log-loss, a and b not below zero; the share that won where all outcomes are alike."
-    from sklearn.linear_model import LogisticRegression
-
     share = (won.sum() + 1) / (len(won) + 2)
-    found, used = np.array([0.0, 0.0, np.log(share / (1 - share))]), [0, 1]
-    while used and 0 < won.sum() < len(won):
-        line = LogisticRegression(C=1e6).fit(_beta_columns(probability)[:, used], won)
-        if (line.coef_ >= 0).all():
-            found = np.append(np.zeros(2), line.intercept_)
-            found[used] = line.coef_[0]
-            break
-        used.remove(used[int(line.coef_[0].argmin())])
-    return found
+    if not 0 < won.sum() < len(won):
+        return np.array([0.0, 0.0, np.log(share / (1 - share))])
+    columns = np.column_stack([_beta_columns(probability), np.ones(len(won))])
+
+    def loss(parts: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = columns @ parts
+        away = 1 / (1 + np.exp(-np.clip(scores, -500, 500))) - won
+        return float((np.logaddexp(0, scores) - won * scores).mean()), away @ columns / len(won)
+
+    return minimize(loss, np.array([1.0, 1.0, 0.0]), jac=True, bounds=[(0, None), (0, None), (None, None)]).x
 
 
 def beta_calibrator(probability: np.ndarray, won: np.ndarray) -> Calibrator:
