@@ -54,13 +54,13 @@ def refits(
     minimum: int,  # outcomes before the first fit
     first: int = 0,  # event: fits that only speak of events before it are left out
 ) -> Iterator[Refit]:
-    "Each fit in order; none before there are `minimum` outcomes."
-    known, start = releases.known, int(np.searchsorted(releases.known, minimum))
+    "Each fit in order, from `minimum`, `minimum + every` … outcomes; none before there are `minimum`."
+    known = releases.known
+    start = max(first, int(np.searchsorted(known, minimum)))
     while start < len(known):
-        count = int(known[start])
+        count = minimum + (int(known[start]) - minimum) // every * every
         stop = int(np.searchsorted(known, count + every))
-        if stop > first:
-            yield Refit(max(start, first), stop, count)
+        yield Refit(start, stop, count)
         start = stop
 
 # %% ../../nbs/ensemble/03_releases.ipynb #ea254811
