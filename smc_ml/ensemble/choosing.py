@@ -49,4 +49,8 @@ def predicted_weights(rows: np.ndarray, losses: np.ndarray, temperature: float) 
 
     mean, spread = _standing(rows)
     line = Ridge(alpha=0.1 * len(rows)).fit((rows - mean) / spread, losses)
-    return lambda new: rows_of_weights(line.predict((new - mean) / spread), temperature)
+
+    def weigh(new: np.ndarray) -> np.ndarray:
+        return rows_of_weights(line.predict((new - mean) / spread).reshape(len(new), -1), temperature)
+
+    return weigh

@@ -192,6 +192,7 @@ def _save(ensemble: Ensemble, folder: Path) -> None:
         "members": list(members.names),
         "symbols": symbols.tolist(),
         "context": list(members.context),
+        "unit": events["time"].dt.unit,
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,11 +202,14 @@ def _save(ensemble: Ensemble, folder: Path) -> None:
 
 def _members_from(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Members:
     "The members of a saved ensemble."
-    exits = pd.Series(pd.to_datetime(arrays["exits"], utc=True, unit="ns"))
+    times, exits = (
+        pd.Series(pd.to_datetime(arrays[name], utc=True, unit="ns")).dt.as_unit(facts["unit"])
+        for name in ("times", "exits")
+    )
     events = pd.DataFrame(
         {
             "symbol": np.asarray(facts["symbols"], dtype=object)[arrays["symbol"]],
-            "time": pd.to_datetime(arrays["times"], utc=True, unit="ns"),
+            "time": times,
             "event_id": arrays["event_id"],
             "fold": arrays["fold"],
             "exit_at": exits.where(arrays["exits"] < PENDING),

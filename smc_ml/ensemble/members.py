@@ -117,7 +117,7 @@ def _check_same(name: str, table: pd.DataFrame, first: str, other: pd.DataFrame)
         )
 
 
-def _tables(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _tables(predictions: pd.DataFrame, fewest: int = 2) -> dict[str, pd.DataFrame]:
     "The table of each member in the order of time, checked; members in alphabetical order."
     _check_predictions(predictions)
     order = ["time", "symbol", "event_id"]
@@ -127,7 +127,7 @@ def _tables(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
     if "ensemble" in tables:
         raise PredictionError("the ensemble is among its own models: pass the models' predictions only")
-    if len(tables) < 2:
+    if len(tables) < fewest:
         raise PredictionError(f"{next(iter(tables))} is the only member: train two models at least")
     first = next(iter(tables))
     for name, table in tables.items():
@@ -198,9 +198,10 @@ def align_members(
     labels: pd.DataFrame,  # of all those events, resolved
     context: pd.DataFrame | None = None,  # symbol, time, event_id, and numbers known at the decision
     target: str | None = None,  # None: the only one that is predicted
+    fewest: int = 2,  # members; 1: where a single model is its own ensemble
 ) -> Members:
     "The members of an ensemble side by side; a `PredictionError` for whatever does not fit together."
-    tables = _tables(of_target(predictions, target))
+    tables = _tables(of_target(predictions, target), fewest)
     first = next(iter(tables.values()))
     events = _joined(first[[name for name in (*EVENT_KEYS, "fold", "target") if name in first]], labels)
     check_outcomes(events)
