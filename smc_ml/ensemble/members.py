@@ -256,7 +256,7 @@ def join_members(one: Members, other: Members) -> tuple[Members, np.ndarray]:
     if (again := events.duplicated(list(EVENT_KEYS))).any():
         raise PredictionError(f"{_of(events[again].iloc[0])} is there already: give each event once")
     parts = ("probability", "expected_r")
-    arrays = (np.concatenate([getattr(one, part), getattr(other, part)])[order] for part in parts)
+    said, worth = (np.concatenate([getattr(one, part), getattr(other, part)])[order] for part in parts)
     context = pd.concat([one.context, other.context], ignore_index=True).iloc[order].reset_index(drop=True)
-    joined = Members(one.names, events.iloc[order].reset_index(drop=True), *arrays, context)
+    joined = Members(one.names, events.iloc[order].reset_index(drop=True), said, worth, context)
     return joined, np.flatnonzero(order >= len(one))

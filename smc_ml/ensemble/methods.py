@@ -71,8 +71,8 @@ def _said(asked: Request, probability: np.ndarray) -> Mixture:
 
 def _weighted(asked: Request, weights: np.ndarray) -> Mixture:
     "A weighted mean."
-    mixed = ((weights * part).sum(axis=1) for part in (asked.members.probability, asked.members.expected_r))
-    return Mixture(*mixed, weights)
+    said = (weights * asked.members.probability).sum(axis=1)
+    return Mixture(said, (weights * asked.members.expected_r).sum(axis=1), weights)
 
 # %% ../../nbs/ensemble/11_methods.ipynb #2aba13dd
 def _even(asked: Request) -> np.ndarray:

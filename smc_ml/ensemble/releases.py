@@ -41,11 +41,11 @@ def releases_of(members: Members) -> Releases:
 
 # %% ../../nbs/ensemble/03_releases.ipynb #1f5f3c28
 class Refit(NamedTuple):
-    "Events from `start` to `stop` are answered by what is learnt from the first `count` outcomes."
+    "Events from `start` to `stop` are answered by what is learnt from the first `learnt` outcomes."
 
     start: int
     stop: int  # not included
-    count: int
+    learnt: int
 
 
 def refits(
@@ -81,8 +81,8 @@ def by_refits(
     "Answers to all events, each from outcomes that were known at the fit before it."
     answers, memory = np.array(before, float), {} if memory is None else memory
     for fit in refits(releases, *plan, first):
-        if fit.count not in memory:
-            rows = releases.order[: fit.count]
-            memory[fit.count] = learn(inputs[rows], outcomes[rows])
-        answers[fit.start : fit.stop] = memory[fit.count](inputs[fit.start : fit.stop])
+        if fit.learnt not in memory:
+            rows = releases.order[: fit.learnt]
+            memory[fit.learnt] = learn(inputs[rows], outcomes[rows])
+        answers[fit.start : fit.stop] = memory[fit.learnt](inputs[fit.start : fit.stop])
     return answers
