@@ -82,7 +82,8 @@ def test_on_planted_markets_the_ensemble_does_not_lose_to_the_plain_mean():
     lost = (table["over_mean_high"] < 0).groupby(table["name"]).sum()
     print((1000 * means).round(2).assign(lost=lost).to_string())
     print(table.groupby("seed")["chosen"].first().value_counts())
-    assert (table.loc[table["name"] == "mean", "log_loss_gain_low"] > 0).sum() >= 18
+    gains = table.loc[table["name"] == "mean", "log_loss_gain"]
+    assert gains.mean() > 3 * gains.std() / np.sqrt(len(gains)), gains  # there is something to combine
     for name in ("past_log_loss", "hedge", "fixed_share"):
         assert lost[name] <= 2 and means.loc[name, "over_mean"] > -0.0002, name
     chosen = table[table["name"] == table["chosen"]]

@@ -140,8 +140,8 @@ def pareto_plot(
     for part, colour, name in ((rest, NEUTRAL, "beaten"), (front, UP, "on the front")):
         size = 20 + 3000 * part["calibration_error"]
         axes.scatter(part["turnover"], part["log_loss"], size, color=colour, label=name, alpha=0.7)
-    mark = {"marker": "D", "markersize": 14, "markerfacecolor": "none", "markeredgecolor": DOWN}
-    axes.plot(chosen["turnover"], chosen["log_loss"], linestyle="none", label="chosen", **mark)
+    place = chosen["turnover"], chosen["log_loss"]
+    axes.plot(*place, "D", markersize=14, markerfacecolor="none", markeredgecolor=DOWN, label="chosen")
     axes.set(xlabel="trades a day (expected R above zero)", ylabel="log-loss, nats per event")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), title="size: calibration error")
     return figure
