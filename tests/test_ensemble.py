@@ -15,7 +15,7 @@ from smc_ml.ensemble.context import event_context
 from smc_ml.ensemble.estimator import Ensemble
 from smc_ml.ensemble.league import all_mixtures, beaten_by, league, simplest_unbeaten
 from smc_ml.ensemble.members import Members, align_members
-from smc_ml.ensemble.methods import METHODS
+from smc_ml.ensemble.methods import ENSEMBLE_METHODS
 from smc_ml.ensemble.releases import releases_of
 from smc_ml.labels.config import SplitsConfig
 from smc_ml.models.config import TrainingConfig
@@ -100,7 +100,7 @@ def test_on_null_markets_no_average_shows_an_edge():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ENSEMBLE_METHODS)
 def test_a_stream_of_events_says_what_one_walk_says(method):
     members, predictions, labels = simulated(0.4, 0)
     keys = ["symbol", "time", "event_id"]

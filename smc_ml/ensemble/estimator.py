@@ -24,7 +24,7 @@ from ..config import ConfigError, UserError
 from .config import EnsembleConfig
 from .conformal import adaptive_bounds
 from smc_ml.ensemble.members import (
-    OUTCOMES,
+    OUTCOME_COLUMNS,
     PENDING,
     Members,
     align_members,
@@ -83,7 +83,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):
     "A method of the ensemble, learnt from out-of-fold predictions and the outcomes known by each event."
 
     def __init__(self, method: str | None = None, config: EnsembleConfig = EnsembleConfig()):
-        self.method = method  # one of `METHODS`; None: that of the settings
+        self.method = method  # one of `ENSEMBLE_METHODS`; None: that of the settings
         self.config = config
 
     def _settings(self) -> EnsembleConfig:
@@ -146,7 +146,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "members_")
         keys, held = list(EVENT_KEYS), self.members_
         table = held.events[keys].assign(place=range(len(held)))
-        found = y[[*keys, *OUTCOMES]].merge(table, on=keys, how="left", validate="one_to_one")
+        found = y[[*keys, *OUTCOME_COLUMNS]].merge(table, on=keys, how="left", validate="one_to_one")
         if (lost := found["place"].isna()).any():
             row = found[lost].iloc[0]
             raise PredictionError(
@@ -155,7 +155,7 @@ class Ensemble(ClassifierMixin, BaseEstimator):
             )
         check_outcomes(found)
         places, events = found["place"].to_numpy(int), held.events.copy()
-        for column in OUTCOMES:
+        for column in OUTCOME_COLUMNS:
             events.loc[places, column] = found[column].astype(events[column].dtype).to_numpy()
         first = pd.DatetimeIndex(found["exit_at"]).as_unit("ns").asi8.min(initial=PENDING)
         before = int((held.exits < first).sum())

@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 
 from .config import EnsembleConfig
 from .members import Members
-from .methods import METHODS, Mixture, mixture_of
+from .methods import ENSEMBLE_METHODS, Mixture, mixture_of
 from ..evaluation.intervals import Interval, block_days, day_blocks, mean_interval
 from ..evaluation.metrics import base_rates
 from ..models.predictions import EVENT_KEYS
@@ -29,7 +29,7 @@ def losses_of(probability: np.ndarray, won: np.ndarray) -> np.ndarray:
 def all_mixtures(
     members: Members,
     config: EnsembleConfig = EnsembleConfig(),
-    methods: Iterable[str] = tuple(METHODS),
+    methods: Iterable[str] = tuple(ENSEMBLE_METHODS),
 ) -> dict[str, Mixture]:
     "What each method says of each event."
     return {name: mixture_of(members, config, name) for name in methods}

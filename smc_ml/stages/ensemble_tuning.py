@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..ensemble.config import EnsembleConfig
 from ..ensemble.members import align_members
-from ..ensemble.search import Searched, resolved_before, search_settings
+from ..ensemble.search import Searched, over_before, search_settings
 from ..evaluation.trials import Data, Trial, ensemble_trial, record_trials
 
 # %% ../../nbs/stages/22_ensemble_tuning.ipynb #3a88b617
@@ -36,7 +36,7 @@ def tune_ensemble(
 ) -> Searched:
     "Look for settings of the ensemble; each trial is in the ledger first."
     made_by = list(models)
-    past = resolved_before(align_members(pd.concat(list(tables), ignore_index=True), outcomes), before)
+    past = over_before(align_members(pd.concat(list(tables), ignore_index=True), outcomes), before)
 
     def note(tried: EnsembleConfig) -> None:
         record_trials(ledger, [ensemble_tuning_trial(made_by, tried, before)], data)
