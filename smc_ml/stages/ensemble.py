@@ -98,6 +98,7 @@ def combine_models(
 ) -> CombinedModels:
     "The models combined by the method of the settings."
     single = _all_of_events(tables)
+    align_members(single, outcomes, fewest=1)  # refuses what is no prediction, or not resolved
     if config.method == "past_log_loss":
         mixed, weights = combine(single, outcomes, config)
     else:
