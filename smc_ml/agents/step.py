@@ -6,6 +6,8 @@
 __all__ = ['SELL', 'HOLD', 'BUY', 'ENTERED', 'LEFT', 'LIQUIDATED', 'OWN', 'ACCOUNT_RECORD']
 
 # %% ../../nbs/agents/02_step.ipynb #cd2d7393
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -40,7 +42,7 @@ ACCOUNT_RECORD = np.dtype(
 
 # %% ../../nbs/agents/02_step.ipynb #3e2c79be
 @njit(cache=True)
-def _close_position(account: np.void, price: float, fee: float, slippage: float) -> None:
+def _close_position(account: Any, price: float, fee: float, slippage: float) -> None:
     "Leave what is held at a price."
     back, _ = _leave(account.held, account.margin, account.entry, price, fee, slippage)
     account.free += max(back, 0.0)
@@ -49,7 +51,7 @@ def _close_position(account: np.void, price: float, fee: float, slippage: float)
 
 
 @njit(cache=True)
-def _open_position(account: np.void, price: np.void, share: float, terms: Terms) -> None:
+def _open_position(account: Any, price: Any, share: float, terms: Terms) -> None:
     "Enter a position of a signed share of the equity at the open, as far as the money lasts."
     slippage = 0.0 if terms.passive else price.slippage + price.half_at_open
     least = 1e-9 * terms.cash
@@ -63,7 +65,7 @@ def _open_position(account: np.void, price: np.void, share: float, terms: Terms)
 
 
 @njit(cache=True)
-def _liquidate_position(account: np.void, price: np.void, terms: Terms) -> None:
+def _liquidate_position(account: Any, price: Any, terms: Terms) -> None:
     "Leave where the margin is gone."
     side = np.sign(account.held)
     bankrupt = account.entry * (1 - side / terms.leverage)
@@ -75,7 +77,7 @@ def _liquidate_position(account: np.void, price: np.void, terms: Terms) -> None:
 
 
 @njit(cache=True)
-def _trade_candle(account: np.void, price: np.void, side: int, size: float, terms: Terms) -> None:
+def _trade_candle(account: Any, price: Any, side: int, size: float, terms: Terms) -> None:
     "The account after one candle that was decided on before its open: side is -1, 0 or 1."
     account.befell, gone = 0, False
     if account.held != 0:
@@ -101,7 +103,7 @@ def _trade_candle(account: np.void, price: np.void, side: int, size: float, term
 
 # %% ../../nbs/agents/02_step.ipynb #81901a79
 @njit(cache=True)
-def _observe(account: np.void, price: np.void, seen: np.ndarray, out: np.ndarray) -> None:
+def _observe(account: Any, price: Any, seen: np.ndarray, out: np.ndarray) -> None:
     "The features of a row, then `OWN`."
     for column in range(len(seen)):
         out[column] = seen[column]
