@@ -53,7 +53,7 @@ class AgentConfig(Section):
     hidden: tuple[int, ...] = Field(
         (64, 64), strict=False, min_length=1, description="widths of the layers of both networks"
     )
-    learning_rate: float = Field(0.001, gt=0, lt=1, description="of Adam")
+    learning_rate: float = Field(0.003, gt=0, lt=1, description="of Adam")
     discount: float = Field(0.95, gt=0, le=1, description="of rewards one candle later (gamma)")
     advantage_decay: float = Field(0.9, ge=0, le=1, description="of the generalised advantage (lambda)")
     entropy: float = Field(0.0, ge=0, description="weight of the entropy in the loss")

@@ -135,7 +135,8 @@ class AgentPolicy:
         if rows.names != self.names or tuple(rows.sizes) != self.sizes:
             raise AgentError(
                 f"the agent observes {', '.join(self.names[:3])} … at sizes {list(self.sizes)}, "
-                f"the rows have {', '.join(rows.names[:3])} … at sizes {rows.sizes.tolist()}: make the rows as in training"
+                f"the rows have {', '.join(rows.names[:3])} … at sizes {rows.sizes.tolist()}: "
+                "make the rows as in training"
             )
         return self
 
