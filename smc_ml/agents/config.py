@@ -39,7 +39,7 @@ class AgentConfig(Section):
         3.0, gt=0, le=100, description="what one R is, multiples of the ATR before the entry"
     )
     drawdown_penalty: float = Field(
-        0.1, ge=0, le=100, description="what a deeper drawdown costs, share of its increase"
+        0.5, ge=0, le=100, description="what a deeper drawdown costs, share of its increase"
     )
     ruin_share: float = Field(
         0.1, gt=0, lt=1, description="equity at which an episode ends, share of that at its start"
