@@ -1,4 +1,4 @@
-"""The agent learns what there is to learn, and holds where there is nothing: a leak, a planted edge, a walk."""
+"""The agent learns what there is to learn, a leak or a planted edge, and holds where there is nothing."""
 
 from typing import NamedTuple
 
@@ -65,12 +65,13 @@ def share_of_the_oracle(seed: int, steps: int) -> float:
     ends = [follow_actions(rows, act, "A", first=cut)["equity"].iloc[-1] for act in (agent.act, best)]
     taken, possible = np.log(np.array(ends) / rows.terms.cash)
     assert possible > 1.5
+    print(f"seed {seed}: {taken / possible:.3f} of the oracle's log return of {possible:.2f}")
     return taken / possible
 
 
 def test_a_leaked_next_return_is_taken():
-    "Eighty of a hundred of what an oracle with the same costs takes, within 80,000 candles of training."
-    assert share_of_the_oracle(0, 80_000) >= 0.8
+    "Eighty of a hundred of what an oracle with the same costs takes, within 60,000 candles of training."
+    assert share_of_the_oracle(0, 60_000) >= 0.8
 
 
 @pytest.mark.slow
@@ -124,7 +125,7 @@ def shows_an_edge(found: Judged) -> bool:
 
 
 def test_on_a_walk_it_learns_to_hold():
-    found = on_a_walk(0, 60_000)
+    found = on_a_walk(0, 50_000)
     assert not shows_an_edge(found) and len(found.trades) < found.untrained / 5
 
 
@@ -147,5 +148,5 @@ def test_on_a_planted_market_it_beats_random_entries():
     rows = trading_rows(market, market_features(market, wanted=["smc"]), settings, costs=costs)
     cut = market["EDGE-A"].index[-1] - pd.Timedelta("80D")
     found = judged(rows, market, settings, cut, costs)
-    print({name: value for name, value in found.metrics.items()})
+    print(found.metrics)
     assert found.metrics["r_above_chance_low"] > 0 and found.metrics["win_rate_above_chance_low"] > 0
