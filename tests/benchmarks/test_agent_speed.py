@@ -1,4 +1,4 @@
-"""The agent: many windows at once against one by one, training against the library's usual set-ups, one decision.
+"""The agent: many windows at once against one by one, training against the usual set-ups, one decision.
 
 `make bench` runs it; ratios are of processor time in the same run.
 """
