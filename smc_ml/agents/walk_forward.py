@@ -17,7 +17,7 @@ from .following import follow_actions, round_trips
 from .policy import AgentPolicy, learn_scaling
 from .rows import AgentError, TradingRows
 from ..config import Section
-from ..evaluation.trials import Trial, _plain_symbol, code_of_model
+from ..evaluation.trials import Trial, _changed, _plain_symbol, code_of_model
 
 _log = logging.getLogger(__name__)
 
@@ -101,14 +101,16 @@ def _in_order(trades: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/agents/09_walk_forward.ipynb #84a367e5
 def agent_trial(
     observed: Mapping[str, Iterable[str]],  # by symbol: the table of its features, or their names
-    **sections: Section,  # agent, splits, backtest, costs, and all that its features were made with
+    backtest: Section,  # how its interval is drawn, and its worst case, is no part of a trial
+    **sections: Section,  # agent, splits, costs, and all that its features were made with
 ) -> Trial:
-    "The agent on its features."
+    "The agent on its features and its account."
     settings = {
         "model": "agent",
         "code": code_of_model("smc_ml/agents/walk_forward.py"),
         "symbols": sorted(map(_plain_symbol, observed)),
         "columns": sorted({name for names in observed.values() for name in names}),
+        "backtest": _changed(backtest, dict.fromkeys(("draws", "seed", "pessimistic_cost_factor"), True)),
         **sections,
     }
     return Trial("agent", "model", settings)
