@@ -26,9 +26,8 @@ def learning_plot(
     last = curves.groupby(["fold", "seed"])["episode_return"].last().mean()
     seeds = curves["seed"].nunique()
     told = f"At the end of training an episode returns {100 * last:+.2f} % on average ({seeds} seeds)"
-    figure, axes = panels(
-        told.replace("-", "−"), 1, len(folds), (max(5.0, 2.6 * len(folds)), 3.2), sharey=True
-    )
+    size = max(5.0, 2.6 * len(folds)), 3.2
+    figure, axes = panels(told.replace("-", "−"), 1, len(folds), size, sharey=True)
     for one, fold in zip(axes, folds, strict=True):
         wide = curves[curves["fold"] == fold].pivot(index="steps", columns="seed", values="episode_return")
         known = wide.dropna(how="all")
@@ -55,17 +54,16 @@ def position_plot(
     close = candles["close"].to_numpy()[candles.index.searchsorted(followed["time"]) - 1]
     share = followed["share"].to_numpy()
     change = followed["equity"].iloc[-1] / followed["equity"].iloc[0] - 1
-    told = title or f"{(share != 0).mean():.0%} of the time in the market, {change:+.1%} after costs".replace(
-        "-", "−"
+    told = f"{(share != 0).mean():.0%} of the time in the market, {change:+.1%} after costs"
+    figure, (upper, lower) = panels(
+        title or told.replace("-", "−"), 2, 1, (9, 5), sharex=True, height_ratios=[3, 1]
     )
-    figure, (upper, lower) = panels(told, 2, 1, (9, 5), sharex=True, height_ratios=[3, 1])
     for zone in () if zones is None else zones.itertuples():
         colour = UP if zone.direction > 0 else DOWN
-        left, right = (
-            date2num(zone.known_at),
-            times[-1] if pd.isna(zone.ended_at) else date2num(zone.ended_at),
+        right = times[-1] if pd.isna(zone.ended_at) else date2num(zone.ended_at)
+        upper.fill_between(
+            [date2num(zone.known_at), right], zone.bottom, zone.top, color=colour, alpha=0.18, linewidth=0
         )
-        upper.fill_between([left, right], zone.bottom, zone.top, color=colour, alpha=0.18, linewidth=0)
     upper.plot(times, close, color=NEUTRAL, linewidth=0.9)
     for side, colour in ((1, UP), (-1, DOWN)):
         upper.plot(times, np.where(np.sign(share) == side, close, np.nan), color=colour, linewidth=1.6)
@@ -83,13 +81,12 @@ def position_plot(
 
 # %% ../../nbs/figures/19_agent.ipynb #71b634d3
 def position_shares_plot(
-    tables: Mapping[str, pd.DataFrame],
-) -> Figure:  # of `position_shares`, by what they are by
+    tables: Mapping[str, pd.DataFrame],  # of `position_shares`, by what their groups are
+) -> Figure:
     "Shares of the candles long and short, a panel per table."
     longest = max(len(table) for table in tables.values())
-    figure, axes = panels(
-        "How much of the time it is long and short", 1, len(tables), (9, 1.2 + 0.5 * longest)
-    )
+    size = 9, 1.2 + 0.5 * longest
+    figure, axes = panels("How much of the time it is long and short", 1, len(tables), size)
     for one, (name, table) in zip(axes, tables.items(), strict=True):
         places = np.arange(len(table))[::-1]
         one.barh(places, table["long"], color=UP, label="long")
