@@ -131,7 +131,7 @@ def test_on_a_walk_it_learns_to_hold():
 
 @pytest.mark.slow
 def test_on_twenty_walks_it_learns_to_hold():
-    found = [on_a_walk(seed, 150_000) for seed in range(20)]
+    found = [on_a_walk(seed, 100_000) for seed in range(20)]
     assert sum(map(shows_an_edge, found)) <= 2
     fewer = [len(one.trades) < one.untrained / 5 for one in found]
     print([len(one.trades) for one in found])

@@ -49,26 +49,26 @@ class AgentConfig(Section):
     steps: int = Field(300_000, ge=1, description="candles that a training plays, of all episodes together")
     steps_per_update: int = Field(32, ge=2, description="candles of each episode between two updates")
     batch: int = Field(2048, ge=2, description="candles in a batch of an update")
-    epochs: int = Field(4, ge=1, description="passes over the candles of an update")
+    epochs: int = Field(6, ge=1, description="passes over the candles of an update")
     hidden: tuple[int, ...] = Field(
         (64, 64), strict=False, min_length=1, description="widths of the layers of both networks"
     )
     learning_rate: float = Field(0.003, gt=0, lt=1, description="of Adam")
-    discount: float = Field(0.95, gt=0, le=1, description="of rewards one candle later (gamma)")
+    discount: float = Field(0.9, gt=0, le=1, description="of rewards one candle later (gamma)")
     advantage_decay: float = Field(0.9, ge=0, le=1, description="of the generalised advantage (lambda)")
     entropy: float = Field(0.0, ge=0, description="weight of the entropy in the loss")
     clip: float = Field(
         0.2, gt=0, description="bound of the ratio of new to old probabilities; large: the penalty alone acts"
     )
     kl_penalty: float = Field(
-        0.5, ge=0, description="weight of the KL divergence from the old policy at the start; 0: plain PPO"
+        0.2, ge=0, description="weight of the KL divergence from the old policy at the start; 0: plain PPO"
     )
     kl_target: float = Field(
         0.01, gt=0, description="KL divergence of an update that the weight is steered to"
     )
-    kl_least: float = Field(0.05, ge=0, description="smallest weight that the penalty is steered to")
+    kl_least: float = Field(0.01, ge=0, description="smallest weight that the penalty is steered to")
     kl_stop: float | None = Field(
-        0.03, gt=0, description="KL divergence at which an update ends early; null: never"
+        0.05, gt=0, description="KL divergence at which an update ends early; null: never"
     )
     seeds: tuple[int, ...] = Field(
         (0, 1, 2), strict=False, min_length=1, description="a training each; the first one trades"
