@@ -7,14 +7,16 @@ __all__ = ['AgentTraining', 'train_on', 'WalkedAgents', 'train_agent', 'agent_tr
 
 # %% ../../nbs/agents/09_walk_forward.ipynb #775bb50c
 import logging
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from .config import AgentConfig
 from .following import follow_actions, round_trips
-from .policy import AgentPolicy, learn_scaling
+from .policy import AgentPolicy, learn_scaling, save_agent
 from .rows import AgentError, TradingRows
 from ..config import Section
 from ..evaluation.trials import Trial, _changed, _plain_symbol, code_of_model
@@ -54,6 +56,12 @@ class WalkedAgents(NamedTuple):
     followed: pd.DataFrame  # the candles of all symbols, of `follow_actions`, with `fold`
     trades: pd.DataFrame  # round trips of all symbols; positions are shares of the whole account
     edges: pd.DatetimeIndex
+
+    def save(self, folder: str | os.PathLike, config: AgentConfig) -> None:
+        "Write every fold's agent into a folder of its number."
+        facts = {"settings": config.model_dump(mode="json"), "seed": config.seeds[0]}
+        for fold, agent in self.agents.items():
+            save_agent(agent, Path(folder) / str(fold), facts | {"end": str(self.edges[fold])})
 
 
 def _checked_edges(edges: Iterable[pd.Timestamp], rows: TradingRows) -> pd.DatetimeIndex:
