@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from .agents.config import AgentConfig
 from .config import ConfigError, Section
 from .controls.config import ControlsConfig, FullControlsConfig
 from .costs import Costs
@@ -42,6 +43,7 @@ SECTIONS: dict[str, type[Section]] = {
     "information": InformationConfig,
     "leaderboard": LeaderboardConfig,
     "ensemble": EnsembleConfig,
+    "agent": AgentConfig,
     "backtest": BacktestConfig,
     "judgement": JudgementConfig,
     "controls": ControlsConfig,

@@ -273,6 +273,7 @@ def test_lines_of_older_ledgers_count_for_their_symbols(place):
 COMPUTING = {
     "train": "train_and_judge",
     "ensemble": "combine_models",
+    "agent": "trade_agent",
     "backtest": "follow_predictions",
     "judgement": "judge_strategies",
 }
@@ -304,7 +305,7 @@ def test_every_ledger_is_kept_by_git_and_never_deleted_and_the_judgement_waits_f
             assert outs.get(path) == {"cache": False, "persist": True}, f"{name} does not declare {path}"
             models = MODELS if "matrix" in stage else [""]
             declared |= {path.replace("${item.model}", model): name for model in models}
-    assert len(declared) == len(MODELS) + 3
+    assert len(declared) == len(MODELS) + 4
     awaited = [path for path in STAGES["judgement"]["deps"] if path.startswith("reports/trials")]
     for path, name in declared.items():
         assert name == "judgement" or {path, str(Path(path).parent)} & set(awaited), path
