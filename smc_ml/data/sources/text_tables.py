@@ -211,7 +211,7 @@ def text_table(content: bytes, path: Path) -> RawTable:
     text, notes = _decoded(content)
     if (zero := text.find("\0")) >= 0:
         line = text.count("\n", 0, zero) + 1
-        raise SourceError(f"{path}: line {line} holds zero bytes, so it is cut off or no text: fetch it again")
+        raise SourceError(f"{path}: line {line} holds zero bytes, so it is cut or no text: fetch it again")
     text = text.strip("\r\n\t ﻿") if "\t" not in text else text.strip("\r\n ﻿")
     if told := re.match(r"sep=(.)\r?\n", text, re.IGNORECASE):
         text = text[told.end() :]
