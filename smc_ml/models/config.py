@@ -30,7 +30,10 @@ class SamplesConfig(Section):
     steps: int | None = Field(
         None, ge=1, description="rows of a window; null: train.steps of events, 96 of bars"
     )
-    timeframe: str = Field("15m", description="of bars; where the candles of the base are longer, the base")
+    timeframe: str | None = Field(
+        None,
+        description="of bars: the base or a multiple of it; null: 15m, or the base where that is longer",
+    )
     stride: int = Field(1, ge=1, description="every so many-th bar is a sample; windows hold all of them")
     features: tuple[str, ...] = Field(
         (),

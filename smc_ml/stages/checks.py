@@ -96,7 +96,8 @@ def _model(model: str, sections: Sections) -> None:
     train = sections["train"]
     samples, own = train.samples_of(model), getattr(train, model)
     if samples.of == "bars":
-        bar_timeframe(samples.timeframe, sections["collect"].timeframe)
+        base, setting = sections["collect"].timeframe, f"train.{model}.samples.timeframe"
+        bar_timeframe(samples.timeframe, base, setting)
         if type(own)().samples.of != "bars":  # whether it can learn several horizons is not known of it
             model_of(model).make(train, Horizons(sections["horizons"].horizons))
         if computed := _computed(sections):
