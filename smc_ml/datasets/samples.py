@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class DatasetError(UserError):
     "A data set that cannot be made, cut or handed on as asked."
 
-
+# %% ../../nbs/datasets/00_samples.ipynb #a4cce237
 @dataclass(frozen=True, eq=False)
 class SMCDataset:
     "Samples with their features, targets, weights and times."

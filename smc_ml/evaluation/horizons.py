@@ -180,7 +180,7 @@ def beaten(scores: pd.DataFrame) -> pd.Series:
     "Whether the interval of each line of `horizon_scores` lies above chance."
     return scores["low"] > scores["chance"]
 
-
+# %% ../../nbs/evaluation/08_horizons.ipynb #15ce2653
 def horizon_sentence(scores: pd.DataFrame) -> str:
     "What of the table lies above chance, and what that is worth."
     known = scores[np.isfinite(scores["low"])]
@@ -195,7 +195,7 @@ def horizon_sentence(scores: pd.DataFrame) -> str:
     below = f" {worse} lie below it: there the baseline is better." if worse else ""
     return f"{counts} ({luck}){': ' + told if told else ''}.{below}"
 
-
+# %% ../../nbs/evaluation/08_horizons.ipynb #8d4e6aba
 _FORMS = {"skill": "+.2%", "log_loss_gain": "+.5f", "auc": ".3f"}
 
 

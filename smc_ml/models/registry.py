@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class UnknownModel(UserError):
     "A name that no model has; the message lists the known ones."
 
-
+# %% ../../nbs/models/14_registry.ipynb #871d3678
 @dataclass(frozen=True)
 class Model:
     "A model by its name."
@@ -94,7 +94,7 @@ class Model:
         "Features whose absence drops no event: those the model does not need, by default the optional ones."
         return frozenset(optional if self.config.needs is None else set(features) - self.config.needs)
 
-
+# %% ../../nbs/models/14_registry.ipynb #3f9b65a6
 MODELS: Mapping[str, Model] = MappingProxyType(
     {name: Model(name, settings) for name, settings in model_settings().items()}
 )

@@ -36,13 +36,13 @@ def bar_features(model: str, catalogue: FeatureCatalogue, config: TrainingConfig
         )
     return catalogue.chosen(config.samples_of(model).features or config.features)
 
-
+# %% ../../nbs/stages/20_bars.ipynb #f2748a35
 def baseline_columns(catalogue: FeatureCatalogue, config: TrainingConfig) -> tuple[str, ...]:
     "The features that the baselines look at."
     columns = config.persistence.column, config.last_volatility.column
     return catalogue.chosen(tuple(dict.fromkeys(columns))).names
 
-
+# %% ../../nbs/stages/20_bars.ipynb #ca381c89
 class TrainedBars(NamedTuple):
     "A model of bars that was trained fold by fold, and its baselines on the same bars and folds."
 
@@ -63,7 +63,7 @@ class TrainedBars(NamedTuple):
             f"{'feature' if names == 1 else 'features'} before each"
         )
 
-
+# %% ../../nbs/stages/20_bars.ipynb #beb7f963
 def _decision_rows(features: Mapping[str, pd.DataFrame], dataset: SMCDataset) -> Windows:
     "Some other features of the candles with which the bars close; any may be missing."
     names, labels = tuple(next(iter(features.values())).columns), dataset.labels

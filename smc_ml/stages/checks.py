@@ -56,7 +56,7 @@ def _regimes(sections: Sections) -> None:
             "leave that section as it is, or the family out of train.features"
         )
 
-
+# %% ../../nbs/stages/15_checks.ipynb #66780c30
 def _labels(sections: Sections) -> None:
     "Trades from patterns that are not detected."
     labels, patterns, base = sections["labels"], sections["patterns"], sections["collect"].timeframe
@@ -90,7 +90,7 @@ def _information(sections: Sections) -> None:
         for parts in sections["information"].sets.values():
             computed.chosen([name for name in parts if name not in SET_PARTS])
 
-
+# %% ../../nbs/stages/15_checks.ipynb #778d827f
 def _model(model: str, sections: Sections) -> None:
     "Samples that there are not, and windows that a model cannot take."
     train = sections["train"]
@@ -126,7 +126,7 @@ def _report(sections: Sections) -> None:
     collect = sections["collect"]
     check_made(sections["report"].timeframe, {collect.timeframe, *collect.higher})
 
-
+# %% ../../nbs/stages/15_checks.ipynb #8c2f3e07
 RULES: Mapping[str, Callable[[Sections], None]] = {
     "collect": _collect,
     "patterns": _patterns,
