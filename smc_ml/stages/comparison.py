@@ -161,7 +161,7 @@ def comparison_trials(
     market: Market,
     catalogue: FeatureCatalogue,  # of the features that are computed
 ) -> list[Trial]:
-    "One trial a model, as the stage that trains would log it."
+    "One trial per model, as the stage that trains would log it."
     settings, trials = PipelineSettings(**_known(sections)), []
     for model in models:
         own = _of_trades(_learning(settings, [*settings.train.features, *NEEDED.get(model, ())]), model)
