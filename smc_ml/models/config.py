@@ -103,6 +103,9 @@ class ModelConfig(Section):
         return None
 
     libraries: ClassVar[tuple[str, ...]] = ("scikit-learn",)  # that it rests on, by their package's name
+    beside: ClassVar[str | None] = (
+        None  # a library that is not among the dependencies: one installs it beside
+    )
     needs: ClassVar[frozenset[str] | None] = (
         None  # features it cannot do without; None: all but optional ones
     )
@@ -468,6 +471,7 @@ class CatBoostConfig(ModelConfig):
     "Settings of CatBoost's trees, whose branches of one depth ask the same."
 
     libraries = ("catboost",)
+    beside = "catboost"
     ranges: ClassVar[Mapping[str, Range]] = {
         "trees": Range(30, 600, log=True),
         "depth": Range(1, 8),
