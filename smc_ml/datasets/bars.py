@@ -41,7 +41,7 @@ def bar_timeframe(
         )
     return wanted
 
-
+# %% ../../nbs/datasets/03_bars.ipynb #6ef0a3c2
 def closing_rows(
     table: pd.DataFrame,  # one row per base candle
     timeframe: str,  # of the bars, a multiple of that of the candles
@@ -62,7 +62,7 @@ def longest_horizon(targets: Mapping[str, pd.DataFrame]) -> tuple[tuple[str, ...
         raise DatasetError("the targets have no column return_<horizon>: make them with horizon_tables")
     return horizons, max(horizons, key=length_of)
 
-
+# %% ../../nbs/datasets/03_bars.ipynb #e87f1ff2
 def bar_dataset(
     features: Mapping[str, pd.DataFrame],  # one table per symbol, a row per base candle
     targets: Mapping[str, pd.DataFrame],  # of the same rows, as `horizon_tables` gives them
