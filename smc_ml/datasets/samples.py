@@ -144,7 +144,7 @@ class SMCDataset:
         )
         return f"<table><caption>{escape(repr(self))}</caption>{''.join(cells)}</table>"
 
-
+# %% ../../nbs/datasets/00_samples.ipynb #9c645b99
 def _utc(time: Any) -> pd.Timestamp:
     "A time; of UTC where it has no zone."
     stamp = pd.Timestamp(time)

@@ -93,7 +93,7 @@ def _line(
         "blocks": len(np.unique(bars.block[members])),
     }
 
-
+# %% ../../nbs/evaluation/08_horizons.ipynb #8628009a
 def _skills(bars: _Bars, what: str, horizon: str, against: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     "The lines of a return or a risk."
     happened, column = bars.table[f"{what}_{horizon}"].to_numpy(float), f"expected_{what}"
@@ -104,7 +104,7 @@ def _skills(bars: _Bars, what: str, horizon: str, against: tuple[str, ...]) -> I
         found = skill(error, np.square(said - happened)[members], bars.block[members])
         yield _line(bars, what, "skill", name, found, members)
 
-
+# %% ../../nbs/evaluation/08_horizons.ipynb #17c1272f
 _SIDES = ("down", "flat", "up")
 
 

@@ -283,7 +283,7 @@ def _score_all(search: _Search, study: "optuna.Study", progress: bool) -> None:
             search.run(study)
             bar.update(_ended(study) - count)
 
-
+# %% ../../nbs/models/42_tuning.ipynb #d8d101b4
 def tune(
     model: str,  # its name
     windows: Windows,
