@@ -102,6 +102,11 @@ def take_files(path: str | Path, pairs: Sequence[str]) -> str:
     return f"{config.timeframe} candles: " + "; ".join(spans)
 
 # %% ../nbs/11_cli.ipynb #4379e6db
+def _short(value: Any) -> str:
+    "A setting for people: five digits of a number, as in the table of trials."
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
 def tuned_settings(path: str | Path, model: str, trials: int | None = None, write: bool = False) -> str:
     "Tune a model on the features and trades of the last run; the best trials, and what they are worth."
     from smc_ml.candles import read_market
@@ -128,7 +133,7 @@ def tuned_settings(path: str | Path, model: str, trials: int | None = None, writ
     if write:
         text = Path(path).read_text(encoding="utf-8")
         write_whole(path, with_model(text, model, values).encode())
-    told = ", ".join(f"{name} {value}" for name, value in values.items()) or "the defaults"
+    told = ", ".join(f"{name} {_short(value)}" for name, value in values.items()) or "the defaults"
     where = f"written into {path}: run smc run" if write else f"tune with --write, or set train.{model}"
     return f"{found.best_trials()}\n{found.sentence()}\nBest settings: {told} ({where})."
 

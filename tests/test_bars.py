@@ -13,9 +13,11 @@ import pytest
 from conftest import ROOT
 
 from smc_ml.cli import check_everything
+from smc_ml.datasets.bars import bar_timeframe
 from smc_ml.features.table import feature_catalogue
 from smc_ml.models.config import TrainingConfig
 from smc_ml.settings import check_settings
+from smc_ml.stages.checks import refusals
 from smc_ml.stages.config import pipeline_settings
 from smc_ml.stages.kept import learn
 
@@ -42,7 +44,7 @@ def test_the_full_sizes_are_those_of_the_networks():
     assert (train.lstm.layers, train.lstm.hidden) == (3, 128)
     assert (train.transformer.layers, train.transformer.heads) == (4, 8)
     bars = train.samples_of("patchtst")
-    assert (bars.of, bars.timeframe, bars.stride) == ("bars", "15m", 1)
+    assert (bars.of, bar_timeframe(bars.timeframe, "5m"), bars.stride) == ("bars", "15m", 1)
     facts = feature_catalogue(settings["features"], settings["patterns"], settings["collect"].timeframe)
     assert len(facts.chosen(bars.features)) == 240
     assert set(train.models) >= set(steps) and train.models_of("bars") == ("patchtst",)
@@ -71,6 +73,11 @@ def test_a_run_of_models_of_bars_alone_is_refused(tmp_path):
         ),
         ("xgboost", {"of": "bars", "timeframe": "7m"}, "there is no timeframe '7m'"),
         ("patchtst", {"timeframe": "12m"}, "bars of 12m are no multiple of 5m candles"),
+        (
+            "lightgbm",
+            {"of": "bars", "timeframe": "1m"},
+            "bars of 1m are shorter than 5m candles: set train.lightgbm.samples.timeframe to 5m or",
+        ),
         ("patchtst", {"features": ["momentun"]}, "there is no feature or family momentun"),
         ("patchtst", {"steps": 8}, "windows of 8 rows, but 16 rows per patch"),
         (
@@ -93,6 +100,26 @@ def test_samples_that_there_are_not_are_refused_before_anything_runs(tmp_path, m
     with pytest.raises(ValueError, match="train: ") as error:
         check_everything(path)
     assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "params/full.yaml"])
+def test_the_lists_of_models_fit_longer_candles_and_a_timeframe_that_does_not_is_refused(name):
+    sections = check_settings(ROOT / name)
+    hours = sections["collect"].model_copy(update={"timeframe": "1h", "timeframes": ("4h", "1d")})
+    fault = (
+        "bars of 15m are shorter than 1h candles: set train.patchtst.samples.timeframe to 1h or a multiple"
+    )
+
+    def said_of_training(timeframe):
+        train = sections["train"]
+        samples = train.patchtst.samples.model_copy(update={"timeframe": timeframe})
+        own = train.patchtst.model_copy(update={"samples": samples})
+        changed = {"collect": hours, "train": train.model_copy(update={"patchtst": own})}
+        return [line for line in refusals(sections | changed) if line.startswith("train: ")]
+
+    assert said_of_training(sections["train"].patchtst.samples.timeframe) == []
+    assert said_of_training("4h") == []
+    assert said_of_training("15m") == [f"train: {fault} of it"]
 
 
 SIDE_BY_SIDE = """

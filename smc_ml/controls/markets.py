@@ -132,7 +132,7 @@ def mirrored_market(
     seed: int,
     block: str | None = None,  # length that is turned together; None: one candle
 ) -> Market:
-    "The candles in their order, each block turned upside down or not by a coin, in all symbols at once."
+    "The candles in their order, whole blocks sign-flipped at random, in all symbols at once."
     times = _shared_times(market)
     blocks = _blocks(times, block or market.step)[0]
     sign = np.random.default_rng(seed).choice([-1.0, 1.0], len(times))[blocks]

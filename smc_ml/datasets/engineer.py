@@ -126,7 +126,7 @@ class SMCFeatureEngineer:
         folds = [_fold_importance(train, test, method, seed) for train, test in one.train_test(splits)]
         return importance_table(folds, dataset.names)
 
-
+# %% ../../nbs/datasets/01_engineer.ipynb #05e7d378
 def _with_components(components: FeatureComponents, dataset: SMCDataset) -> SMCDataset:
     "The set with its decision rows, oriented as they are, as components."
     if dataset.windows.length > 1:

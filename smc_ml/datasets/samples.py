@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class DatasetError(UserError):
     "A data set that cannot be made, cut or handed on as asked."
 
-
+# %% ../../nbs/datasets/00_samples.ipynb #a4cce237
 @dataclass(frozen=True, eq=False)
 class SMCDataset:
     "Samples with their features, targets, weights and times."
@@ -144,7 +144,7 @@ class SMCDataset:
         )
         return f"<table><caption>{escape(repr(self))}</caption>{''.join(cells)}</table>"
 
-
+# %% ../../nbs/datasets/00_samples.ipynb #9c645b99
 def _utc(time: Any) -> pd.Timestamp:
     "A time; of UTC where it has no zone."
     stamp = pd.Timestamp(time)

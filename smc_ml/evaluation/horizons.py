@@ -93,7 +93,7 @@ def _line(
         "blocks": len(np.unique(bars.block[members])),
     }
 
-
+# %% ../../nbs/evaluation/08_horizons.ipynb #8628009a
 def _skills(bars: _Bars, what: str, horizon: str, against: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     "The lines of a return or a risk."
     happened, column = bars.table[f"{what}_{horizon}"].to_numpy(float), f"expected_{what}"
@@ -104,7 +104,7 @@ def _skills(bars: _Bars, what: str, horizon: str, against: tuple[str, ...]) -> I
         found = skill(error, np.square(said - happened)[members], bars.block[members])
         yield _line(bars, what, "skill", name, found, members)
 
-
+# %% ../../nbs/evaluation/08_horizons.ipynb #17c1272f
 _SIDES = ("down", "flat", "up")
 
 
@@ -180,7 +180,7 @@ def beaten(scores: pd.DataFrame) -> pd.Series:
     "Whether the interval of each line of `horizon_scores` lies above chance."
     return scores["low"] > scores["chance"]
 
-
+# %% ../../nbs/evaluation/08_horizons.ipynb #15ce2653
 def horizon_sentence(scores: pd.DataFrame) -> str:
     "What of the table lies above chance, and what that is worth."
     known = scores[np.isfinite(scores["low"])]
@@ -195,7 +195,7 @@ def horizon_sentence(scores: pd.DataFrame) -> str:
     below = f" {worse} lie below it: there the baseline is better." if worse else ""
     return f"{counts} ({luck}){': ' + told if told else ''}.{below}"
 
-
+# %% ../../nbs/evaluation/08_horizons.ipynb #8d4e6aba
 _FORMS = {"skill": "+.2%", "log_loss_gain": "+.5f", "auc": ".3f"}
 
 

@@ -52,7 +52,7 @@ def base_rate_predictions(
     predictions: pd.DataFrame,  # of one model
     labels: pd.DataFrame,  # all events: those before a fold give its base rate
 ) -> pd.DataFrame:
-    "What the base rate says of the same events: `probability` and `expected_r` are one number a fold."
+    "What the base rate says of the same events: `probability` and `expected_r` are one number per fold."
     said = predictions.assign(model=BASE_RATE, probability=base_rates(predictions, labels))
     expected = {}
     for fold, start in said.groupby("fold")["time"].min().items():

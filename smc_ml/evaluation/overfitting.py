@@ -440,7 +440,7 @@ def _empty(
         notes=notes,
     )
 
-
+# %% ../../nbs/evaluation/03_overfitting.ipynb #97af65db
 _UNKNOWN = ("the returns of the trials are not known: all of them are taken to be independent",)
 
 

@@ -90,7 +90,7 @@ class FeatureCatalogue(tuple[FeatureFacts, ...]):
 
 
 def write_catalogue(catalogue: FeatureCatalogue, path: str | os.PathLike) -> None:
-    "Write the catalogue as JSON, a feature a line."
+    "Write the catalogue as JSON, one feature per line."
     lines = ",\n".join(json.dumps(facts._asdict(), ensure_ascii=False) for facts in catalogue)
     write_whole(path, f"[\n{lines}\n]\n".encode())
 

@@ -194,7 +194,9 @@ class FeatureInputs(FeatureSettings):
 
     def rolling(
         self,
-        kernel: Callable[..., np.ndarray],  # of columns, window and the rest: one value a row, of its window
+        kernel: Callable[
+            ..., np.ndarray
+        ],  # of columns, window and the rest: one value per row, of its window
         window: int,
         *names: str,  # columns or series
         parameters: Sequence[float] = (),  # more arguments of the kernel

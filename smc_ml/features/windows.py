@@ -110,7 +110,7 @@ def rolling_deviation(values: np.ndarray, window: int) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def rolling_slope(values: np.ndarray, window: int) -> np.ndarray:
-    "Slope, a row, of the least-squares line through the last `window` values; 0 of one value."
+    "Slope per row of the least-squares line through the last `window` values; 0 of one value."
     check_room("window", window, 1)
     out, middle = np.full(len(values), np.nan), (window - 1) / 2
     squares = window * (window * window - 1) / 12 if window > 1 else 1.0

@@ -119,7 +119,7 @@ def _readings(equities: Mapping[str, pd.DataFrame]) -> list[go.Scatter]:
         line_of(held, "buy and hold", _NUMBER, line=thin_dots, visible="legendonly"),
     ]
 
-
+# %% ../../nbs/figures/10_account.ipynb #ccb1b378
 def interval_figure(
     equities: Mapping[str, pd.DataFrame],  # pessimistic, expected, optimistic -> equity …
     title: str,
@@ -169,7 +169,7 @@ def _exits(trades: pd.DataFrame, name: str, colour: str) -> go.Scatter:
         marker={"color": colour, "size": 8, "symbol": "circle", "line": edge},
     )
 
-
+# %% ../../nbs/figures/10_account.ipynb #2d7053d1
 def _trade_traces(trades: pd.DataFrame, name: str, colour: str) -> list[go.Scatter]:
     "Stops and targets, the way from entry to exit, and the exits of one side."
     stop, target = (

@@ -126,7 +126,7 @@ def _row(cells: Iterable[str]) -> str:
         parts.append(f"<td{kind}{label}>{cell}</td>")
     return f"<tr>{''.join(parts)}</tr>"
 
-
+# %% ../../nbs/figures/15_catalogue.ipynb #03df985f
 def _fold(name: str, count: str, table: str, is_open: bool = False) -> str:
     "A part that opens and closes."
     state = ' open data-open="yes"' if is_open else ""

@@ -87,7 +87,7 @@ class MissingCounts(NamedTuple):
     rows: np.ndarray  # (stretches,): of all symbols
     reasons: dict[str, np.ndarray]  # of each reason (features, stretches)
 
-
+# %% ../../nbs/figures/14_feature_maps.ipynb #d35c74d7
 def _symbol_counts(
     table: pd.DataFrame, slot: np.ndarray, slots: int, catalogue: FeatureCatalogue
 ) -> Iterator[np.ndarray]:
@@ -123,7 +123,7 @@ def missing_counts(
         edges[:-1], rows, {name: found[:, place] for place, name in enumerate(MISSING_COLOURS)}
     )
 
-
+# %% ../../nbs/figures/14_feature_maps.ipynb #bdbdd2e2
 def _family_ticks(axes: Axes, names: Sequence[str], families: Mapping[str, str]) -> None:
     "The families in the middle of their lines, parted by white."
     places, start = [], 0

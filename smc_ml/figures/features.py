@@ -126,7 +126,7 @@ def _name_clusters(
             annotation_clip=False,
         )
 
-
+# %% ../../nbs/figures/13_features.ipynb #f32eb6d0
 def _name_map(axes: Axes, clusters: Clusters, families: Mapping[str, str]) -> None:
     "A frame around each cluster; names beside the features, or of more than forty beside the clusters."
     names, held = list(clusters.correlation), clusters.members()
@@ -141,7 +141,7 @@ def _name_map(axes: Axes, clusters: Clusters, families: Mapping[str, str]) -> No
     if not few:
         _name_clusters(axes, held, names, families)
 
-
+# %% ../../nbs/figures/13_features.ipynb #5a325831
 def _family_legend(figure: Figure, families: Iterable[str]) -> None:
     "The colours of the families, below the map."
     shown = [family for family in FAMILY_COLOURS if family in set(families)]
@@ -189,7 +189,7 @@ def empty_canvas(said: str) -> Figure:
     axes.set_axis_off()
     return figure
 
-
+# %% ../../nbs/figures/13_features.ipynb #32b1c55a
 def correlation_plot(
     rows: pd.DataFrame,  # features, one column each
     alike: float = 0.95,  # absolute correlation from which two say the same

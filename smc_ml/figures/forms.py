@@ -98,7 +98,7 @@ def _break_labels(
 def _take_lines(
     breaks: pd.DataFrame, left: pd.Series, right: pd.Series, chart: Chart, taken: list[Box]
 ) -> None:
-    "Keep other labels off: one label a line, even where a shift is a change of character too."
+    "Keep other labels off: one label per line, even where a shift is a change of character too."
     for pattern, a, b in zip(breaks.itertuples(), left, right, strict=True):
         (x0, y), (x1, _) = chart.pixels(a, pattern.level), chart.pixels(b, pattern.level)
         if x1 - x0 > 28:

@@ -44,7 +44,7 @@ def _gains_title(models: pd.DataFrame) -> str:
 
 
 def _forest(axes: Axes, table: pd.DataFrame, gain: str) -> None:
-    "A row a model, the first on top; baselines are hollow and grey, and the simplest model has no interval."
+    "One row per model, the first on top; baselines hollow and grey, the simplest model without an interval."
     for height, row in enumerate(table.iloc[::-1].to_dict("records")):
         own = row["kind"] == "model"
         colour = model_colour(row["model"]) if own else NEUTRAL

@@ -120,7 +120,7 @@ def loss_plot(
     history: pd.DataFrame,  # columns epoch, train_loss and/or validation_loss [, fold]
     unit: str = "cross-entropy",  # of the loss
 ) -> Figure:
-    "Loss by epoch, from 1 on: a thin line a fold, a thick one for their mean as long as all train."
+    "Loss by epoch, from 1 on: a thin line per fold, a thick one for their mean as long as all train."
     losses = [name for name in history if str(name).endswith("loss") and history[name].notna().any()]
     need(history, "epoch", *(losses or ["validation_loss"]))
     history = history.assign(epoch=history["epoch"] - history["epoch"].min() + 1)

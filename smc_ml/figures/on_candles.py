@@ -23,7 +23,7 @@ _MOST = 200  # candles that can still be told apart
 
 
 def _draw_candles(axes: Axes, candles: pd.DataFrame) -> None:
-    "Wicks and bodies, a candle a number."
+    "Wicks and bodies, one candle per number."
     rows = np.arange(len(candles))
     opens, high, low, close = (candles[name].to_numpy(float) for name in ("open", "high", "low", "close"))
     axes.vlines(rows, low, high, color=INK, linewidth=0.9, zorder=2)

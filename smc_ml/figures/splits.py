@@ -59,7 +59,7 @@ def _paint(axes: Axes, picture: np.ndarray, labels: pd.DataFrame) -> None:
         extent=(start, end, len(picture) - 0.5, -0.5),
     )
 
-
+# %% ../../nbs/figures/09_splits.ipynb #d9ac3d87
 def fold_plot(
     splitter: PurgedSplitter,
     labels: pd.DataFrame,  # with `time` and `exit_at`

@@ -387,7 +387,7 @@ def reliability(
     happened: np.ndarray,  # (samples,)
     bins: int = 10,  # of equal counts
 ) -> pd.DataFrame:
-    "samples, mean probability, and the share that happened with its 95 % interval, a bin a row."
+    "samples, mean probability, and the share that happened with its 95 % interval, one bin per row."
     place = pd.Series(probability).rank(method="first").to_numpy(int) - 1
     table = pd.DataFrame({"probability": probability, "happened": np.asarray(happened, float)})
     bin_of = place * min(bins, len(table)) // max(len(table), 1)

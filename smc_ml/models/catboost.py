@@ -46,7 +46,7 @@ def _library() -> Any:
         ) from None
     return catboost
 
-
+# %% ../../nbs/models/30_catboost.ipynb #2c6d3a55
 class SymmetricTrees(BoostedTrees):
     "What the classifier and the regressor share; one thread and one seed give the same bytes."
 

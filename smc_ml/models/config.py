@@ -7,8 +7,8 @@ __all__ = ['FEATURES', 'CANDLES', 'BASELINES', 'INPUTS', 'GRAPHS', 'FAST_PROBABI
            'BarsConfig', 'Range', 'ModelConfig', 'LoopConfig', 'LSTMConfig', 'TransformerConfig', 'PatchTSTConfig',
            'TradingConfig', 'PoolingConfig', 'FusionConfig', 'GraphConfig', 'TorchLogisticConfig', 'HybridConfig',
            'LogisticConfig', 'XGBoostConfig', 'LightGBMConfig', 'CatBoostConfig', 'EventFactsConfig', 'Alpha158Config',
-           'FreqaiConfig', 'RandomForestConfig', 'ConsistencyConfig', 'SVMConfig', 'LorentzianConfig', 'BaseRateConfig',
-           'PersistenceConfig', 'LastVolatilityConfig', 'ChandelierConfig', 'MLPConfig', 'TrainingConfig',
+           'FreqaiConfig', 'RandomForestConfig', 'MLPConfig', 'ConsistencyConfig', 'SVMConfig', 'LorentzianConfig',
+           'BaseRateConfig', 'PersistenceConfig', 'LastVolatilityConfig', 'ChandelierConfig', 'TrainingConfig',
            'model_settings', 'known_models', 'TuningConfig']
 
 # %% ../../nbs/models/00_config.ipynb #7ffde628
@@ -30,7 +30,10 @@ class SamplesConfig(Section):
     steps: int | None = Field(
         None, ge=1, description="rows of a window; null: train.steps of events, 96 of bars"
     )
-    timeframe: str = Field("15m", description="of bars; where the candles of the base are longer, the base")
+    timeframe: str | None = Field(
+        None,
+        description="of bars: the base or a multiple of it; null: 15m, or the base where that is longer",
+    )
     stride: int = Field(1, ge=1, description="every so many-th bar is a sample; windows hold all of them")
     features: tuple[str, ...] = Field(
         (),
@@ -55,7 +58,7 @@ class SamplesConfig(Section):
             )
         return None
 
-
+# %% ../../nbs/models/00_config.ipynb #14a9a21f
 class BarsConfig(SamplesConfig):
     "What a model that learns from bars by default learns from."
 
@@ -100,6 +103,9 @@ class ModelConfig(Section):
         return None
 
     libraries: ClassVar[tuple[str, ...]] = ("scikit-learn",)  # that it rests on, by their package's name
+    beside: ClassVar[str | None] = (
+        None  # a library that is not among the dependencies: one installs it beside
+    )
     needs: ClassVar[frozenset[str] | None] = (
         None  # features it cannot do without; None: all but optional ones
     )
@@ -212,7 +218,7 @@ class TransformerConfig(LoopConfig):
         "A width that the heads cannot share."
         return _heads_fault(self.width, self.heads)
 
-
+# %% ../../nbs/models/00_config.ipynb #c714e49c
 class PatchTSTConfig(LoopConfig):
     "Settings of the patch Transformer and of its training."
 
@@ -240,7 +246,7 @@ class PatchTSTConfig(LoopConfig):
             return f"windows of {steps} rows, but {self.patch} rows per patch: use longer windows"
         return _heads_fault(self.width, self.heads)
 
-
+# %% ../../nbs/models/00_config.ipynb #9702f9ce
 class TradingConfig(LoopConfig):
     "Settings of the trading model (convolution, LSTM, attention, indicators) and of its training."
 
@@ -281,7 +287,7 @@ class PoolingConfig(LoopConfig):
         "Hidden units that the heads cannot share."
         return _heads_fault(self.hidden, self.heads)
 
-
+# %% ../../nbs/models/00_config.ipynb #5b36ad4c
 class FusionConfig(LoopConfig):
     "Settings of the network of several timeframes, and of its training."
 
@@ -310,7 +316,7 @@ class FusionConfig(LoopConfig):
             f"windows of {steps} rows, but a candle of {max(self.scales)}: use longer windows or fewer scales"
         )
 
-
+# %% ../../nbs/models/00_config.ipynb #1ff56caf
 class GraphConfig(LoopConfig):
     "Settings of the graph of an event, of the network over it, and of its training."
 
@@ -335,7 +341,7 @@ class GraphConfig(LoopConfig):
         "A width that the heads cannot share."
         return _heads_fault(self.width, self.heads)
 
-
+# %% ../../nbs/models/00_config.ipynb #21263cc7
 class TorchLogisticConfig(LoopConfig):
     "Settings of the logistic regression by torch, and of its training."
 
@@ -460,11 +466,12 @@ class LightGBMConfig(ModelConfig):
     penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
     columns: int = _columns("features above which that penalty grows in proportion to their number")
 
-
+# %% ../../nbs/models/00_config.ipynb #ab281b85
 class CatBoostConfig(ModelConfig):
     "Settings of CatBoost's trees, whose branches of one depth ask the same."
 
     libraries = ("catboost",)
+    beside = "catboost"
     ranges: ClassVar[Mapping[str, Range]] = {
         "trees": Range(30, 600, log=True),
         "depth": Range(1, 8),
@@ -481,25 +488,25 @@ class CatBoostConfig(ModelConfig):
     feature_share: float = Field(0.5, gt=0, le=1, description="share of the features that a split sees")
     penalty: float = Field(5.0, ge=0, description="squared penalty on the leaves")
 
-
+# %% ../../nbs/models/00_config.ipynb #aafcbe88
 class EventFactsConfig(LightGBMConfig):
     "Settings of LightGBM on what the event itself says."
 
     inputs = "event_facts"
 
-
+# %% ../../nbs/models/00_config.ipynb #c1255b52
 class Alpha158Config(LightGBMConfig):
     "Settings of LightGBM on Qlib's columns."
 
     inputs = "alpha158"
 
-
+# %% ../../nbs/models/00_config.ipynb #1f8286e4
 class FreqaiConfig(LightGBMConfig):
     "Settings of LightGBM on the columns of FreqAI's template."
 
     inputs = "freqai"
 
-
+# %% ../../nbs/models/00_config.ipynb #2a9f0d25
 class RandomForestConfig(ModelConfig):
     "Settings of the random forest."
 
@@ -515,11 +522,28 @@ class RandomForestConfig(ModelConfig):
     leaf_events: int = Field(20, ge=1, description="fewest events in a leaf")
     feature_share: float = Field(0.25, gt=0, le=1, description="share of the features that a split sees")
 
+# %% ../../nbs/models/00_config.ipynb #c40e7f28
+class MLPConfig(ModelConfig):
+    "Settings of the multilayer perceptron."
 
+    libraries = ("scikit-learn", "skl2onnx", "onnxruntime")
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "penalty": Range(1e-4, 10.0, log=True),
+        "learning_rate": Range(2e-4, 0.02, log=True),
+        "epochs": Range(3, 60, log=True),
+    }
+
+    hidden: tuple[int, ...] = Field((32, 16), strict=False, min_length=1, description="units of each layer")
+    penalty: float = Field(1.0, ge=0, description="squared penalty on the weights")
+    learning_rate: float = Field(0.002, gt=0, description="of Adam, per step")
+    batch_size: int = Field(64, ge=1, description="events in a step")
+    epochs: int = Field(15, ge=1, description="passes over the training events")
+
+# %% ../../nbs/models/00_config.ipynb #42ffb6cc
 class ConsistencyConfig(XGBoostConfig):
     "Settings of the boosted trees on the agreement of timeframes."
 
-
+# %% ../../nbs/models/00_config.ipynb #59b711fb
 class SVMConfig(ModelConfig):
     "Settings of the support vector machine."
 
@@ -542,7 +566,7 @@ class SVMConfig(ModelConfig):
         0.2, gt=0, lt=1, description="last share of the samples for it, where no validation samples are given"
     )
 
-
+# %% ../../nbs/models/00_config.ipynb #b472d4f1
 class LorentzianConfig(ModelConfig):
     "Settings of the nearest neighbours in Lorentzian distance."
 
@@ -554,17 +578,17 @@ class LorentzianConfig(ModelConfig):
     neighbours: int = Field(128, ge=1, description="resolved samples that vote")
     spacing: int = Field(4, ge=1, description="every so many-th training sample may vote")
 
-
+# %% ../../nbs/models/00_config.ipynb #22f39b46
 class BaseRateConfig(ModelConfig):
     "Settings of the base rate: none."
 
-
+# %% ../../nbs/models/00_config.ipynb #dbb14043
 class PersistenceConfig(ModelConfig):
     "Settings of the persistence of returns."
 
     column: str = Field("price_momentum", min_length=1, description="feature that holds the last return")
 
-
+# %% ../../nbs/models/00_config.ipynb #01221a0b
 class LastVolatilityConfig(ModelConfig):
     "Settings of the forecast by the last volatility."
 
@@ -572,7 +596,7 @@ class LastVolatilityConfig(ModelConfig):
         "stop_loss_distance", min_length=1, description="feature that holds the last volatility"
     )
 
-
+# %% ../../nbs/models/00_config.ipynb #6b09ac98
 class ChandelierConfig(ModelConfig):
     "Settings of the Chandelier exit as a rule."
 
@@ -580,23 +604,6 @@ class ChandelierConfig(ModelConfig):
     needs = frozenset({"high", "low", "close"})
     period: int = Field(22, ge=1, description="candles of the extremes and of the ATR")
     multiplier: float = Field(3.0, gt=0, description="ATRs from the extreme to the stop")
-
-
-class MLPConfig(ModelConfig):
-    "Settings of the multilayer perceptron."
-
-    libraries = ("scikit-learn", "skl2onnx", "onnxruntime")
-    ranges: ClassVar[Mapping[str, Range]] = {
-        "penalty": Range(1e-4, 10.0, log=True),
-        "learning_rate": Range(2e-4, 0.02, log=True),
-        "epochs": Range(3, 60, log=True),
-    }
-
-    hidden: tuple[int, ...] = Field((32, 16), strict=False, min_length=1, description="units of each layer")
-    penalty: float = Field(1.0, ge=0, description="squared penalty on the weights")
-    learning_rate: float = Field(0.002, gt=0, description="of Adam, per step")
-    batch_size: int = Field(64, ge=1, description="events in a step")
-    epochs: int = Field(15, ge=1, description="passes over the training events")
 
 # %% ../../nbs/models/00_config.ipynb #6a87afdd
 FAST_PROBABILITY = 0.0001  # how far a network's probabilities may differ on another processor

@@ -48,7 +48,7 @@ def onnx_graph(
         )
     return onnx.load_from_string(content.getvalue())
 
-
+# %% ../../nbs/models/39_export.ipynb #b6c62fec
 def onnx_of(model: NetworkEstimator) -> bytes:
     "A fitted network as an ONNX file, with its features, rows, and task as facts in it."
     names, length = [str(name) for name in model.feature_names_in_], model.length_
@@ -57,7 +57,7 @@ def onnx_of(model: NetworkEstimator) -> bytes:
     onnx.helper.set_model_props(graph, {"smc_ml": json.dumps(facts, sort_keys=True)})
     return graph.SerializeToString(deterministic=True)
 
-
+# %% ../../nbs/models/39_export.ipynb #bb3b51f8
 def int8_of(content: bytes) -> bytes:
     "The same network with weights that are whole numbers of eight bits; it is asked one sample at a time."
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -75,14 +75,14 @@ def int8_of(content: bytes) -> bytes:
         small = onnx.load(f"{folder}/{NETWORK_FILE}")
     return small.SerializeToString(deterministic=True)
 
-
+# %% ../../nbs/models/39_export.ipynb #30a1566c
 def network_in(model: BaseEstimator) -> NetworkEstimator | None:
     "The network that a fitted model is or asks; None where there is none."
     inner = getattr(model, "model_", model)  # of a calibrated one
     asked = getattr(inner, "network_", None) if not isinstance(inner, NetworkEstimator) else inner
     return asked if isinstance(asked, NetworkEstimator) else None
 
-
+# %% ../../nbs/models/39_export.ipynb #95ed6b14
 def onnx_files(
     model: BaseEstimator,  # fitted
     int8: bool = False,  # with weights of eight bits, see `int8_of`

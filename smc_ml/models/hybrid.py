@@ -72,7 +72,7 @@ class _ContextClassifier(NetworkClassifier, network=ContextNetwork, settings=Hyb
         "(samples, 2 · hidden) float64."
         return self._read(X, "context")
 
-
+# %% ../../nbs/models/38_hybrid.ipynb #caa83677
 class HybridCNNLSTMXGB(ClassifierMixin, BaseEstimator):
     "Probability of each class by trees that read the network's context beside the decision row."
 

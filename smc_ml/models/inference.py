@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 class InferenceError(UserError):
     "A file that is no network of this package."
 
-
+# %% ../../nbs/models/40_inference.ipynb #789877b9
 def onnx_session(content: bytes, threads: int = 1) -> Any:
     "An onnxruntime session on the processor."
     import onnxruntime
@@ -44,7 +44,7 @@ def onnx_session(content: bytes, threads: int = 1) -> Any:
     except Exception as error:  # of a kind that onnxruntime does not name
         raise InferenceError(f"no network can be read from these {len(content)} bytes: {error}") from None
 
-
+# %% ../../nbs/models/40_inference.ipynb #b35b6cae
 class OnnxNetwork:
     "A trained network from the file that `onnx_of` makes."
 

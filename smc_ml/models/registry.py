@@ -9,6 +9,7 @@ __all__ = ['MODELS', 'UnknownModel', 'Model', 'model_of']
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -28,13 +29,27 @@ if TYPE_CHECKING:
 class UnknownModel(UserError):
     "A name that no model has; the message lists the known ones."
 
-
+# %% ../../nbs/models/14_registry.ipynb #871d3678
 @dataclass(frozen=True)
 class Model:
     "A model by its name."
 
     name: str  # of its section of `train`, and of its module
     config: type[ModelConfig]
+
+    @property
+    def missing(self) -> str | None:
+        "The library that one installs beside for it, where it is not installed."
+        library = self.config.beside
+        return library if library and find_spec(library) is None else None
+
+    def check_installed(self) -> None:
+        "Raise a `UserError` where a library is missing that it rests on."
+        if self.missing:
+            raise UserError(
+                f"the model {self.name} rests on the library {self.missing}, which is not installed: "
+                f"pip install {self.missing}, or take another model"
+            )
 
     @property
     def module(self) -> Any:
@@ -94,7 +109,7 @@ class Model:
         "Features whose absence drops no event: those the model does not need, by default the optional ones."
         return frozenset(optional if self.config.needs is None else set(features) - self.config.needs)
 
-
+# %% ../../nbs/models/14_registry.ipynb #3f9b65a6
 MODELS: Mapping[str, Model] = MappingProxyType(
     {name: Model(name, settings) for name, settings in model_settings().items()}
 )

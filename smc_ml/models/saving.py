@@ -32,7 +32,7 @@ from .windows import Windows
 class ModelError(UserError):
     "A saved model that is missing, incomplete or changed."
 
-
+# %% ../../nbs/models/15_saving.ipynb #5cdc32bc
 def data_hash(windows: Windows, y: np.ndarray | pd.DataFrame) -> str:
     "SHA-256 over the rows, the samples, their orientation and their targets."
     turned = windows.orientation
@@ -46,7 +46,7 @@ def data_hash(windows: Windows, y: np.ndarray | pd.DataFrame) -> str:
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 
-
+# %% ../../nbs/models/15_saving.ipynb #a133db7b
 def _partners(windows: Windows) -> dict[str, str]:
     "What each feature that changes places for a short becomes."
     names, turned = windows.feature_names, windows.orientation
@@ -69,7 +69,7 @@ def feature_versions(catalogue: FeatureCatalogue) -> dict[str, str]:
     texts = {facts.name: json.dumps(facts._asdict(), sort_keys=True) for facts in catalogue}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in texts.items()}
 
-
+# %% ../../nbs/models/15_saving.ipynb #d575df34
 def describe_training(
     name: str, config: Section, windows: Windows, labels: pd.DataFrame, task: Task = Binary()
 ) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _weights(folder: Path) -> Path:
         )
     return found[0]
 
-
+# %% ../../nbs/models/15_saving.ipynb #4f714a4b
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -136,7 +136,7 @@ def _write_files(files: Mapping[str, bytes], folder: Path) -> dict[str, Any]:
         (folder / name).write_bytes(content)
     return {"files": {name: _hash(content) for name, content in files.items()}} if files else {}
 
-
+# %% ../../nbs/models/15_saving.ipynb #945c4e8e
 def saved_file(folder: str | os.PathLike, name: str) -> bytes | None:
     "A file that was saved beside the weights; None where there is none, a `ModelError` where it was changed."
     folder, digest = Path(folder), read_description(folder).get("files", {}).get(name)
@@ -150,7 +150,7 @@ def saved_file(folder: str | os.PathLike, name: str) -> bytes | None:
         raise ModelError(f"{folder / name} differs from what was described: save the model again")
     return content
 
-
+# %% ../../nbs/models/15_saving.ipynb #8847ff33
 def _saved(kind: str, model: BaseEstimator, folder: Path) -> dict[str, Any]:
     "Write the weights; what the model says of itself."
     try:
@@ -197,7 +197,7 @@ def read_description(folder: str | os.PathLike) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path}: not readable ({error}): train the model again") from None
 
-
+# %% ../../nbs/models/15_saving.ipynb #55d42779
 def load_model(folder: str | os.PathLike) -> BaseEstimator:
     "A model that gives the probabilities it gave when it was saved."
     folder, facts = Path(folder), read_description(folder)

@@ -166,7 +166,7 @@ class Tuned:
 
     trials: pd.DataFrame  # number, state, the objectives, each setting; one row a trial
     best: ModelConfig  # by the first objective
-    now: float  # the first objective of the settings as they are
+    now: float  # the first objective of the settings as they are; NaN while another process scores them
     base: float  # and without a model: the base rate of training told for each event, or all events taken
     events: int  # on which settings were compared
     first: pd.Timestamp  # of them
@@ -184,9 +184,12 @@ class Tuned:
         done, objective = self.trials[self.trials["state"] == "complete"], self.trials.columns[2]
         low = _DIRECTIONS[objective] == "minimize"
         best = done[objective].min() if low else done[objective].max()
+        now = f"as set now {self.now:.5f}" if np.isfinite(self.now) else "as set now not known yet"
+        elsewhere = int((self.trials["state"] == "running").sum())
+        others = f", {elsewhere} with another process" if elsewhere else ""
         return (
-            f"Best of {len(self.trials)} trials ({len(done)} complete): {_WORDS[objective]} {best:.5f}, "
-            f"as set now {self.now:.5f}, base rate {self.base:.5f}, on {self.events:,} events "
+            f"Best of {len(self.trials)} trials ({len(done)} complete{others}): "
+            f"{_WORDS[objective]} {best:.5f}, {now}, base rate {self.base:.5f}, on {self.events:,} events "
             f"from {self.first:%Y-%m-%d} to {self.last:%Y-%m-%d}, which no fold judges. "
             "The best of many is flattered by luck; the judged folds say what it is worth."
         )
@@ -203,6 +206,7 @@ class _Search:
     folds: SplitsConfig
     config: TuningConfig
     space: Mapping[str, Range]
+    now: Mapping[str, Any]  # what is looked for, as it is set: never given up, all else is compared with it
     tried: Callable[[TrainingConfig], Any]
 
     def told(self, values: Mapping[str, Any]) -> TrainingConfig:
@@ -212,7 +216,8 @@ class _Search:
 
     def scored(self, trial: "optuna.Trial", section: TrainingConfig) -> list[float] | None:
         "The objectives over all folds; None where the trial was given up."
-        prune, tables = self.config.prune and len(self.config.objectives) == 1, []
+        prune = self.config.prune and len(self.config.objectives) == 1 and trial.params != self.now
+        tables: list[pd.DataFrame] = []
         keyed, last = self.labels.set_index("event_id"), self.config.n_folds - 1
         for number, fold in enumerate(
             each_fold(self.model, self.windows, self.labels, section, self.folds, progress=False)
@@ -261,6 +266,24 @@ def _ended(study: "optuna.Study") -> int:
     return sum(trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") for trial in study.trials)
 
 
+def _states(study: "optuna.Study", values: Mapping[str, Any]) -> set[str]:
+    "States of the trials of these settings, of those that wait too."
+    trials = study.trials
+    return {one.state.name for one in trials if one.system_attrs.get("fixed_params", one.params) == values}
+
+
+def _score_all(search: _Search, study: "optuna.Study", progress: bool) -> None:
+    "Trials until there are enough, and until the present settings are among them."
+    if not _states(study, search.now) & {"COMPLETE", "RUNNING", "WAITING"}:
+        study.enqueue_trial(dict(search.now))
+    count, total = _ended(study), search.config.trials
+    total = max(total, count + ("WAITING" in _states(study, search.now)))
+    with ProgressBar(total=total, initial=count, desc=f"{search.model} trials", disable=not progress) as bar:
+        while (count := _ended(study)) < total or "WAITING" in _states(study, search.now):
+            search.run(study)
+            bar.update(_ended(study) - count)
+
+# %% ../../nbs/models/42_tuning.ipynb #d8d101b4
 def tune(
     model: str,  # its name
     windows: Windows,
@@ -275,24 +298,19 @@ def tune(
 ) -> Tuned:
     "Look for settings of a classifier of events on those before the first judged one; begun studies go on."
     space, rows = search_space(model, config), before_judged(labels, splits)
+    model_of(model).check_installed()  # before the first trial is told: nothing would be scored
     now, known = _as_set(model, space, train), labels.iloc[rows].reset_index(drop=True)
     folds, study = _inner(splits, config), open_study(name, place, config)
-    search = _Search(model, windows.take(rows), known, train, folds, config, space, tried)
-    if not any(trial.params == now and trial.state.name != "FAIL" for trial in study.trials):
-        study.enqueue_trial(now)
-    count, shown = _ended(study), f"{model} trials"
-    with ProgressBar(total=config.trials, initial=count, desc=shown, disable=not progress) as bar:
-        while (count := _ended(study)) < config.trials:
-            search.run(study)
-            bar.update(_ended(study) - count)
+    search = _Search(model, windows.take(rows), known, train, folds, config, space, now, tried)
+    _score_all(search, study, progress)
     table = _table(study, config, space)
     done = table[table["state"] == "complete"]
     if done.empty:
-        raise TuningError(f"{model}: no trial of {len(table)} was scored: raise tuning.trials")
+        raise TuningError(f"{model}: other processes still work on its trials: run it again when they ended")
     sign = 1 if _DIRECTIONS[config.objectives[0]] == "minimize" else -1
     best = study.trials[int((sign * done[config.objectives[0]]).idxmin())].params
-    as_set = done.loc[(done[list(space)] == pd.Series(now)).all(axis=1), config.objectives[0]].iloc[0]
-    times = known["time"]
+    of_now = done.loc[(done[list(space)] == pd.Series(now)).all(axis=1), config.objectives[0]]
+    as_set, times = next(iter(of_now), np.nan), known["time"]
     found = getattr(search.told(best), model)
     base = next(trial.user_attrs["base"] for trial in study.trials if trial.state.name == "COMPLETE")
     return Tuned(table, found, float(as_set), base, len(known), times.min(), times.max())

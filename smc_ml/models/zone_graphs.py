@@ -135,7 +135,7 @@ def _by(now: np.ndarray, nodes: pd.DataFrame, what: str) -> np.ndarray | bool:
 
 
 def _node_values(nodes: pd.DataFrame, close: np.ndarray, atr: np.ndarray, now: np.ndarray) -> np.ndarray:
-    "(patterns, columns) float32, one pattern a row, each as it is at a time; prices in ATR from a close."
+    "(patterns, columns) float32, one pattern per row, each as it is at a time; prices in ATR from a close."
     span = _spans(nodes["timeframe"])
     columns = [
         *((nodes[name].to_numpy() - close) / atr for name in ("top", "bottom", "level")),

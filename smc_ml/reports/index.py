@@ -45,7 +45,7 @@ def _mean_tile(backtest: dict[str, Any]) -> Tile:
 
 
 def _chance_tile(backtest: dict[str, Any]) -> Tile:
-    "The p-value against random selections."
+    "The p-value against random trade selection."
     usual = shown(backtest.get("random_mean_r"), "r")
     note = f"against random selections of as many events, which earned {usual} on average"
     share = backtest["random_as_good_share"]

@@ -20,7 +20,7 @@ from ..datasets.samples import DatasetError, SMCDataset
 from ..evaluation.horizons import BAR_BASELINES
 from ..features.catalogue import FeatureCatalogue
 from ..labels.config import SplitsConfig
-from ..models.config import FEATURES, TrainingConfig
+from ..models.config import FEATURES, SamplesConfig, TrainingConfig
 from ..models.out_of_fold import OutOfFold, out_of_fold
 from ..models.saving import feature_versions
 from ..models.tasks import Horizons
@@ -36,13 +36,13 @@ def bar_features(model: str, catalogue: FeatureCatalogue, config: TrainingConfig
         )
     return catalogue.chosen(config.samples_of(model).features or config.features)
 
-
+# %% ../../nbs/stages/20_bars.ipynb #f2748a35
 def baseline_columns(catalogue: FeatureCatalogue, config: TrainingConfig) -> tuple[str, ...]:
     "The features that the baselines look at."
     columns = config.persistence.column, config.last_volatility.column
     return catalogue.chosen(tuple(dict.fromkeys(columns))).names
 
-
+# %% ../../nbs/stages/20_bars.ipynb #ca381c89
 class TrainedBars(NamedTuple):
     "A model of bars that was trained fold by fold, and its baselines on the same bars and folds."
 
@@ -63,7 +63,7 @@ class TrainedBars(NamedTuple):
             f"{'feature' if names == 1 else 'features'} before each"
         )
 
-
+# %% ../../nbs/stages/20_bars.ipynb #beb7f963
 def _decision_rows(features: Mapping[str, pd.DataFrame], dataset: SMCDataset) -> Windows:
     "Some other features of the candles with which the bars close; any may be missing."
     names, labels = tuple(next(iter(features.values())).columns), dataset.labels
@@ -74,6 +74,15 @@ def _decision_rows(features: Mapping[str, pd.DataFrame], dataset: SMCDataset) ->
         values[own] = table.iloc[table.index.searchsorted(closes) - 1].to_numpy(np.float32)
     times = pd.DatetimeIndex(labels["time"])
     return Windows(values, np.arange(len(values)), names, 1, optional=frozenset(names), times=times)
+
+
+def _with_timeframe(
+    model: str, config: TrainingConfig, timeframe: str
+) -> tuple[TrainingConfig, SamplesConfig]:
+    "The settings with the timeframe of the model's bars written in, for its description; its samples."
+    own = getattr(config, model)
+    samples = own.samples.model_copy(update={"timeframe": timeframe})
+    return config.model_copy(update={model: own.model_copy(update={"samples": samples})}), samples
 
 
 def train_bars(
@@ -92,6 +101,8 @@ def train_bars(
     task = Horizons(longest_horizon(targets)[0])
     tables = {symbol: table[list(learnt.names)] for symbol, table in features.items()}
     base = base or checked_timeframe(next(iter(tables.values())))
+    timeframe = bar_timeframe(samples.timeframe, base, f"train.{model}.samples.timeframe")
+    config, samples = _with_timeframe(model, config, timeframe)
     found = bar_dataset(tables, targets, task.targets, samples, learnt.optional, base)
     dataset = replace(found, labels=found.labels.assign(entry_at=found.labels["time"]))
     told = dataset.windows, dataset.labels
@@ -103,4 +114,4 @@ def train_bars(
         name: out_of_fold(name, rows, dataset.labels, config, splits, False, task).predictions
         for name in BAR_BASELINES
     }
-    return TrainedBars(model, run, beside, dataset, bar_timeframe(samples.timeframe, base), samples.stride)
+    return TrainedBars(model, run, beside, dataset, timeframe, samples.stride)

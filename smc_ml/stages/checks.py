@@ -56,7 +56,7 @@ def _regimes(sections: Sections) -> None:
             "leave that section as it is, or the family out of train.features"
         )
 
-
+# %% ../../nbs/stages/15_checks.ipynb #66780c30
 def _labels(sections: Sections) -> None:
     "Trades from patterns that are not detected."
     labels, patterns, base = sections["labels"], sections["patterns"], sections["collect"].timeframe
@@ -85,18 +85,22 @@ def _computed(sections: Sections) -> FeatureCatalogue:
 
 
 def _information(sections: Sections) -> None:
-    "Sets of features that are not computed."
+    "Models whose library is missing, and sets of features that are not computed."
+    for model in sections["information"].models:
+        model_of(model).check_installed()
     if computed := _computed(sections):
         for parts in sections["information"].sets.values():
             computed.chosen([name for name in parts if name not in SET_PARTS])
 
-
+# %% ../../nbs/stages/15_checks.ipynb #778d827f
 def _model(model: str, sections: Sections) -> None:
-    "Samples that there are not, and windows that a model cannot take."
+    "A library that is missing, samples that there are not, and windows that a model cannot take."
+    model_of(model).check_installed()
     train = sections["train"]
     samples, own = train.samples_of(model), getattr(train, model)
     if samples.of == "bars":
-        bar_timeframe(samples.timeframe, sections["collect"].timeframe)
+        base, setting = sections["collect"].timeframe, f"train.{model}.samples.timeframe"
+        bar_timeframe(samples.timeframe, base, setting)
         if type(own)().samples.of != "bars":  # whether it can learn several horizons is not known of it
             model_of(model).make(train, Horizons(sections["horizons"].horizons))
         if computed := _computed(sections):
@@ -120,12 +124,19 @@ def _train(sections: Sections) -> None:
         _model(model, sections)
 
 
+def _controls(sections: Sections) -> None:
+    "Models whose library is missing; where none are named, they are those of the training."
+    for name in ("controls", "controls_full"):
+        for model in sections[name].models or ():
+            model_of(model).check_installed()
+
+
 def _report(sections: Sections) -> None:
     "A chart of candles that are not made."
     collect = sections["collect"]
     check_made(sections["report"].timeframe, {collect.timeframe, *collect.higher})
 
-
+# %% ../../nbs/stages/15_checks.ipynb #8c2f3e07
 RULES: Mapping[str, Callable[[Sections], None]] = {
     "collect": _collect,
     "patterns": _patterns,
@@ -135,6 +146,7 @@ RULES: Mapping[str, Callable[[Sections], None]] = {
     "features": _features,
     "information": _information,
     "train": _train,
+    "controls": _controls,
     "report": _report,
 }
 

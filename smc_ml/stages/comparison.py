@@ -10,7 +10,6 @@ __all__ = ['COSTS', 'NEEDED', 'single_answers', 'answer_times', 'Comparison', 'c
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from time import perf_counter_ns, process_time
@@ -152,7 +151,7 @@ def compare_models(
 # %% ../../nbs/stages/22_comparison.ipynb #ee2566a9
 def every_model() -> tuple[str, ...]:
     "Names of all models whose libraries are there."
-    return tuple(name for name in MODELS if name != "catboost" or find_spec("catboost"))
+    return tuple(name for name, model in MODELS.items() if not model.missing)
 
 
 def comparison_trials(
@@ -161,7 +160,7 @@ def comparison_trials(
     market: Market,
     catalogue: FeatureCatalogue,  # of the features that are computed
 ) -> list[Trial]:
-    "One trial a model, as the stage that trains would log it."
+    "One trial per model, as the stage that trains would log it."
     settings, trials = PipelineSettings(**_known(sections)), []
     for model in models:
         own = _of_trades(_learning(settings, [*settings.train.features, *NEEDED.get(model, ())]), model)

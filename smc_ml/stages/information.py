@@ -120,7 +120,7 @@ class Shuffled(Binary):
         without = {f"without_{name}": answer[:, 2 + place] for place, name in enumerate(self.features)}
         return {self.target: {"probability": answer[:, 1]} | without}
 
-
+# %% ../../nbs/stages/18_information.ipynb #60ae1d54
 def _nats(probability: np.ndarray, won: np.ndarray) -> np.ndarray:
     "Negative log-likelihood of each event."
     return -np.log(np.clip(np.where(won, probability, 1 - probability), 1e-12, None))
@@ -220,7 +220,7 @@ class Information(NamedTuple):
         known = {name: first[name] for name in ("events", "weeks", "base_log_loss")}
         return {"sentence": self.sentence(), **known, "sets": gains}
 
-
+# %% ../../nbs/stages/18_information.ipynb #443d154c
 def _explained(
     rises: Mapping[str, pd.DataFrame], trades: pd.DataFrame, folds: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:

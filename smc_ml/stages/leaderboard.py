@@ -182,7 +182,7 @@ class Leaderboard(NamedTuple):
         names = ("table", "curves", "calibration", "importance", "reliability", "costs")
         return {name: getattr(self, name) for name in names}
 
-
+# %% ../../nbs/stages/23_leaderboard.ipynb #74eb8141
 def _reads(folder: Path) -> set[str]:
     "The features that a saved model looks at."
     return set(read_description(folder)["features"])
@@ -193,7 +193,7 @@ def _together(tables: list[pd.DataFrame], columns: Sequence[str]) -> pd.DataFram
     full = [table for table in tables if len(table)]
     return pd.concat(full, ignore_index=True) if full else pd.DataFrame(columns=[*columns])
 
-
+# %% ../../nbs/stages/23_leaderboard.ipynb #c8957841
 def baseline_predictions(
     of_sets: pd.DataFrame,  # predictions of sets of features, with a column `set`
     config: LeaderboardConfig = LeaderboardConfig(),

@@ -80,7 +80,7 @@ class JudgedModel(NamedTuple):
     calibration: pd.DataFrame
     tables: dict[str, pd.DataFrame]  # of the training
 
-
+# %% ../../nbs/stages/21_trained.ipynb #9c249a2f
 _EVENTS = (
     "Beside the accuracy stands the majority-class baseline: what one gets by always guessing the larger "
     "class. Intervals are 95 %, by leaving out one day at a time (jackknife)."
@@ -101,7 +101,7 @@ def judge_trained(trained: TrainedModel, outcomes: pd.DataFrame) -> JudgedModel:
     told = calibration(run.predictions, outcomes)
     return JudgedModel(run, trained.sentence(), _EVENTS, table, metrics, told, tables)
 
-
+# %% ../../nbs/stages/21_trained.ipynb #8dfe3654
 def judge_trained_bars(trained: TrainedBars) -> JudgedModel:
     "A model of bars beside no change, persistence, base rate and last volatility."
     run, labels = trained.run, trained.dataset.labels
@@ -121,7 +121,7 @@ def judge_trained_bars(trained: TrainedBars) -> JudgedModel:
     told = direction_calibration(run.predictions, labels)
     return JudgedModel(run, trained.sentence(), words, horizon_table(scores), metrics, told, tables)
 
-
+# %% ../../nbs/stages/21_trained.ipynb #0e11ac4d
 def train_and_judge(
     model: str,  # its name
     features: Mapping[str, pd.DataFrame],  # by symbol, of `columns_read`

@@ -226,7 +226,7 @@ def _chance(found: Superiority, draws: int) -> str:
 
 
 def overfitting_sentence(judgement: Judgement) -> str:
-    "What became of the winner in sample out of sample."
+    "How the winner in sample did out of sample."
     found = judgement.overfitting
     if isinstance(found, str):
         return f"Overfitting cannot be judged: {found}."
