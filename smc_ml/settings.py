@@ -97,7 +97,7 @@ def _pairs(files: Sequence[str]) -> dict[str, str | list[str]]:
 def _written(value: object) -> list[str]:
     """What stands behind the colon of a setting, and the lines below it, as `dvc exp run -S` writes them.
 
-    One entry of a list a line, nothing for null.
+    One entry of a list per line, nothing for null.
     """
     text = "" if value is None else yaml.safe_dump(value, allow_unicode=True, width=2**31, sort_keys=False)
     lines = text.removesuffix("...\n").splitlines() or [""]
