@@ -33,13 +33,19 @@ class SelfAttention(nn.Module):
     def forward(self, rows: torch.Tensor, last: bool = False) -> torch.Tensor:
         "(samples, rows, width), with `last` (samples, 1, width)."
         query, key, value = self._parts(rows, last)
-        read = functional.scaled_dot_product_attention(query, key, value)
+        if torch.onnx.is_in_onnx_export():
+            read = self._weights(query, key) @ value
+        else:
+            read = functional.scaled_dot_product_attention(query, key, value)
         return self.out(read.transpose(1, 2).reshape(-1, int(read.shape[2]), int(rows.shape[2])))
 
     def weights(self, rows: torch.Tensor, last: bool = False) -> torch.Tensor:
         "(samples, heads, asking rows, rows): how much each row is read; sums to 1."
         query, key, _ = self._parts(rows, last)
-        return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+        return self._weights(query, key)
+
+    def _weights(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (query @ key.transpose(-1, -2) * int(query.shape[-1]) ** -0.5).softmax(-1)
 
 # %% ../../nbs/models/32_attention.ipynb #8afd61cd
 class RowsDropout(nn.Module):

@@ -50,9 +50,20 @@ class PatchTSTNetwork(WindowNetwork):
         "(samples, patches, features · patch): the scaled rows of each patch, feature by feature."
         return self.scaled(windows)[:, self.surplus :].unfold(1, self.patch, self.stride).flatten(2)
 
+    def _inward(self, windows: torch.Tensor) -> torch.Tensor:
+        "(samples, patches, width): the patches as the blocks take them, without their positions."
+        if not torch.onnx.is_in_onnx_export():
+            return self.inward(self.patches(windows))
+        patches, features = int(self.positions.shape[1]), int(windows.shape[2])
+        first = self.surplus + self.stride * torch.arange(patches)
+        rows = (first[:, None] + torch.arange(self.patch)).flatten()
+        side_by_side = self.scaled(windows)[:, rows].reshape(-1, patches, self.patch * features)
+        weight = self.inward.weight.unflatten(1, (features, self.patch)).transpose(1, 2).flatten(1)
+        return nn.functional.linear(side_by_side, weight, self.inward.bias)
+
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         "(samples, length, features) -> (samples, outputs)."
-        rows = self.inward(self.patches(windows)) + self.positions
+        rows = self._inward(windows) + self.positions
         for block in self.blocks:
             rows = block(rows)
         return self.head(self.norm(rows.flatten(1)))
