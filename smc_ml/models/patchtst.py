@@ -58,8 +58,8 @@ class PatchTSTNetwork(WindowNetwork):
         first = self.surplus + self.stride * torch.arange(patches)
         rows = (first[:, None] + torch.arange(self.patch)).flatten()
         side_by_side = self.scaled(windows)[:, rows].reshape(-1, patches, self.patch * features)
-        weight = self.inward.weight.unflatten(1, (features, self.patch)).transpose(1, 2).flatten(1)
-        return nn.functional.linear(side_by_side, weight, self.inward.bias)
+        weight = self.inward.weight.reshape(-1, features, self.patch).transpose(1, 2)
+        return nn.functional.linear(side_by_side, weight.reshape(-1, self.patch * features), self.inward.bias)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         "(samples, length, features) -> (samples, outputs)."
