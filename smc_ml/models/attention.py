@@ -20,15 +20,19 @@ class SelfAttention(nn.Module):
         self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def _by_head(self, rows: torch.Tensor) -> torch.Tensor:
-        "(samples, rows, width) -> (samples, heads, rows, width of a head)."
-        count, width = int(rows.shape[1]), int(rows.shape[2])  # plain numbers: a graph need not find them out
-        return rows.reshape(-1, count, self.heads, width // self.heads).transpose(1, 2)
+    def _by_head(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        "(samples, count, width) or all rows one after the other -> (samples, heads, count, width of a head)."
+        return rows.reshape(-1, count, self.heads, int(rows.shape[-1]) // self.heads).transpose(1, 2)
 
     def _parts(self, rows: torch.Tensor, last: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         key, value = self.key_value(rows).split(int(rows.shape[2]), dim=-1)
         query = self.query(rows[:, -1:] if last else rows)
-        return self._by_head(query), self._by_head(key), self._by_head(value)
+        count = int(rows.shape[1])  # a plain number: a graph need not find it out
+        return (
+            self._by_head(query, 1 if last else count),
+            self._by_head(key, count),
+            self._by_head(value, count),
+        )
 
     def forward(self, rows: torch.Tensor, last: bool = False) -> torch.Tensor:
         "(samples, rows, width), with `last` (samples, 1, width)."
@@ -38,6 +42,15 @@ class SelfAttention(nn.Module):
         else:
             read = functional.scaled_dot_product_attention(query, key, value)
         return self.out(read.transpose(1, 2).reshape(-1, int(read.shape[2]), int(rows.shape[2])))
+
+    def flat(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        "`forward` for windows of `count` rows that lie one after the other, (samples · count, width)."
+        width = int(rows.shape[1])
+        weight = torch.cat([self.query.weight, self.key_value.weight])
+        bias = torch.cat([self.query.bias, self.key_value.bias])
+        parts = functional.linear(rows, weight, bias).split(width, dim=-1)
+        query, key, value = (self._by_head(part, count) for part in parts)
+        return self.out((self._weights(query, key) @ value).transpose(1, 2).reshape(-1, width))
 
     def weights(self, rows: torch.Tensor, last: bool = False) -> torch.Tensor:
         "(samples, heads, asking rows, rows): how much each row is read; sums to 1."
@@ -79,3 +92,8 @@ class AttentionBlock(nn.Module):
         kept = rows[:, -1:] if last else rows
         kept = kept + self.drop(self.attention(self.before(rows), last))
         return kept + self.drop(self.each(self.between(kept)))
+
+    def flat(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        "`forward` without dropout, for windows of `count` rows that lie one after the other."
+        rows = rows + self.attention.flat(self.before(rows), count)
+        return rows + self.each(self.between(rows))

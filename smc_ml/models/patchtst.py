@@ -50,20 +50,24 @@ class PatchTSTNetwork(WindowNetwork):
         "(samples, patches, features · patch): the scaled rows of each patch, feature by feature."
         return self.scaled(windows)[:, self.surplus :].unfold(1, self.patch, self.stride).flatten(2)
 
-    def _inward(self, windows: torch.Tensor) -> torch.Tensor:
-        "(samples, patches, width): the patches as the blocks take them, without their positions."
-        if not torch.onnx.is_in_onnx_export():
-            return self.inward(self.patches(windows))
-        patches, features = int(self.positions.shape[1]), int(windows.shape[2])
-        first = self.surplus + self.stride * torch.arange(patches)
-        rows = (first[:, None] + torch.arange(self.patch)).flatten()
-        side_by_side = self.scaled(windows)[:, rows].reshape(-1, patches, self.patch * features)
-        weight = self.inward.weight.reshape(-1, features, self.patch).transpose(1, 2)
-        return nn.functional.linear(side_by_side, weight.reshape(-1, self.patch * features), self.inward.bias)
+    def _in_graph(self, windows: torch.Tensor) -> torch.Tensor:
+        "`forward` in few steps: the rows of all patches are gathered at once, beside a turned matrix."
+        (_, count, width), features = self.positions.shape, int(windows.shape[2])
+        first = self.surplus + self.stride * torch.arange(count)
+        places = (first[:, None] + torch.arange(self.patch)).flatten()
+        patches = self.scaled(windows)[:, places].reshape(-1, count, self.patch * features)
+        turned = self.inward.weight.reshape(width, features, self.patch).permute(2, 1, 0)
+        rows = patches @ turned.reshape(-1, width) + (self.inward.bias + self.positions)
+        rows = rows.reshape(-1, width)
+        for block in self.blocks:
+            rows = block.flat(rows, count)
+        return self.head(self.norm(rows.reshape(-1, count * width)))
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         "(samples, length, features) -> (samples, outputs)."
-        rows = self._inward(windows) + self.positions
+        if torch.onnx.is_in_onnx_export():
+            return self._in_graph(windows)
+        rows = self.inward(self.patches(windows)) + self.positions
         for block in self.blocks:
             rows = block(rows)
         return self.head(self.norm(rows.flatten(1)))
