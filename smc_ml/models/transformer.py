@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import AttentionBlock
+from .attention import AttentionBlock, blocks_in_graph
 from .config import TransformerConfig
 from smc_ml.models.networks import (
     NetworkClassifier,
@@ -43,19 +43,11 @@ class TransformerNetwork(WindowNetwork):
         "The rows as the last block finds them."
         rows = self.inward(self.scaled(windows)) + self.positions
         if torch.onnx.is_in_onnx_export():
-            return self._flat(rows)
+            return blocks_in_graph(self.blocks, rows)
         for block in self.blocks:
             again = self.again and self.training
             rows = checkpoint(block, rows, use_reentrant=False) if again else block(rows)
         return rows
-
-    def _flat(self, rows: torch.Tensor) -> torch.Tensor:
-        "All blocks but the last, as a graph says them."
-        count, width = (int(size) for size in rows.shape[1:])
-        rows = rows.reshape(-1, width)
-        for block in self.blocks:
-            rows = block.flat(rows, count)
-        return rows.reshape(-1, count, width)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         "(samples, length, features) -> (samples, outputs)."
