@@ -101,7 +101,7 @@ class AttentionBlock(nn.Module):
         rows = rows + self.attention.flat(self.before(rows), count)
         return rows + self.each(self.between(rows))
 
-
+# %% ../../nbs/models/32_attention.ipynb #7730fe8d
 def blocks_in_graph(
     blocks: Iterable[Any],  # of `AttentionBlock`
     rows: torch.Tensor,
