@@ -130,7 +130,7 @@ def test_every_family_finds_a_planted_edge(edge, end):
     Transformer and the patch Transformer do not, and of these the last two do not with a year and a half. At
     0.45, where an oracle has 0.663: gains of 0.007 (lorentzian) to 0.023 (mlp), shares from 49 % (lorentzian)
     to 75 % (mlp). The patch Transformer and the fusion network gained nothing there at a learning rate of
-    0.003: of four settings of the one and nine of the other, tried on that market, those above are the surest.
+    0.003: of four settings of the one and nine of the other, tried on that market, those above are surest.
     """
     found = gains(edge, end=end)
     print(found.round(4).to_string())
