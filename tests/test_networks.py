@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,6 +262,16 @@ def test_onnx_gives_the_answers_of_torch_and_the_same_bytes_alone_and_among_othe
     for size in (1, 2, 7):
         parts = [asked.outputs(X[start : start + size]) for start in range(0, len(X), size)]
         assert np.concatenate(parts).tobytes() == among.tobytes(), size
+
+
+SIZES = {"Shape", "Cast", "Concat", "Unsqueeze"}  # steps of a graph that asks what the sizes are
+
+
+def test_a_graph_finds_out_nothing_that_is_known_beforehand(name, model):
+    graph = onnx.load_from_string(onnx_of(model)).graph
+    steps = Counter(node.op_type for node in graph.node)
+    sizes = {"transformer": SIZES, "patchtst": SIZES, "lstm": {"Mod"}, "pooling": {"Mod", "Expand"}}
+    assert not ({"Sqrt"} | sizes.get(name, set())) & set(steps), steps
 
 
 def asked_live(model, X: Windows, folder: Path, name: str, monkeypatch):

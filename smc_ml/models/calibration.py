@@ -124,7 +124,7 @@ class OneAgainstRest(Calibration):
 
 # %% ../../nbs/models/13_calibration.ipynb #ed48d0fb
 class Platt(OneAgainstRest):
-    "Log-odds times a slope plus a shift."
+    "Log-odds times a slope, which is never negative, plus a shift."
 
     names = ("line",)
 
@@ -140,7 +140,8 @@ class Platt(OneAgainstRest):
             value = (np.logaddexp(0, scores) - wanted * scores).mean()
             return float(value), np.array([(away * odds).mean(), away.mean()])
 
-        return (minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x,)
+        line = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+        return (line if line[0] >= 0 else np.array([0.0, _log_odds(wanted.mean())]),)
 
     @staticmethod
     def turn_one(probability: np.ndarray, *arrays: np.ndarray) -> np.ndarray:

@@ -573,10 +573,14 @@ class LorentzianConfig(ModelConfig):
     ranges: ClassVar[Mapping[str, Range]] = {
         "neighbours": Range(4, 256, log=True),
         "spacing": Range(1, 12),
+        "prior": Range(1.0, 1000.0, log=True),
     }
 
     neighbours: int = Field(128, ge=1, description="resolved samples that vote")
     spacing: int = Field(4, ge=1, description="every so many-th training sample may vote")
+    prior: float = Field(
+        64.0, ge=0, description="votes that fall as those of all resolved samples do, against chance"
+    )
 
 # %% ../../nbs/models/00_config.ipynb #22f39b46
 class BaseRateConfig(ModelConfig):

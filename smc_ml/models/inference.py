@@ -61,11 +61,12 @@ class OnnxNetwork:
 
     def read(self, windows: np.ndarray) -> np.ndarray:
         "(samples, rows, features) float32 -> (samples, outputs) float32; NaN counts as the training mean."
-        return self.session.run(None, {"windows": windows})[0]
+        return self.session.run(("outputs",), {"windows": windows})[0]
 
     def outputs(self, X: Windows) -> np.ndarray:
         "(samples, outputs) float64 of windows like those of the training; a `WindowError` for others."
         check_features(X, self.feature_names)
+        self.feature_names = X.feature_names  # equal, and the same object is compared sooner the next time
         if X.length != self.rows:
             raise WindowError(
                 f"windows of {X.length} rows, trained on {self.rows}: give as many rows as in training"

@@ -59,8 +59,9 @@ def lorentzian_votes(
     classes: int,
     neighbours: int,
     spacing: int,
+    prior: float,  # votes that fall as those of all resolved samples do
 ) -> np.ndarray:
-    """(samples, classes) shares of the votes, and one more vote that is even among the classes.
+    """(samples, classes) shares of the votes, `prior` votes of all, and one that is even among the classes.
 
     A known sample votes only where it was resolved before the asked one was decided. Of two that are equally
     far away the earlier one votes.
@@ -74,9 +75,12 @@ def lorentzian_votes(
     shares = np.empty((len(asked), classes))
     for row in range(len(asked)):
         nearest, voter = np.full(neighbours, np.inf), np.full(neighbours, -1)
+        everyone, count = np.zeros(classes), 0
         for other in range(0, len(known), spacing):
             if resolved[other] >= decided[row]:
                 continue
+            everyone[codes[other]] += weights[other]
+            count += 1
             away = _lorentzian_distance(asked[row], known[other], nearest[-1])
             if away >= nearest[-1]:
                 continue
@@ -85,7 +89,7 @@ def lorentzian_votes(
                 nearest[place], voter[place] = nearest[place - 1], voter[place - 1]
                 place -= 1
             nearest[place], voter[place] = away, other
-        shares[row] = 1.0 / classes
+        shares[row] = 1.0 / classes + prior * everyone / max(count, 1)
         for other in voter:
             if other >= 0:
                 shares[row, codes[other]] += weights[other]
@@ -107,9 +111,10 @@ def _instants(times: Any, count: int) -> np.ndarray:
 class LorentzianClassifier(ClassifierMixin, BaseEstimator):
     "The votes of the nearest resolved samples, on scaled rows without missing values."
 
-    def __init__(self, neighbours: int = 128, spacing: int = 4):
+    def __init__(self, neighbours: int = 128, spacing: int = 4, prior: float = 0.0):
         self.neighbours = neighbours  # that vote
         self.spacing = spacing  # every so many-th sample may vote
+        self.prior = prior  # votes that fall as those of all resolved samples do
 
     def fit(
         self,
@@ -137,8 +142,8 @@ class LorentzianClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "known_")
         rows = np.ascontiguousarray(X, float)
         times = np.full(len(rows), _NEVER) if decided is None else _instants(decided, len(rows))
-        kept = self.known_, self.resolved_, self.codes_, self.weights_
-        return lorentzian_votes(rows, times, *kept, len(self.classes_), self.neighbours, 1)
+        kept, prior = (self.known_, self.resolved_, self.codes_, self.weights_), float(self.prior)
+        return lorentzian_votes(rows, times, *kept, len(self.classes_), self.neighbours, 1, prior)
 
     def predict(self, X: np.ndarray, decided: Any = None) -> np.ndarray:
         "The class with most votes."

@@ -38,8 +38,8 @@ class LSTMNetwork(WindowNetwork):
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         "(samples, length, features) -> (samples, outputs)."
-        samples, surplus = windows.shape[0], windows.shape[1] % self.rows_per_step
-        steps = self.scaled(windows)[:, surplus:].reshape(samples, -1, self.lstm.input_size)
+        count, surplus = divmod(int(windows.shape[1]), self.rows_per_step)  # a graph need not find them out
+        steps = self.scaled(windows)[:, surplus:].reshape(-1, count, self.lstm.input_size)
         return self.head(self.lstm(steps)[0][:, -1])
 
 # %% ../../nbs/models/31_lstm.ipynb #2d84368a

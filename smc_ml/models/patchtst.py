@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .attention import AttentionBlock
+from .attention import AttentionBlock, blocks_in_graph
 from .config import PatchTSTConfig
 from .losses import Balance
 from smc_ml.models.networks import (
@@ -50,11 +50,23 @@ class PatchTSTNetwork(WindowNetwork):
         "(samples, patches, features · patch): the scaled rows of each patch, feature by feature."
         return self.scaled(windows)[:, self.surplus :].unfold(1, self.patch, self.stride).flatten(2)
 
+    def _gathered(self, windows: torch.Tensor) -> torch.Tensor:
+        "(samples, patches, width) for the blocks: all patches gathered at once, beside a turned matrix."
+        (_, count, width), features = self.positions.shape, int(windows.shape[2])
+        first = self.surplus + self.stride * torch.arange(count)
+        places = (first[:, None] + torch.arange(self.patch)).flatten()
+        patches = self.scaled(windows)[:, places].reshape(-1, count, self.patch * features)
+        turned = self.inward.weight.reshape(width, features, self.patch).permute(2, 1, 0)
+        return patches @ turned.reshape(-1, width) + (self.inward.bias + self.positions)
+
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         "(samples, length, features) -> (samples, outputs)."
-        rows = self.inward(self.patches(windows)) + self.positions
-        for block in self.blocks:
-            rows = block(rows)
+        if torch.onnx.is_in_onnx_export():
+            rows = blocks_in_graph(self.blocks, self._gathered(windows))
+        else:
+            rows = self.inward(self.patches(windows)) + self.positions
+            for block in self.blocks:
+                rows = block(rows)
         return self.head(self.norm(rows.flatten(1)))
 
 # %% ../../nbs/models/34_patchtst.ipynb #2b1c5bd1

@@ -32,20 +32,29 @@ class LearnedQuestions(nn.Module):
         self.key_value, self.out = nn.Linear(width, 2 * width), nn.Linear(width, width)
 
     def _parts(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows, width = int(states.shape[1]), self.out.in_features  # plain numbers, as in `SelfAttention`
         key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.key_value(states).chunk(2, dim=-1)
+            part.reshape(-1, rows, self.heads, width // self.heads).transpose(1, 2)
+            for part in self.key_value(states).split(width, dim=-1)
         )
         return self.questions.expand(states.shape[0], -1, -1, -1), key, value
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         "What the questions find."
-        return self.out(functional.scaled_dot_product_attention(*self._parts(states))[:, :, 0].flatten(1))
+        question, key, value = self._parts(states)
+        if torch.onnx.is_in_onnx_export():
+            read = self._weights(self.questions, key) @ value
+        else:
+            read = functional.scaled_dot_product_attention(question, key, value)
+        return self.out(read[:, :, 0].flatten(1))
 
     def weights(self, states: torch.Tensor) -> torch.Tensor:
         "(samples, heads, rows): how much each state is read; sums to 1."
         question, key, _ = self._parts(states)
-        return (question @ key.transpose(-1, -2) * question.shape[-1] ** -0.5).softmax(-1)[:, :, 0]
+        return self._weights(question, key)[:, :, 0]
+
+    def _weights(self, question: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (question @ key.transpose(-1, -2) * int(question.shape[-1]) ** -0.5).softmax(-1)
 
 # %% ../../nbs/models/35_pooling.ipynb #a5da0f29
 class PoolingNetwork(WindowNetwork):

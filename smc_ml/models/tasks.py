@@ -10,6 +10,7 @@ __all__ = ['TASKS', 'TaskError', 'Task', 'log_loss_of_logits', 'Binary', 'Classe
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -211,9 +212,9 @@ class Classes(Task):
         return (cross_entropy(outputs, places, reduction="none", ignore_index=-1) * weight).sum()
 
     def decode(self, outputs: np.ndarray) -> np.ndarray:
-        "(samples, classes) probabilities."
-        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        "(samples, classes) probabilities; classes may also be along the last of more axes."
+        powers = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
 
     def ask(self, model: Any, X: Any) -> np.ndarray:
         "(samples, classes) probabilities, 0 for a class that the estimator was never shown."
@@ -320,6 +321,17 @@ class Horizons(Task):
         parts, ends = self._parts(), np.cumsum([part.outputs for part in self._parts()]).tolist()
         return [(part, slice(end - part.outputs, end)) for part, end in zip(parts, ends, strict=True)]
 
+    @cached_property
+    def _reading(self) -> tuple[np.ndarray, np.ndarray, Classes, slice]:
+        "Deviation and mean of each output, 1 and 0 of a class; a direction, and where all of them lie."
+        deviation, mean, ways = np.ones(self.outputs), np.zeros(self.outputs), []
+        for part, place in self.slices():
+            if isinstance(part, Regression):
+                deviation[place], mean[place] = part.deviation, part.mean
+            elif isinstance(part, Classes):
+                ways.append((part, place))
+        return deviation, mean, ways[0][0], slice(ways[0][1].start, ways[-1][1].stop)
+
     @property
     def targets(self) -> tuple[str, ...]:
         "`return_`, `direction_` and each risk of every horizon."
@@ -355,7 +367,11 @@ class Horizons(Task):
 
     def decode(self, outputs: np.ndarray) -> np.ndarray:
         "(samples, outputs): returns and risks in their units, probabilities of directions."
-        return np.column_stack([part.decode(outputs[:, place]) for part, place in self.slices()])
+        deviation, mean, direction, where = self._reading
+        decoded, ways = outputs * deviation + mean, outputs[:, where]
+        chances = direction.decode(ways.reshape(len(ways), len(self.horizons), direction.outputs))
+        decoded[:, where] = chances.reshape(ways.shape)
+        return decoded
 
     def columns(self, answer: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
         "By horizon: `expected_return`, `probability_down`, `_flat` and `_up`, and the expected risks."

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import AttentionBlock
+from .attention import AttentionBlock, blocks_in_graph
 from .config import TransformerConfig
 from smc_ml.models.networks import (
     NetworkClassifier,
@@ -42,6 +42,8 @@ class TransformerNetwork(WindowNetwork):
     def _before_last(self, windows: torch.Tensor) -> torch.Tensor:
         "The rows as the last block finds them."
         rows = self.inward(self.scaled(windows)) + self.positions
+        if torch.onnx.is_in_onnx_export():
+            return blocks_in_graph(self.blocks, rows)
         for block in self.blocks:
             again = self.again and self.training
             rows = checkpoint(block, rows, use_reentrant=False) if again else block(rows)

@@ -79,6 +79,8 @@ class Windows:
             key = key[0]
         if isinstance(key, int | np.integer):
             return self.batch(np.array([key]))[0]
+        if isinstance(key, slice):  # without a number for every sample
+            return self.take(np.arange(*key.indices(len(self))))
         return self.take(np.arange(len(self))[key])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -138,9 +140,10 @@ def check_known(windows: Windows, rows: int) -> None:
         return
     first = max(int(windows.positions.min()) - rows + 1, 0)
     values = windows.values[first : int(windows.positions.max()) + 1]
-    unknown = ~np.isfinite(values)
-    if not unknown.any():
+    known = np.isfinite(values)
+    if known.all():
         return
+    unknown = ~known
     optional = np.isin(windows.feature_names, sorted(windows.optional))
     unknown &= ~(np.isnan(values) & optional)
     count = np.concatenate([[0], unknown.any(axis=1).cumsum()])
