@@ -117,17 +117,20 @@ class JudgedMethods(NamedTuple):
     coverage: pd.DataFrame  # of the intervals, by month
     quarters: pd.DataFrame  # the same by quarter
     abstention: pd.DataFrame  # what remains of the surest by entropy, and by disagreement
-    daily: pd.DataFrame  # time, model, weight: means of days, of the method, or of hedge where it has none
+    daily: (
+        pd.DataFrame
+    )  # method, time, model, weight: means of days, of hedge where those of the method never move
 
 
-def _daily(members: Members, weights: np.ndarray) -> pd.DataFrame:
-    "time, model, weight: means of days."
-    wide = (
-        pd.DataFrame(weights, columns=list(members.names))
-        .groupby(members.events["time"].dt.floor("D"))
-        .mean()
-    )
-    return wide.rename_axis(columns="model").stack().rename("weight").reset_index()
+def _daily(members: Members, mixtures: Mapping[str, Mixture], method: str) -> pd.DataFrame:
+    "method, time, model, weight: means of days, of hedge where the weights of the method never move."
+    moves = np.ptp(mixtures[method].weights, axis=0) > 0  # NaN of a method without weights: no
+    shown = method if moves.any() else "hedge"
+    wide = pd.DataFrame(mixtures[shown].weights, columns=list(members.names))
+    days = wide.groupby(members.events["time"].dt.floor("D")).mean()
+    table = days.rename_axis(columns="model").stack().rename("weight").reset_index()
+    table.insert(0, "method", shown)
+    return table
 
 
 def _told_of(members: Members, said: Mixture, config: EnsembleConfig) -> pd.DataFrame:
@@ -153,7 +156,6 @@ def judge_methods(
     kept = events.assign(probability=said.probability)
     sorts = {"entropy": entropy_of(said.probability), "disagreement": table["disagreement"].to_numpy()}
     curves = [abstention(kept, by).assign(by=name) for name, by in sorts.items()]
-    shown = said if np.isfinite(said.weights).all() else mixtures["hedge"]
     return JudgedMethods(
         league(members, mixtures, outcomes),
         league_sentence(beaten_by(members, mixtures)),
@@ -161,5 +163,5 @@ def judge_methods(
         coverage_by(events, bounds, realised, "month"),
         coverage_by(events, bounds, realised, "quarter"),
         pd.concat(curves, ignore_index=True),
-        _daily(members, shown.weights),
+        _daily(members, mixtures, config.method),
     )
