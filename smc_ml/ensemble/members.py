@@ -162,8 +162,9 @@ def _joined(events: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     "Events with what the labels tell of them; an error for an event without a label."
     if missing := [name for name in (*EVENT_KEYS, "exit_at", "won", "realised_r") if name not in labels]:
         raise PredictionError(f"the labels have no column {missing[0]}: give the table that labelling wrote")
-    keys = list(EVENT_KEYS)
-    joined = events.merge(labels, on=keys, how="left", validate="one_to_one", indicator=True)
+    keys, own = list(EVENT_KEYS), [name for name in ("model", "fold", "target") if name in labels]
+    outcomes = labels.drop(columns=own)  # the target of a label is a price, that of a prediction a name
+    joined = events.merge(outcomes, on=keys, how="left", validate="one_to_one", indicator=True)
     lost = (joined.pop("_merge") == "left_only").to_numpy()
     if lost.any():
         raise PredictionError(
