@@ -7,17 +7,18 @@ __all__ = ['Weigher', 'situations', 'rows_of_weights', 'nearest_weights', 'predi
 
 # %% ../../nbs/ensemble/10_choosing.ipynb #d008a361
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from .members import Members
+from .members import Walk, log_odds_of
 from .stacking import _standing
 
 # %% ../../nbs/ensemble/10_choosing.ipynb #6ef4758e
-def situations(members: Members) -> np.ndarray:
-    "(events, columns): mean and spread of the members' log-odds, then the context."
-    odds = members.log_odds
-    return np.column_stack([odds.mean(axis=1), odds.std(axis=1), members.context.to_numpy(float)])
+def situations(walk: Walk, rows: Any = slice(None)) -> np.ndarray:
+    "(rows, columns): mean and spread of the members' log-odds, then the context."
+    odds = log_odds_of(walk.probability[rows])
+    return np.column_stack([odds.mean(axis=1), odds.std(axis=1), walk.context[rows]])
 
 
 def rows_of_weights(losses: np.ndarray, temperature: float) -> np.ndarray:

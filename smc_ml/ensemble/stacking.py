@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .members import Members
+from .members import Walk, log_odds_of
 
 # %% ../../nbs/ensemble/09_stacking.ipynb #e505f570
-def meta_rows(members: Members) -> np.ndarray:
-    "(events, columns): log-odds of each member, then the context."
-    return np.column_stack([members.log_odds, members.context.to_numpy(float)])
+def meta_rows(walk: Walk, rows: Any = slice(None)) -> np.ndarray:
+    "(rows, columns): log-odds of each member, then the context."
+    return np.column_stack([log_odds_of(walk.probability[rows]), walk.context[rows]])
 
 
 def _standing(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

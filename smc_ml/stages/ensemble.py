@@ -117,7 +117,9 @@ class JudgedMethods(NamedTuple):
     coverage: pd.DataFrame  # of the intervals, by month
     quarters: pd.DataFrame  # the same by quarter
     abstention: pd.DataFrame  # what remains of the surest by entropy, and by disagreement
-    daily: pd.DataFrame  # method, time, model, weight: means of days, of hedge where those of the method never move
+    daily: (
+        pd.DataFrame
+    )  # method, time, model, weight: means of days, of hedge where those of the method never move
 
 
 def _daily(members: Members, mixtures: Mapping[str, Mixture], method: str) -> pd.DataFrame:
