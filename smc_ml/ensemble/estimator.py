@@ -105,7 +105,7 @@ def _numbers_at(key: Key, context: pd.DataFrame | None, columns: Sequence[str]) 
         context = context[context["symbol"] == key.symbol]
     if not [*context["symbol"].tolist(), *context["event_id"].tolist()] == [key.symbol, key.event_id]:
         return None
-    values = np.array([context[name].iloc[0] for name in columns], float)
+    values = context[list(columns)].to_numpy(float)[0]
     fine = context["time"].iloc[0].value == key.time and np.isfinite(values).all()
     return values if fine else None
 
@@ -137,9 +137,12 @@ def _outcomes(y: pd.DataFrame, stream: Stream) -> list[tuple[Key, Outcome]]:
     "The outcomes of a table; a `PredictionError` for one that is missing, or of an event that is not there."
     if missing := [name for name in (*EVENT_KEYS, *OUTCOME_COLUMNS) if name not in y]:
         raise PredictionError(f"the labels have no column {missing[0]}: give the table that labelling wrote")
-    check_outcomes(y)
-    times, exits = (pd.DatetimeIndex(y[name]).as_unit("ns").asi8.tolist() for name in ("time", "exit_at"))
-    parts = times, y["symbol"].astype(str).tolist(), y["event_id"].tolist()
+    names = ("symbol", "time", "event_id", *OUTCOME_COLUMNS)
+    symbols, times, events, exits, won, realised = (y[name].tolist() for name in names)
+    plain = all(type(one) is bool for one in won) and all(map(np.isfinite, realised))
+    if not plain or not all(exit_at > time for exit_at, time in zip(exits, times, strict=True)):
+        check_outcomes(y)
+    parts = (time.value for time in times), map(str, symbols), map(int, events)
     keys = [Key(*key) for key in zip(*parts, strict=True)]
     for place, key in enumerate(keys):
         if key not in stream.places:
@@ -150,7 +153,7 @@ def _outcomes(y: pd.DataFrame, stream: Stream) -> list[tuple[Key, Outcome]]:
     if len(set(keys)) < len(keys):
         key = next(key for place, key in enumerate(keys) if key in keys[:place])
         raise PredictionError(f"{key.symbol}: event {key.event_id} is told twice: give each outcome once")
-    outcomes = zip(exits, y["won"].astype(bool).tolist(), y["realised_r"].astype(float).tolist(), strict=True)
+    outcomes = zip((exit_at.value for exit_at in exits), map(bool, won), map(float, realised), strict=True)
     return list(zip(keys, (Outcome(*outcome) for outcome in outcomes), strict=True))
 
 # %% ../../nbs/ensemble/16_estimator.ipynb #a433d17a
