@@ -64,6 +64,11 @@ class Searched(NamedTuple):
     config: EnsembleConfig  # of the chosen trial
     chosen: int  # its row
 
+    def changed(self, present: EnsembleConfig) -> dict[str, Any]:
+        "The settings that differ from the present ones."
+        old = present.model_dump()
+        return {name: value for name, value in self.config.model_dump().items() if value != old[name]}
+
 
 def choose(table: pd.DataFrame, members: Members, losses: Sequence[np.ndarray]) -> pd.DataFrame:
     "The table with `front` and `eligible`, the choice by the rule first in `rank`."
@@ -89,26 +94,39 @@ _METHODS = (
 )
 
 
+_RANGES = {  # lowest and highest, and the methods that read it
+    "temperature": (0.001, 0.1, ("past_log_loss", "recent_log_loss")),
+    "half_life": (100.0, 10_000.0, ("recent_log_loss", "bayesian")),
+    "learning_rate": (0.01, 1.0, ("hedge", "fixed_share")),
+    "shared_weight": (1e-4, 0.1, ("fixed_share",)),
+}
+
+
 def _proposed(trial: Any, config: EnsembleConfig) -> EnsembleConfig:
     "A method, and the settings that it reads."
     method = trial.suggest_categorical("method", _METHODS)
     new: dict[str, Any] = {"method": method}
-    if method in ("past_log_loss", "recent_log_loss"):
-        new["temperature"] = trial.suggest_float("temperature", 0.001, 0.1, log=True)
-    if method in ("recent_log_loss", "bayesian"):
-        new["half_life"] = trial.suggest_float("half_life", 100.0, 10_000.0, log=True)
-    if method in ("hedge", "fixed_share"):
-        new["learning_rate"] = trial.suggest_float("learning_rate", 0.01, 1.0, log=True)
-    if method == "fixed_share":
-        new["shared_weight"] = trial.suggest_float("shared_weight", 1e-4, 0.1, log=True)
+    for name, (low, high, readers) in _RANGES.items():
+        if method in readers:
+            new[name] = trial.suggest_float(name, low, high, log=True)
     return EnsembleConfig(**(config.model_dump() | new))
+
+
+def _present(config: EnsembleConfig) -> dict[str, Any] | None:
+    "The settings as they are, as a trial; None where they lie outside of what is looked for."
+    if config.method not in _METHODS:
+        return None
+    ranges = {name: parts for name, parts in _RANGES.items() if config.method in parts[2]}
+    values = {name: getattr(config, name) for name in ranges}
+    inside = all(ranges[name][0] <= value <= ranges[name][1] for name, value in values.items())
+    return {"method": config.method, **values} if inside else None
 
 
 def search_settings(
     members: Members,  # resolved before what they are judged on: `over_before`
     trials: int = 40,
     seed: int = 0,
-    config: EnsembleConfig = EnsembleConfig(),  # of what is not looked for
+    config: EnsembleConfig = EnsembleConfig(),  # as they are: the first trial, and what is not looked for
     note: Callable[[EnsembleConfig], None] | None = None,  # told of each trial before it is computed
 ) -> Searched:
     "Look for settings by all objectives; the same seed finds the same."
@@ -116,6 +134,8 @@ def search_settings(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["minimize"] * 3, sampler=optuna.samplers.TPESampler(seed=seed))
+    if (present := _present(config)) is not None:
+        study.enqueue_trial(present)
     rows, losses, configs = [], [], []
     for _ in range(trials):
         trial = study.ask()
