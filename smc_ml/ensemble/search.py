@@ -58,9 +58,7 @@ def on_front(points: np.ndarray) -> np.ndarray:
 class Searched(NamedTuple):
     "What a search found."
 
-    table: (
-        pd.DataFrame
-    )  # one row per trial: objectives, `front`, `eligible`, and the settings that were tried
+    table: pd.DataFrame  # one row per setting: objectives, `front`, `eligible`, and what was tried
     config: EnsembleConfig  # of the chosen trial
     chosen: int  # its row
 
@@ -140,6 +138,10 @@ def search_settings(
     for _ in range(trials):
         trial = study.ask()
         tried = _proposed(trial, config)
+        if tried in configs:  # of a method without settings
+            again = rows[configs.index(tried)]
+            study.tell(trial, [again[name] for name in OBJECTIVES])
+            continue
         if note is not None:
             note(tried)
         mixed = mixture_of(members, tried)
