@@ -168,7 +168,7 @@ def judge_methods(
         _daily(members, mixtures, config.method),
     )
 
-# %% ../../nbs/stages/09_ensemble.ipynb #f9ec0c7c
+# %% ../../nbs/stages/09_ensemble.ipynb #3faf5f73
 def league_for_readers(league: pd.DataFrame) -> pd.DataFrame:
     "The league in words: gains with their intervals, in thousandths of a nat."
     gains = {
