@@ -30,6 +30,7 @@ from smc_ml.ensemble.members import (
     Walk,
     align_members,
     check_outcomes,
+    check_table,
     join_members,
     pending_members,
 )
@@ -135,8 +136,7 @@ def _asked(X: pd.DataFrame, context: pd.DataFrame | None, stream: Stream) -> Ask
 # %% ../../nbs/ensemble/16_estimator.ipynb #87e38dbf
 def _outcomes(y: pd.DataFrame, stream: Stream) -> list[tuple[Key, Outcome]]:
     "The outcomes of a table; a `PredictionError` for one that is missing, or of an event that is not there."
-    if missing := [name for name in (*EVENT_KEYS, *OUTCOME_COLUMNS) if name not in y]:
-        raise PredictionError(f"the labels have no column {missing[0]}: give the table that labelling wrote")
+    check_table(y, "the labels", (*EVENT_KEYS, *OUTCOME_COLUMNS))
     names = ("symbol", "time", "event_id", *OUTCOME_COLUMNS)
     symbols, times, events, exits, won, realised = (y[name].tolist() for name in names)
     plain = all(type(one) is bool for one in won) and all(map(np.isfinite, realised))
@@ -150,9 +150,6 @@ def _outcomes(y: pd.DataFrame, stream: Stream) -> list[tuple[Key, Outcome]]:
                 f"{key.symbol}: event {key.event_id} at {y['time'].iloc[place]} was never observed: "
                 "give its predictions to observe first"
             )
-    if len(set(keys)) < len(keys):
-        key = next(key for place, key in enumerate(keys) if key in keys[:place])
-        raise PredictionError(f"{key.symbol}: event {key.event_id} is told twice: give each outcome once")
     outcomes = zip((exit_at.value for exit_at in exits), map(bool, won), map(float, realised), strict=True)
     return list(zip(keys, (Outcome(*outcome) for outcome in outcomes), strict=True))
 
