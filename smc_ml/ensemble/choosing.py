@@ -17,9 +17,9 @@ from .stacking import _standing
 
 # %% ../../nbs/ensemble/10_choosing.ipynb #6ef4758e
 def situations(walk: Walk, rows: Any = slice(None)) -> np.ndarray:
-    "(rows, columns): mean and spread of the members' log-odds, then the context."
+    "(rows, columns): mean and spread of the members' log-odds, then the context; row by row in memory."
     odds = log_odds_of(walk.probability[rows])
-    return np.column_stack([odds.mean(axis=1), odds.std(axis=1), walk.context[rows]])
+    return np.ascontiguousarray(np.column_stack([odds.mean(axis=1), odds.std(axis=1), walk.context[rows]]))
 
 
 def rows_of_weights(losses: np.ndarray, temperature: float) -> np.ndarray:

@@ -94,10 +94,10 @@ class Members:
 
     @cached_property
     def walk(self) -> Walk:
-        "All of it as arrays."
+        "All of it as arrays, row by row in memory, so that a row adds up the same alone or among others."
         fold, context = self.events["fold"].to_numpy(np.int64), self.context.to_numpy(float)
-        outcomes = self.won, self.realised_r
-        return Walk(self.times, self.exits, fold, *outcomes, self.probability, self.expected_r, context)
+        rows = map(np.ascontiguousarray, (self.probability, self.expected_r, context))
+        return Walk(self.times, self.exits, fold, self.won, self.realised_r, *rows)
 
 # %% ../../nbs/ensemble/02_members.ipynb #7084a93f
 def _of(row: pd.Series) -> str:

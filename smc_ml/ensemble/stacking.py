@@ -15,8 +15,8 @@ from .members import Walk, log_odds_of
 
 # %% ../../nbs/ensemble/09_stacking.ipynb #e505f570
 def meta_rows(walk: Walk, rows: Any = slice(None)) -> np.ndarray:
-    "(rows, columns): log-odds of each member, then the context."
-    return np.column_stack([log_odds_of(walk.probability[rows]), walk.context[rows]])
+    "(rows, columns): log-odds of each member, then the context; row by row in memory."
+    return np.ascontiguousarray(np.column_stack([log_odds_of(walk.probability[rows]), walk.context[rows]]))
 
 
 def _standing(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
