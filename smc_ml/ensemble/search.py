@@ -134,7 +134,9 @@ def search_settings(
     study = optuna.create_study(directions=["minimize"] * 3, sampler=optuna.samplers.TPESampler(seed=seed))
     if (present := _present(config)) is not None:
         study.enqueue_trial(present)
-    rows, losses, configs = [], [], []
+    rows: list[dict[str, Any]] = []
+    configs: list[EnsembleConfig] = []
+    losses = []
     for _ in range(trials):
         trial = study.ask()
         tried = _proposed(trial, config)
