@@ -114,6 +114,8 @@ def _with_line(text: str, section: str, name: str, value: object) -> str:
     line = re.compile(rf"^(  {name}:)[^#\n]*(#.*)?\n((?:    .*\n|  - .*\n)*)", re.MULTILINE)
     found = line.search(text, block.start(1), block.end(1))
     start, end = (block.start(1), block.start(1)) if found is None else found.span()
+    if found and all(line.lstrip().startswith("#") for line in found[3].splitlines()):
+        end = found.start(3)  # a comment that goes on below its value
     first = f"  {name}: {written[0]}".rstrip()
     if found and found[2]:
         first = f"{first.ljust(31)} {found[2]}"
