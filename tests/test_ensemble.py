@@ -2,6 +2,7 @@
 
 from functools import cache
 from itertools import chain
+from time import process_time
 
 import numpy as np
 import pandas as pd
@@ -84,7 +85,7 @@ def test_on_planted_markets_the_ensemble_does_not_lose_to_the_plain_mean():
     print(table.groupby("seed")["chosen"].first().value_counts())
     gains = table.loc[table["name"] == "mean", "log_loss_gain"]
     assert gains.mean() > 3 * gains.std() / np.sqrt(len(gains)), gains  # there is something to combine
-    for name in ("past_log_loss", "hedge", "fixed_share"):
+    for name in ("mean", "past_log_loss", "hedge", "fixed_share"):
         assert lost[name] <= 2 and means.loc[name, "over_mean"] > -0.0002, name
     chosen = table[table["name"] == table["chosen"]]
     assert (chosen["over_mean_high"] < 0).sum() == 0
@@ -120,6 +121,33 @@ def test_a_stream_of_events_says_what_one_walk_says(method):
     whole = clone(blank).fit(predictions, events, context)
     batch = whole.predictions(predictions.merge(events[keys].iloc[first:last]), context)
     found = pd.concat(said, ignore_index=True)
-    pd.testing.assert_frame_equal(found.drop(columns="weights"), batch.drop(columns="weights"), rtol=1e-12)
+    pd.testing.assert_frame_equal(
+        found.drop(columns="weights"), batch.drop(columns="weights"), check_exact=True
+    )
+    assert found["weights"].tolist() == batch["weights"].tolist()
     both = chain(found["weights"], batch["weights"])
     assert np.isfinite([value for one in both for value in one.values()]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ("mean", "past_log_loss", "hedge"))
+def test_an_event_and_its_outcome_cost_little_after_a_long_history(method):
+    random, count = np.random.default_rng(0), 20_000
+    time = pd.date_range("2024-01-01", periods=count, freq="5min", tz="UTC")
+    labels = pd.DataFrame({"symbol": "A", "time": time, "event_id": range(count)})
+    labels = labels.assign(exit_at=time + pd.Timedelta("2h"), won=random.random(count) < 0.4, realised_r=1.0)
+    keys = labels[["symbol", "time", "event_id"]].assign(expected_r=0.0)
+    said = {name: random.uniform(0.2, 0.6, count) for name in ("a", "b", "c")}
+    tables = [keys.assign(model=name, probability=one) for name, one in said.items()]
+    predictions = pd.concat(tables, ignore_index=True)
+    first = count - 100
+    ensemble = Ensemble(method).fit(predictions[predictions.event_id < first], labels[:first])
+    spent = []
+    for event in range(first, count):
+        one = predictions.iloc[[event, event + count, event + 2 * count]]
+        start = process_time()
+        ensemble.observe(one)
+        ensemble.update(labels.iloc[[event]])
+        spent.append(process_time() - start)
+    print(f"{method}: {1000 * np.median(spent):.2f} ms of processor time, at most {1000 * max(spent):.2f}")
+    assert np.median(spent) < 0.008  # about 2 ms where nothing else runs

@@ -7,17 +7,19 @@ __all__ = ['Weigher', 'situations', 'rows_of_weights', 'nearest_weights', 'predi
 
 # %% ../../nbs/ensemble/10_choosing.ipynb #d008a361
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
-from .members import Members
+from .members import Walk, log_odds_of
 from .stacking import _standing
 
 # %% ../../nbs/ensemble/10_choosing.ipynb #6ef4758e
-def situations(members: Members) -> np.ndarray:
-    "(events, columns): mean and spread of the members' log-odds, then the context."
-    odds = members.log_odds
-    return np.column_stack([odds.mean(axis=1), odds.std(axis=1), members.context.to_numpy(float)])
+def situations(walk: Walk, rows: Any = slice(None)) -> np.ndarray:
+    "(rows, columns): mean and spread of the members' log-odds, then the context; row by row in memory."
+    odds = log_odds_of(walk.probability[rows])
+    return np.ascontiguousarray(np.column_stack([odds.mean(axis=1), odds.std(axis=1), walk.context[rows]]))
 
 
 def rows_of_weights(losses: np.ndarray, temperature: float) -> np.ndarray:
@@ -29,16 +31,22 @@ def rows_of_weights(losses: np.ndarray, temperature: float) -> np.ndarray:
 Weigher = Callable[[np.ndarray], np.ndarray]  # (events, columns) situations → (events, members) weights
 
 
+_AT_ONCE = 256  # events whose distances are held at once
+
+
 def nearest_weights(rows: np.ndarray, losses: np.ndarray, neighbours: int, temperature: float) -> Weigher:
     "Weights by the members' mean losses on the nearest of these events."
-    from sklearn.neighbors import NearestNeighbors
-
     mean, spread = _standing(rows)
-    tree = NearestNeighbors(n_neighbors=min(neighbours, len(rows))).fit((rows - mean) / spread)
+    past, count = (rows - mean) / spread, min(neighbours, len(rows))
+
+    def nearest(new: np.ndarray) -> np.ndarray:
+        far = cdist((new - mean) / spread, past, "sqeuclidean")
+        return np.argpartition(far, count - 1, axis=1)[:, :count]
 
     def weigh(new: np.ndarray) -> np.ndarray:
-        near = tree.kneighbors((new - mean) / spread, return_distance=False)
-        return rows_of_weights(losses[near].mean(axis=1), temperature)
+        parts = np.split(new, range(_AT_ONCE, len(new), _AT_ONCE))
+        means = [losses[nearest(part)].mean(axis=1) for part in parts]
+        return rows_of_weights(np.concatenate(means), temperature)
 
     return weigh
 
@@ -49,8 +57,11 @@ def predicted_weights(rows: np.ndarray, losses: np.ndarray, temperature: float) 
 
     mean, spread = _standing(rows)
     line = Ridge(alpha=0.1 * len(rows)).fit((rows - mean) / spread, losses)
+    slopes, level = np.atleast_2d(line.coef_), np.atleast_1d(line.intercept_)
 
     def weigh(new: np.ndarray) -> np.ndarray:
-        return rows_of_weights(line.predict((new - mean) / spread).reshape(len(new), -1), temperature)
+        standing = (new - mean) / spread
+        expected = [(standing * slope).sum(axis=1) for slope in slopes]  # of a row the same, alone or not
+        return rows_of_weights(np.column_stack(expected) + level, temperature)
 
     return weigh

@@ -38,7 +38,7 @@ class EnsembleConfig(Section):
         gt=0,
         description="difference of mean log-loss at which a model weighs e times less, nats per event",
     )
-    method: str = Field("past_log_loss", description="how the models are combined, one of `METHOD_NAMES`")
+    method: str = Field("mean", description="how the models are combined, one of `METHOD_NAMES`")
     trimmed_share: float = Field(
         0.2, ge=0, lt=0.5, description="of the models left out at each end by trimmed_mean, one at least"
     )

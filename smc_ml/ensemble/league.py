@@ -15,7 +15,13 @@ from scipy.special import stdtrit
 from .config import EnsembleConfig
 from .members import Members
 from .methods import ENSEMBLE_METHODS, Mixture, mixture_of
-from ..evaluation.intervals import Interval, block_days, day_blocks, mean_interval
+from smc_ml.evaluation.intervals import (
+    Interval,
+    block_days,
+    day_blocks,
+    jackknife_interval,
+    left_out_sums,
+)
 from ..evaluation.metrics import base_rates
 from ..models.predictions import EVENT_KEYS
 
@@ -35,9 +41,22 @@ def all_mixtures(
     return {name: mixture_of(members, config, name) for name in methods}
 
 
-def _paired(members: Members, gain: np.ndarray, name: str) -> dict[str, float]:
+def _blocks_of(members: Members) -> np.ndarray:
+    "The block of days of each event."
+    times, exits = members.events["time"], members.events["exit_at"]
+    return day_blocks(times, block_days(exits - times))
+
+
+def _mean_by(block: np.ndarray, gain: np.ndarray) -> Interval:
+    "`mean_interval` of events whose blocks are known."
+    total, count = left_out_sums((gain, np.ones(len(gain))), block)
+    means = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    return jackknife_interval(gain.mean(), means, block)
+
+
+def _paired(block: np.ndarray, gain: np.ndarray, name: str) -> dict[str, float]:
     "Mean of what each event gains, with its interval, as three columns."
-    found: Interval = mean_interval(gain, members.events["time"], members.events["exit_at"])
+    found = _mean_by(block, gain)
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
@@ -56,20 +75,18 @@ def league(
     losses = {name: losses_of(mixed.probability, won) for name, mixed in mixtures.items()}
     own = dict(zip(members.names, members.log_loss.T, strict=True))
     best = min(own.values(), key=np.mean)
-    rows = []
+    rows, block = [], _blocks_of(members)
     for name, loss in (losses | own).items():
         row = {"name": name, "member": name in own, "events": len(members), "log_loss": loss.mean()}
         for column, other in (("log_loss_gain", base), ("over_best", best), ("over_mean", losses["mean"])):
-            row |= _paired(members, other - loss, column)
+            row |= _paired(block, other - loss, column)
         rows.append(row)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/ensemble/12_league.ipynb #acf13144
-def _surely_better(members: Members, gain: np.ndarray, rivals: int) -> float:
+def _surely_better(block: np.ndarray, gain: np.ndarray, rivals: int) -> float:
     "Lower end of the interval of a mean gain, at 95 % for all rivals together; NaN with too few days."
-    events = members.events
-    found = mean_interval(gain, events["time"], events["exit_at"])
-    block = day_blocks(events["time"], block_days(events["exit_at"] - events["time"]))
+    found = _mean_by(block, gain)
     sizes = np.bincount(block).astype(float)
     freedom = max(1.0, sizes.sum() ** 2 / np.square(sizes).sum() - 1)
     wider = stdtrit(freedom, 1 - 0.025 / rivals) / stdtrit(freedom, 0.975)
@@ -83,10 +100,10 @@ def beaten_by(
     "By method, the method or member that gains most over it of those that surely do; None: not beaten."
     losses = {name: losses_of(mixed.probability, members.won) for name, mixed in mixtures.items()}
     rivals = losses | dict(zip(members.names, members.log_loss.T, strict=True))
-    found: dict[str, str | None] = {}
+    found, block = dict[str, str | None](), _blocks_of(members)
     for name, loss in losses.items():
         gains = {rival: loss - other for rival, other in rivals.items() if rival != name}
-        better = [rival for rival, gain in gains.items() if _surely_better(members, gain, len(gains)) > 0]
+        better = [rival for rival, gain in gains.items() if _surely_better(block, gain, len(gains)) > 0]
         found[name] = max(better, key=lambda rival: gains[rival].mean()) if better else None
     return found
 

@@ -8,20 +8,20 @@ __all__ = ['Method', 'ENSEMBLE_METHODS', 'Mixture', 'Request', 'worth_by_then', 
 # %% ../../nbs/ensemble/11_methods.ipynb #a224e189
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from .blending import log_odds_mean, rank_average, trimming_weights
+from .blending import log_odds_mean, ranker, trimming_weights
 from .calibrating import beta_calibrator, isotonic_calibrator
 from .choosing import nearest_weights, predicted_weights, situations
 from .config import METHOD_NAMES, EnsembleConfig
 from .dynamic import weights_by_rule
-from .members import Members
-from .releases import Memory, Releases, by_refits, releases_of
+from .members import Members, Walk, log_loss_of
+from .releases import Lazy, Learner, Releases, Taken, by_refits, releases_of, sums_by_then
 from .stacking import boosted_stack, logistic_stack, meta_rows
-from .weighting import _fold_weights
+from .weighting import weights_of
 
 # %% ../../nbs/ensemble/11_methods.ipynb #50445117
 class Mixture(NamedTuple):
@@ -33,51 +33,62 @@ class Mixture(NamedTuple):
 
 
 class Request(NamedTuple):
-    "What a method is given."
+    "What a method is given; it answers the events from `first` on."
 
-    members: Members
+    walk: Walk
     releases: Releases
     config: EnsembleConfig
-    first: int = 0  # event: those before it need no answer
-    memory: Memory | None = None  # what was learnt from the same outcomes before
+    first: int  # event: those before it need no answer
+    taken: Taken  # what it took in before; goes on from there
 
     @property
-    def plan(self) -> tuple[int, int]:
-        "When it learns anew."
-        return self.config.refit_events, self.config.minimum_events
+    def said(self) -> np.ndarray:
+        "(asked events, members): the members' probabilities."
+        return self.walk.probability[self.first :]
+
+    @property
+    def worth(self) -> np.ndarray:
+        "(asked events, members): the members' expected R."
+        return self.walk.expected_r[self.first :]
+
+    def learnt(self, learn: Learner, inputs: Any, outcomes: Any, before: np.ndarray) -> np.ndarray:
+        "Answers of what learns anew, now and then, by `by_refits`."
+        plan = self.config.refit_events, self.config.minimum_events
+        return by_refits(learn, inputs, outcomes, self.releases, plan, before, self.first, self.taken.fits)
 
 # %% ../../nbs/ensemble/11_methods.ipynb #808f5a6f
 _FEWEST = 20  # winners, and losers, before their mean R counts
 
 
-def worth_by_then(members: Members, releases: Releases) -> tuple[np.ndarray, np.ndarray]:
-    "(events,) mean R of known winners and of known losers; NaN before there are some of both."
-    rows, known = releases.order, releases.known
-    won, realised = members.won[rows], np.nan_to_num(members.realised_r[rows])
-    means = []
-    for hit in (won, 1 - won):
-        total, count = (np.append(0.0, np.cumsum(part))[known] for part in (hit * realised, hit))
-        means.append(np.where(count >= _FEWEST, total / np.maximum(count, 1), np.nan))
-    return means[0], means[1]
+def worth_by_then(asked: Request) -> tuple[np.ndarray, np.ndarray]:
+    "(asked events,) mean R of known winners and of known losers; NaN before there are some of both."
+
+    def parts(rows: np.ndarray) -> np.ndarray:
+        won, realised = asked.walk.won[rows], np.nan_to_num(asked.walk.realised_r[rows])
+        return np.column_stack([won * realised, won, (1 - won) * realised, 1 - won])
+
+    sums = sums_by_then(Lazy(parts), 4, asked.releases, asked.first, asked.taken)
+    total, count = sums[:, ::2], sums[:, 1::2]
+    means = np.where(count >= _FEWEST, total / np.maximum(count, 1), np.nan)
+    return means[:, 0], means[:, 1]
 
 
 def _said(asked: Request, probability: np.ndarray) -> Mixture:
     "A probability that is no weighted mean, with its expected R."
-    winner, loser = worth_by_then(asked.members, asked.releases)
+    winner, loser = worth_by_then(asked)
     worth = probability * winner + (1 - probability) * loser
-    expected = np.where(np.isnan(worth), asked.members.expected_r.mean(axis=1), worth)
-    return Mixture(probability, expected, np.full(asked.members.probability.shape, np.nan))
+    expected = np.where(np.isnan(worth), asked.worth.mean(axis=1), worth)
+    return Mixture(probability, expected, np.full(asked.said.shape, np.nan))
 
 
 def _weighted(asked: Request, weights: np.ndarray) -> Mixture:
     "A weighted mean."
-    said = (weights * asked.members.probability).sum(axis=1)
-    return Mixture(said, (weights * asked.members.expected_r).sum(axis=1), weights)
+    return Mixture((weights * asked.said).sum(axis=1), (weights * asked.worth).sum(axis=1), weights)
 
 # %% ../../nbs/ensemble/11_methods.ipynb #2aba13dd
 def _even(asked: Request) -> np.ndarray:
     "(events, members) weights that are all alike."
-    shape = asked.members.probability.shape
+    shape = asked.said.shape
     return np.full(shape, 1 / shape[1])
 
 
@@ -87,60 +98,78 @@ def _fixed(name: str, asked: Request) -> Mixture:
         return _weighted(asked, _even(asked))
     if name == "trimmed_mean":
         share = asked.config.trimmed_share
-        return _weighted(asked, trimming_weights(asked.members.probability, share))
-    return _said(asked, log_odds_mean(asked.members.probability))
+        return _weighted(asked, trimming_weights(asked.said, share))
+    return _said(asked, log_odds_mean(asked.said))
 
 
 def _ranked(asked: Request) -> Mixture:
     "The mean of ranks."
-    said = asked.members.probability
-
-    def learn(past: np.ndarray, _: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda new: rank_average(new, past)
-
-    parts = said, asked.members.won, asked.releases, asked.plan, said.mean(axis=1)
-    return _said(asked, by_refits(learn, *parts, asked.first, asked.memory))
+    parts = asked.walk.probability, asked.walk.won, asked.said.mean(axis=1)
+    return _said(asked, asked.learnt(lambda past, _: ranker(past), *parts))
 
 
 def _calibrated(make: Callable, asked: Request) -> Mixture:
     "The mean of the members, each calibrated."
-    said = asked.members.probability
 
     def learn(past: np.ndarray, won: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         turned = [make(column, won) for column in past.T]
         return lambda new: np.mean([turn(new[:, place]) for place, turn in enumerate(turned)], axis=0)
 
-    parts = said, asked.members.won, asked.releases, asked.plan, said.mean(axis=1)
-    return _said(asked, by_refits(learn, *parts, asked.first, asked.memory))
-
-
-def _by_past_folds(asked: Request) -> Mixture:
-    "The weights of `combine`: by the log-loss on earlier folds."
-    members = asked.members
-    losses = pd.DataFrame(members.log_loss, columns=list(members.names))
-    table = _fold_weights(losses, members.events, asked.config.temperature)
-    wide = table.pivot(index="fold", columns="model", values="weight")
-    return _weighted(asked, wide.loc[members.events["fold"], list(members.names)].to_numpy())
+    parts = asked.walk.probability, asked.walk.won, asked.said.mean(axis=1)
+    return _said(asked, asked.learnt(learn, *parts))
 
 
 def _by_rule(name: str, asked: Request) -> Mixture:
     "Weights that follow each outcome."
-    return _weighted(asked, weights_by_rule(name, asked.members, asked.releases, asked.config))
+    parts = asked.walk, asked.releases, asked.config, asked.first, asked.taken
+    return _weighted(asked, weights_by_rule(name, *parts))
 
 
 def _situated(learn: Callable, asked: Request) -> Mixture:
     "Weights that depend on the situation."
-    parts = situations(asked.members), asked.members.log_loss, asked.releases, asked.plan, _even(asked)
-    learner = partial(learn, config=asked.config)
-    return _weighted(asked, by_refits(learner, *parts, asked.first, asked.memory))
+    walk = asked.walk
+    losses = Lazy(lambda rows: log_loss_of(walk.probability[rows], walk.won[rows]))
+    parts = Lazy(partial(situations, walk)), losses, _even(asked)
+    return _weighted(asked, asked.learnt(partial(learn, config=asked.config), *parts))
 
 
 def _stacked(learn: Callable, asked: Request) -> Mixture:
     "A model of the members' log-odds and the context."
-    before = asked.members.probability.mean(axis=1)
-    parts = meta_rows(asked.members), asked.members.won, asked.releases, asked.plan, before
-    learner = partial(learn, config=asked.config)
-    return _said(asked, by_refits(learner, *parts, asked.first, asked.memory))
+    parts = Lazy(partial(meta_rows, asked.walk)), asked.walk.won, asked.said.mean(axis=1)
+    return _said(asked, asked.learnt(partial(learn, config=asked.config), *parts))
+
+# %% ../../nbs/ensemble/11_methods.ipynb #edad6213
+def _known_before(asked: Request, fold: int) -> int:
+    "How many outcomes were known before the first event of a fold."
+    place = int((asked.walk.fold == fold).argmax())
+    order, exits = asked.releases.order, asked.walk.exits
+    known = int(asked.releases.known[place])
+    while known and exits[order[known - 1]] >= asked.walk.times[place]:
+        known -= 1
+    return known
+
+
+def _weights_of_fold(asked: Request, fold: int) -> np.ndarray:
+    "(members,) weights in a fold, from what had ended before it, of earlier folds."
+    walk, taken, known = asked.walk, asked.taken, _known_before(asked, fold)
+    losses = Lazy(lambda rows: log_loss_of(walk.probability[rows], walk.won[rows]))
+    rows = asked.releases.order[:known]
+    earlier = walk.fold[rows[taken.count :]] < fold
+    if known < taken.count or not earlier.all():  # folds that do not follow each other in time
+        rows, taken = rows[walk.fold[rows] < fold], Taken()
+    whole = Releases(rows, np.array([len(rows)]))
+    sums = sums_by_then(losses, walk.probability.shape[1], whole, taken=taken)[0]
+    return weights_of(sums / max(taken.count, 1), asked.config.temperature)
+
+
+def _by_past_folds(asked: Request) -> Mixture:
+    "The weights of `combine`: by the log-loss on earlier folds."
+    folds, latest = asked.walk.fold[asked.first :], asked.taken.fold
+    if latest is None or (folds != latest[0]).any():
+        found = {fold: _weights_of_fold(asked, fold) for fold in np.unique(folds).tolist()}
+        asked.taken.fold = max(found.items(), key=lambda item: item[0])
+        return _weighted(asked, np.array([found[fold] for fold in folds.tolist()]))
+    return _weighted(asked, np.tile(latest[1], (len(folds), 1)))
 
 # %% ../../nbs/ensemble/11_methods.ipynb #f906a40c
 def _near(rows: np.ndarray, losses: np.ndarray, config: EnsembleConfig) -> Callable:
@@ -183,12 +212,13 @@ def mixture_of(
     members: Members,
     config: EnsembleConfig = EnsembleConfig(),
     method: str | None = None,  # None: that of the settings
-    first: int = 0,  # event: those before it need no answer
-    memory: Memory | None = None,  # of one method and the same outcomes
+    first: int = 0,  # event: those before it get no answer
+    taken: Taken | None = None,  # of one method and the same outcomes; goes on from there
 ) -> Mixture:
-    "What a method says of each event, from what was resolved by then."
+    "What a method says of each event from `first` on, from what was resolved by then."
     config = config if method is None else config.model_validate(config.model_dump() | {"method": method})
-    return ENSEMBLE_METHODS[config.method](Request(members, releases_of(members), config, first, memory))
+    taken = Taken() if taken is None else taken
+    return ENSEMBLE_METHODS[config.method](Request(members.walk, releases_of(members), config, first, taken))
 
 # %% ../../nbs/ensemble/11_methods.ipynb #0e1f5529
 def with_other_outcomes(members: Members, place: int, seed: int = 0) -> Members:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .members import Members
+from .members import Walk, log_odds_of
 
 # %% ../../nbs/ensemble/09_stacking.ipynb #e505f570
-def meta_rows(members: Members) -> np.ndarray:
-    "(events, columns): log-odds of each member, then the context."
-    return np.column_stack([members.log_odds, members.context.to_numpy(float)])
+def meta_rows(walk: Walk, rows: Any = slice(None)) -> np.ndarray:
+    "(rows, columns): log-odds of each member, then the context; row by row in memory."
+    return np.ascontiguousarray(np.column_stack([log_odds_of(walk.probability[rows]), walk.context[rows]]))
 
 
 def _standing(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -25,28 +25,30 @@ def _standing(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows.mean(axis=0), np.where(spread > 1e-12, spread, 1.0)
 
 # %% ../../nbs/ensemble/09_stacking.ipynb #f833e947
-def _both(learn: Any, rows: np.ndarray, won: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    "What the learner says of winning; the share that won where one outcome only is known."
+def _alike(won: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
+    "Where one outcome only is known: the share that won; else None."
     share = (won.sum() + 1) / (len(won) + 2)
-    if not 0 < won.sum() < len(won):
-        return lambda new: np.full(len(new), share)
-    fitted = learn.fit(rows, won)
-    return lambda new: fitted.predict_proba(new)[:, 1]
+    return None if 0 < won.sum() < len(won) else lambda new: np.full(len(new), share)
 
 
 def logistic_stack(rows: np.ndarray, won: np.ndarray, penalty: float) -> Callable[[np.ndarray], np.ndarray]:
     "A logistic regression of the standardised rows; `penalty` is its inverse strength."
     from sklearn.linear_model import LogisticRegression
 
+    if (alike := _alike(won)) is not None:
+        return alike
     mean, spread = _standing(rows)
-    answer = _both(LogisticRegression(C=penalty), (rows - mean) / spread, won)
-    return lambda new: answer((new - mean) / spread)
+    line = LogisticRegression(C=penalty).fit((rows - mean) / spread, won)
+    slope, level = line.coef_[0], line.intercept_[0]
+    return lambda new: 1 / (1 + np.exp(-(((new - mean) / spread * slope).sum(axis=1) + level)))
 
 
 def boosted_stack(rows: np.ndarray, won: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     "Sixty shallow trees of LightGBM, the same at every run."
     from lightgbm import LGBMClassifier
 
+    if (alike := _alike(won)) is not None:
+        return alike
     booster = LGBMClassifier(
         n_estimators=60,
         num_leaves=7,
@@ -58,5 +60,5 @@ def boosted_stack(rows: np.ndarray, won: np.ndarray) -> Callable[[np.ndarray], n
         random_state=0,
         verbose=-1,
     )
-    answer = _both(booster, rows, won)
-    return lambda new: np.clip(answer(new), 1e-6, 1 - 1e-6)
+    trees = booster.fit(rows, won).booster_
+    return lambda new: np.clip(trees.predict(new, num_threads=1), 1e-6, 1 - 1e-6)

@@ -66,12 +66,15 @@ def league_plot(
 # %% ../../nbs/figures/21_ensemble.ipynb #b15f9371
 def weights_over_time_plot(
     weights: pd.DataFrame,  # time, model, weight
+    method: str = "",  # whose weights they are
 ) -> Figure:
     "What each model weighs, day by day."
     need(weights, "time", "model", "weight")
     wide = weights.pivot_table(index="time", columns="model", values="weight", aggfunc="mean").sort_index()
     last = wide.iloc[-1]
-    title = f"At the end {last.idxmax()} weighs most: {last.max():.2f}, {wide.iloc[0].max():.2f} at the start"
+    whose = f" by {words(method)}" if method else ""
+    most = f"{last.max():.2f}, and {wide[last.idxmax()].iloc[0]:.2f} at the start"
+    title = f"At the end {last.idxmax()} weighs most{whose}: {most}"
     figure, axes = canvas(title, (9, 3.2))
     for model in wide:
         axes.plot(wide.index, wide[model], color=model_colour(model), label=model, linewidth=2)
