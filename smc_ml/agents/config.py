@@ -45,11 +45,11 @@ class AgentConfig(Section):
         0.1, gt=0, lt=1, description="equity at which an episode ends, share of that at its start"
     )
     episode_bars: int = Field(288, ge=2, description="candles of an episode")
-    environments: int = Field(64, ge=1, description="episodes that are played at once")
+    environments: int = Field(128, ge=1, description="episodes that are played at once")
     steps: int = Field(300_000, ge=1, description="candles that a training plays, of all episodes together")
-    steps_per_update: int = Field(32, ge=2, description="candles of each episode between two updates")
-    batch: int = Field(2048, ge=2, description="candles in a batch of an update")
-    epochs: int = Field(6, ge=1, description="passes over the candles of an update")
+    steps_per_update: int = Field(16, ge=2, description="candles of each episode between two updates")
+    batch: int = Field(512, ge=2, description="candles in a batch of an update")
+    epochs: int = Field(4, ge=1, description="passes over the candles of an update")
     hidden: tuple[int, ...] = Field(
         (64, 64), strict=False, min_length=1, description="widths of the layers of both networks"
     )

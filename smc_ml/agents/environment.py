@@ -23,7 +23,6 @@ class Played(NamedTuple):
     reward: np.ndarray  # (windows,)
     ended: np.ndarray  # (windows,): 0 goes on, 1 ruined, 2 at its last candle
     final: np.ndarray  # the last observation of every window whose episode ended, in their order
-    results: np.ndarray  # log change of the equity over these episodes
 
 
 def _checked_actions(actions: Any, windows: int, sizes: int) -> np.ndarray:
@@ -118,10 +117,9 @@ class MarketWindows:
         )
         over, ended = np.flatnonzero(self.ended), self.ended.copy()
         final = self.observation[over]
-        results = np.log(np.maximum(self.accounts["equity"][over], rows.terms.ruin) / rows.terms.cash)
         if len(over):
             self._begin(over)
-        return Played(self.observation.copy(), self.reward.copy(), ended, final, results)
+        return Played(self.observation.copy(), self.reward.copy(), ended, final)
 
 # %% ../../nbs/agents/03_environment.ipynb #fd14d878
 class TradingEnvironment(gymnasium.Env):
