@@ -51,7 +51,7 @@ def with_chance(
         told.loc[own.index] = _chance_of_symbol(own, market[symbol], account.equity.index)
     return trades.assign(**told)
 
-# %% ../../nbs/agents/07_chance.ipynb #9144ba8b
+# %% ../../nbs/agents/07_chance.ipynb #ef708b9d
 def _placed_anew(
     trips: pd.DataFrame, candles: pd.DataFrame, span: pd.DatetimeIndex, generator: np.random.Generator
 ) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def random_accounts(
     market: Market,  # base candles
     config: BacktestConfig = BacktestConfig(),
     costs: Costs = Costs(),
-    draws: int = 30,
+    draws: int = 20,
 ) -> pd.DataFrame:
     "Equity at the account's closes, a column per draw; `config.seed` says which; no column without a trade."
     generator, span = np.random.default_rng(config.seed), account.equity.index

@@ -54,9 +54,14 @@ def learning_plot(
     return figure
 
 # %% ../../nbs/figures/22_agent.ipynb #4021726f
+def _signed(share: float) -> str:
+    "As a percentage with its sign."
+    return ("+" if share > 0 else "") + percent(share).replace("-", "−")
+
+
 def _changed(equity: pd.Series) -> str:
-    "What came out."
-    return percent(equity.iloc[-1] / equity.iloc[0] - 1)
+    "What came out, with its sign."
+    return _signed(equity.iloc[-1] / equity.iloc[0] - 1)
 
 
 def accounts_plot(
@@ -65,15 +70,15 @@ def accounts_plot(
     random: pd.DataFrame,  # the agent's times, an account per column
 ) -> Figure:
     "The agent's equity and the ensemble's, each over its start, and where most random entries end."
-    told = f"The agent's account changed by {_changed(agent)}, the ensemble's by {_changed(ensemble)}"
+    told = f"After costs: agent {_changed(agent)}, ensemble {_changed(ensemble)}"
     if random.shape[1]:
         ends = (random.iloc[-1] / random.iloc[0] - 1).quantile([0.1, 0.9])
-        told += f", random entries by {percent(ends.iloc[0])} to {percent(ends.iloc[1])}"
-    figure, axes = canvas(told.replace("-", "−"), (9, 4))
-    band = random.resample("12h").last() / random.iloc[0]
+        told += f", random entries {_signed(ends.iloc[0])} to {_signed(ends.iloc[1])}"
+    figure, axes = canvas(told, (9, 4))
     if random.shape[1]:
+        band = random.resample("12h").last() / random.iloc[0]
         low, middle, high = (band.quantile(level, axis=1) for level in (0.1, 0.5, 0.9))
-        label = "random entries, 8 of 10"
+        label = "random entries,\nfour of five"
         axes.fill_between(band.index, low, high, color=GRID, linewidth=0, label=label)
         axes.plot(band.index, middle, color=NEUTRAL, linewidth=0.9)
     for name, equity in (("ensemble", ensemble), ("agent", agent)):
@@ -99,11 +104,8 @@ def position_plot(
     times = date2num(pd.DatetimeIndex(followed["time"]).to_numpy())
     close = candles["close"].to_numpy()[candles.index.searchsorted(followed["time"]) - 1]
     share = followed["share"].to_numpy()
-    change = followed["equity"].iloc[-1] / followed["equity"].iloc[0] - 1
-    told = f"{(share != 0).mean():.0%} of the time in the market, {change:+.1%} after costs"
-    figure, (upper, lower) = panels(
-        title or told.replace("-", "−"), 2, 1, (9, 5), sharex=True, height_ratios=[3, 1]
-    )
+    told = f"{percent((share != 0).mean(), 0)} of the time in the market, {_changed(followed['equity'])} after costs"
+    figure, (upper, lower) = panels(title or told, 2, 1, (9, 5), sharex=True, height_ratios=[3, 1])
     for zone in () if zones is None else zones.itertuples():
         colour = UP if zone.direction > 0 else DOWN
         right = times[-1] if pd.isna(zone.ended_at) else date2num(zone.ended_at)
@@ -139,7 +141,7 @@ def position_shares_plot(
         one.barh(places, -table["short"], color=DOWN, label="short")
         one.axvline(0, color=NEUTRAL, linewidth=0.8)
         one.set_yticks(places, [words(str(group)) for group in table.index])
-        one.set(title=f"by {name}", xlim=(-1, 1))
+        one.set(title=f"by {name}", xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1))
         one.xaxis.set_major_formatter(lambda value, _: percent_tick(abs(value)))
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
