@@ -53,7 +53,8 @@ class TradingVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
         "Observations, scaled rewards, whether each window ended, and of those that did how."
-        played, infos = self.played, [{} for _ in range(self.num_envs)]
+        played = self.played
+        infos: list[dict[str, Any]] = [{} for _ in range(played.ended.size)]
         for place, final in zip(np.flatnonzero(played.ended), played.final, strict=True):
             truncated = bool(played.ended[place] == 2)
             infos[place] = {"terminal_observation": final, "TimeLimit.truncated": truncated}

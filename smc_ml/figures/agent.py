@@ -104,7 +104,8 @@ def position_plot(
     times = date2num(pd.DatetimeIndex(followed["time"]).to_numpy())
     close = candles["close"].to_numpy()[candles.index.searchsorted(followed["time"]) - 1]
     share = followed["share"].to_numpy()
-    told = f"{percent((share != 0).mean(), 0)} of the time in the market, {_changed(followed['equity'])} after costs"
+    inside, change = percent((share != 0).mean(), 0), _changed(followed["equity"])
+    told = f"{inside} of the time in the market, {change} after costs"
     figure, (upper, lower) = panels(title or told, 2, 1, (9, 5), sharex=True, height_ratios=[3, 1])
     for zone in () if zones is None else zones.itertuples():
         colour = UP if zone.direction > 0 else DOWN
