@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from .rows import AgentError, TradingRows
@@ -116,18 +117,24 @@ class AgentPolicy:
         return onnx_session(self.onnx)
 
     def logits(self, seen: np.ndarray) -> np.ndarray:
-        "(samples, features and `OWN`) -> (samples, 3 and sizes)."
+        "(samples, features and `OWN`) -> (samples, 3 and sizes); missing features count as the mean."
         width = len(self.names) + len(OWN)
         if seen.ndim != 2 or seen.shape[1] != width:
             raise AgentError(
                 f"observations of shape {seen.shape}: the agent observes {width} values, "
                 f"{', '.join(self.names[:3])} … and its account"
             )
-        return self.session.run(None, {"windows": seen[:, None].astype(np.float32, copy=False)})[0]
+        told = self.session.run(None, {"windows": seen[:, None].astype(np.float32, copy=False)})[0]
+        if np.isnan(told[:, 0]).any():
+            raise AgentError(
+                f"the account of sample {int(np.isnan(told[:, 0]).argmax())} is missing: give "
+                f"{', '.join(OWN)} behind the features"
+            )
+        return told
 
     def act(self, seen: np.ndarray) -> np.ndarray:
         "The most probable side and size at one observation, of raw features."
-        said = self.session.run(None, {"windows": seen[None, None]})[0][0]
+        said = self.logits(seen[None])[0]
         return np.array([said[: BUY + 1].argmax(), said[BUY + 1 :].argmax()])
 
     def acting_on(self, rows: TradingRows) -> Self:
@@ -164,10 +171,10 @@ def load_agent(folder: str | os.PathLike) -> AgentPolicy:
     try:
         told = json.loads((folder / "description.json").read_text(encoding="utf-8"))
         weights = (folder / "weights.safetensors").read_bytes()
-    except (OSError, ValueError) as error:
+        if hashlib.sha256(weights).hexdigest() != told["weights"]:
+            raise AgentError(f"{folder}: the weights are not those of the description: train the agent again")
+        arrays = load(weights)
+        scaling = Scaling(arrays.pop("scaling.mean"), arrays.pop("scaling.deviation"))
+        return AgentPolicy(tuple(told["features"]), tuple(told["sizes"]), scaling, arrays)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AgentError(f"{folder}: no agent can be read ({error}): train it again") from None
-    if hashlib.sha256(weights).hexdigest() != told.get("weights"):
-        raise AgentError(f"{folder}: the weights are not those of the description: train the agent again")
-    arrays = load(weights)
-    scaling = Scaling(arrays.pop("scaling.mean"), arrays.pop("scaling.deviation"))
-    return AgentPolicy(tuple(told["features"]), tuple(told["sizes"]), scaling, arrays)

@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from .config import AgentConfig
 from ..candles import Market, average_true_range, segments
@@ -116,7 +117,9 @@ class TradingRows(NamedTuple):
         return self.time + self.step
 
     def of(self, symbol: str) -> slice:
-        "The rows of one symbol."
+        "The rows of one symbol; an `AgentError` for one that is not there."
+        if symbol not in self.symbols:
+            raise AgentError(f"{symbol} has no rows: they are of {', '.join(self.symbols)}")
         where = np.flatnonzero(self.symbol == self.symbols.index(symbol))
         return slice(int(where[0]), int(where[-1]) + 1)
 
@@ -131,7 +134,9 @@ def _checked_features(symbol: str, candles: pd.DataFrame, features: pd.DataFrame
         raise AgentError(
             f"{symbol}: the features do not lie at the times of the candles: compute them from these candles"
         )
-    values = features.to_numpy(np.float32)
+    if words := [name for name, kind in features.dtypes.items() if not is_numeric_dtype(kind)]:
+        raise AgentError(f"{symbol}: {words[0]} holds no numbers: leave the feature out or encode it")
+    values = features.to_numpy(np.float32, na_value=np.nan)
     if np.isinf(values).any():
         row, column = np.argwhere(np.isinf(values))[0]
         raise AgentError(
@@ -139,6 +144,35 @@ def _checked_features(symbol: str, candles: pd.DataFrame, features: pd.DataFrame
             "leave the feature out or mend it"
         )
     return values
+
+
+def _check_candles(symbol: str, candles: pd.DataFrame) -> None:
+    "An `AgentError` for no candles, or for a price that none can be traded at."
+    if not len(candles):
+        raise AgentError(f"{symbol}: there are no candles: pass some, or leave the symbol out")
+    prices = candles[["open", "high", "low", "close"]]
+    wrong = ~(np.isfinite(prices) & (prices > 0))
+    if wrong.to_numpy().any():
+        row, column = np.argwhere(wrong.to_numpy())[0]
+        raise AgentError(
+            f"{symbol}: {prices.columns[column]} is {prices.iat[row, column]:g} at {candles.index[row]}: "
+            "mend or remove the candle"
+        )
+
+
+def _check_tables(market: Market, features: Mapping[str, pd.DataFrame]) -> None:
+    "An `AgentError` where features have no candles or not the same columns, each once."
+    if not features:
+        raise AgentError("there are no features of any symbol: pass those of at least one")
+    if unknown := [symbol for symbol in sorted(features) if symbol not in market]:
+        raise AgentError(f"{unknown[0]} has features and no candles: pass the candles they were made from")
+    columns = [tuple(table) for table in features.values()]
+    if len(set(columns)) != 1:
+        raise AgentError("the features of the symbols have not the same columns: compute them together")
+    twice = [name for name in columns[0] if columns[0].count(name) > 1]
+    if twice or not columns[0]:
+        told = f"{twice[0]} is there twice" if twice else "there is none"
+        raise AgentError(f"the features of {min(features)}: {told}: give at least one, and each once")
 
 
 def _known(values: np.ndarray, risk: np.ndarray) -> np.ndarray:
@@ -164,12 +198,10 @@ def trading_rows(
     "The rows of every symbol that has features, in alphabetical order."
     costs, symbols, begin = costs.charged_in(market.kind), tuple(sorted(features)), 0
     parts: dict[str, list[np.ndarray]] = {"prices": [], "observed": [], "usable": [], "last": []}
-    if unknown := [symbol for symbol in symbols if symbol not in market]:
-        raise AgentError(f"{unknown[0]} has features and no candles: pass the candles they were made from")
-    if len({tuple(features[symbol]) for symbol in symbols}) != 1:
-        raise AgentError("the features of the symbols have not the same columns: compute them together")
+    _check_tables(market, features)
     for symbol in symbols:
         candles = market[symbol]
+        _check_candles(symbol, candles)
         prices = price_rows(candles, config, backtest, costs)
         observed = _checked_features(symbol, candles, features[symbol])
         last = np.empty(len(candles), np.int64)
