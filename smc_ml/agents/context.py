@@ -105,7 +105,7 @@ def with_context(
     def parts(symbol: str, table: pd.DataFrame) -> Sequence[pd.DataFrame]:
         candles, found = market[symbol], [table]
         if "regime" in config.context and regimes is not None:
-            found.append(regimes[symbol].filter(regex=r"^regime_\d+$").astype(float))
+            found.append(regimes[symbol].filter(regex=r"^regime_\d+$").astype(float).fillna(0.0))
         if "session" in config.context:
             found.append(session_context(candles))
         if "volatility" in config.context:
