@@ -36,7 +36,7 @@ class Scaling(NamedTuple):
     "Mean and deviation of every feature over the training rows."
 
     mean: np.ndarray
-    deviation: np.ndarray  # 1 of a feature that never moves
+    deviation: np.ndarray  # 1 of a feature that never moves, infinite of one that is never known
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         "Scaled features, float32."
@@ -49,7 +49,7 @@ def learn_scaling(
     first: pd.Timestamp | None = None,  # span of the rows; None: from the first
     end: pd.Timestamp | None = None,  # they are known by then; None: all
 ) -> Scaling:
-    "The scaling of the rows known in a span; what is never known there has mean 0."
+    "The scaling of the rows known in a span; what is never known there counts as missing ever after."
     inside = rows.usable & (rows.closes >= first if first is not None else True)
     inside = inside & (rows.closes <= end if end is not None else True)
     values = rows.observed[inside].astype(np.float64)
@@ -57,7 +57,9 @@ def learn_scaling(
     count = np.maximum(there.sum(axis=0), 1)
     mean = np.where(there, values, 0.0).sum(axis=0) / count
     deviation = np.sqrt((np.where(there, values - mean, 0.0) ** 2).sum(axis=0) / count)
-    return Scaling(mean.astype(np.float32), np.where(deviation > 1e-12, deviation, 1.0).astype(np.float32))
+    deviation = np.where(deviation > 1e-12, deviation, 1.0)
+    deviation[~there.any(axis=0)] = np.inf
+    return Scaling(mean.astype(np.float32), deviation.astype(np.float32))
 
 # %% ../../nbs/agents/06_policy.ipynb #a5d91908
 class _Decision(torch.nn.Module):
