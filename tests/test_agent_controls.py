@@ -53,17 +53,25 @@ def test_a_leak_is_an_edge_and_the_same_numbers_in_another_order_are_none():
 @pytest.mark.slow
 def test_the_control_markets_show_what_is_in_them():
     "Simulated, shuffled and mirrored candles without an edge, and three markets with one."
-    config = AgentConfig(sizes=(1.0,), steps=200_000, seeds=(0,), context=("session", "volatility"))
+    config = AgentConfig(
+        sizes=(1.0,),
+        steps=120_000,
+        seeds=(0,),
+        context=("session",),
+        discount=0.97,
+        drawdown_penalty=0.1,
+        entropy=0.01,
+    )
     planted = SimulationConfig(edge=0.45, impulse_hours=2.0)
-    stamps = pd.date_range("2024-01-01", "2024-06-01", freq="5min", tz="UTC", inclusive="left")
-    span = Market({name: pd.DataFrame(index=stamps) for name in ("EDGE-A", "EDGE-B")}, "5m")
+    walk = random_walk(34_560, 0)  # for its four months
+    span = Market({"EDGE-A": walk, "EDGE-B": walk}, "5m")
 
     def judge(market: Market) -> dict:
         return through_the_stage(market, market_features(market, wanted=["smc"]), config)
 
     edges = {seed: planted_market(span, seed, planted).market for seed in (1, 2, 3)}
     seen = {seed: judge(market) for seed, market in edges.items()}
-    nulls = pd.concat(null_results(edges[1], (1, 2, 3), judge))
+    nulls = pd.concat(null_results(edges[1], (1, 2), judge))
     wanted = ["round_trips", "time_in_market", "r_above_chance", "r_above_chance_low", "r_above_chance_high"]
     print(pd.concat({"nulls": nulls[wanted], "planted": pd.DataFrame(seen).T[wanted]}).to_string())
     assert sum(edge(row) for row in nulls.to_dict("records")) <= 1

@@ -56,7 +56,7 @@ class AgentConfig(Section):
     learning_rate: float = Field(0.003, gt=0, lt=1, description="of Adam")
     discount: float = Field(0.9, gt=0, le=1, description="of rewards one candle later (gamma)")
     advantage_decay: float = Field(0.9, ge=0, le=1, description="of the generalised advantage (lambda)")
-    entropy: float = Field(0.0, ge=0, description="weight of the entropy in the loss")
+    entropy: float = Field(0.02, ge=0, description="weight of the entropy in the loss")
     clip: float = Field(
         0.2, gt=0, description="bound of the ratio of new to old probabilities; large: the penalty alone acts"
     )
