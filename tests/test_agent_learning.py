@@ -144,7 +144,7 @@ def test_on_a_planted_market_it_beats_random_entries():
     config = SimulationConfig(edge=0.45, impulse_hours=2.0, seed=5)
     simulated = simulate_market(["EDGE-A", "EDGE-B"], "2024-01-01", "2024-09-01", config)
     market = Market({symbol: one.candles for symbol, one in simulated.items()}, "5m")
-    settings, costs = AgentConfig(steps=400_000, sizes=(1.0,)), Costs(fee_rate=0.0002)
+    settings, costs = AgentConfig(steps=250_000, sizes=(1.0,)), Costs(fee_rate=0.0002)
     rows = trading_rows(market, market_features(market, wanted=["smc"]), settings, costs=costs)
     cut = market["EDGE-A"].index[-1] - pd.Timedelta("80D")
     found = judged(rows, market, settings, cut, costs)

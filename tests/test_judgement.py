@@ -49,6 +49,7 @@ WRITERS = {
     "train": "50_train",
     "ensemble": "60_ensemble",
     "backtest": "70_backtest",
+    "agent": "72_agent",
     "judgement": "75_judgement",
 }
 MODELS = ["logistic", "xgboost", "lstm"]
@@ -225,6 +226,20 @@ def test_a_first_run_on_other_candles_begins_with_no_trial(place):
     for symbol in ("A", "B"):  # the same settings on another simulated market
         write_days(place, symbol, source="simulated", simulation={"seed": 8, "end": "2024-05-30"})
     assert present(place) == 0
+
+
+def test_an_agent_is_one_trial_whatever_its_interval(place):
+    def tried(**changed: dict) -> int:
+        recorded("agent", SETTINGS | {"agent": {}} | changed)
+        return count_trials(place / "reports/trials")
+
+    assert (tried(), tried()) == (1, 1)
+    assert tried(backtest={"draws": 200, "seed": 1}) == 1
+    changes = {"costs": {"fee_rate": 0.001}, "agent": {"drawdown_penalty": 0.1}, "splits": {"n_folds": 2}}
+    changes |= {"backtest": {"leverage_limit": 2.0}, "patterns": {"pivot_length": 4}}
+    for number, (section, change) in enumerate(changes.items(), 2):
+        assert tried(**{section: change}) == number
+    assert tried() == len(changes) + 1
 
 
 def test_a_trial_counts_where_symbols_and_days_meet(place):

@@ -58,6 +58,8 @@ def regime_shares(
     "`position_shares` by the state that was known at the decision; `unknown` before the first model."
     decided, group = decided_at(followed), np.full(len(followed), "unknown", object)
     for symbol in followed["symbol"].unique():
+        if symbol not in regimes:
+            raise AgentError(f"{symbol} was traded and has no regimes: pass those of its candles")
         table, where = regimes[symbol], (followed["symbol"] == symbol).to_numpy()
         place = pd.DatetimeIndex(table.index).searchsorted(decided[where]) - 1  # the candle that closed there
         state = table["state"].fillna(-1).to_numpy(np.int64)[np.maximum(place, 0)]

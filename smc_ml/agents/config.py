@@ -8,7 +8,7 @@ __all__ = ['Context', 'AgentConfig']
 # %% ../../nbs/agents/00_config.ipynb #ba5ca704
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ..config import Section
 
@@ -45,18 +45,18 @@ class AgentConfig(Section):
         0.1, gt=0, lt=1, description="equity at which an episode ends, share of that at its start"
     )
     episode_bars: int = Field(288, ge=2, description="candles of an episode")
-    environments: int = Field(64, ge=1, description="episodes that are played at once")
+    environments: int = Field(128, ge=1, description="episodes that are played at once")
     steps: int = Field(300_000, ge=1, description="candles that a training plays, of all episodes together")
-    steps_per_update: int = Field(32, ge=2, description="candles of each episode between two updates")
-    batch: int = Field(2048, ge=2, description="candles in a batch of an update")
-    epochs: int = Field(6, ge=1, description="passes over the candles of an update")
-    hidden: tuple[int, ...] = Field(
+    steps_per_update: int = Field(16, ge=2, description="candles of each episode between two updates")
+    batch: int = Field(512, ge=2, description="candles in a batch of an update")
+    epochs: int = Field(4, ge=1, description="passes over the candles of an update")
+    hidden: tuple[PositiveInt, ...] = Field(
         (64, 64), strict=False, min_length=1, description="widths of the layers of both networks"
     )
     learning_rate: float = Field(0.003, gt=0, lt=1, description="of Adam")
     discount: float = Field(0.9, gt=0, le=1, description="of rewards one candle later (gamma)")
     advantage_decay: float = Field(0.9, ge=0, le=1, description="of the generalised advantage (lambda)")
-    entropy: float = Field(0.0, ge=0, description="weight of the entropy in the loss")
+    entropy: float = Field(0.02, ge=0, description="weight of the entropy in the loss")
     clip: float = Field(
         0.2, gt=0, description="bound of the ratio of new to old probabilities; large: the penalty alone acts"
     )
@@ -70,7 +70,7 @@ class AgentConfig(Section):
     kl_stop: float | None = Field(
         0.05, gt=0, description="KL divergence at which an update ends early; null: never"
     )
-    seeds: tuple[int, ...] = Field(
+    seeds: tuple[NonNegativeInt, ...] = Field(
         (0, 1, 2), strict=False, min_length=1, description="a training each; the first one trades"
     )
 
@@ -78,6 +78,9 @@ class AgentConfig(Section):
     def _fit_together(self) -> Self:
         if min(self.sizes) <= 0 or list(self.sizes) != sorted(set(self.sizes)):
             raise ValueError(f"sizes {list(self.sizes)}: give positive shares, from small to large")
+        for name in ("features", "context", "seeds"):
+            if len(given := getattr(self, name)) > len(set(given)):
+                raise ValueError(f"{name} {list(given)}: give each once")
         if self.batch > self.environments * self.steps_per_update:
             raise ValueError(
                 f"a batch of {self.batch} is more than environments times steps_per_update, "

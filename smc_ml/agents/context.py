@@ -6,7 +6,7 @@
 __all__ = ['session_context', 'volatility_context', 'ensemble_context', 'with_context']
 
 # %% ../../nbs/agents/08_context.ipynb #00b039cc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -58,6 +58,37 @@ def ensemble_context(
     return pd.DataFrame({"ensemble": np.where(known, signed[place] * fresh, 0.0)}, index=candles.index)
 
 # %% ../../nbs/agents/08_context.ipynb #94fad5e6
+def _check_regimes(
+    market: Market, symbols: Iterable[str], regimes: Mapping[str, pd.DataFrame] | None
+) -> None:
+    "An `AgentError` where the regimes of a symbol's candles are lacking."
+    if regimes is None:
+        raise AgentError("agent.context asks for the regime: pass regimes, or take it out")
+    for symbol in symbols:
+        table = regimes.get(symbol, pd.DataFrame())
+        if "regime_0" not in table or not table.index.equals(market[symbol].index):
+            raise AgentError(
+                f"{symbol}: agent.context asks for the regime, and its candles have no regime_0, …: pass the "
+                "regimes of these candles, or take it out"
+            )
+
+
+def _check_predictions(predictions: pd.DataFrame | None) -> None:
+    "An `AgentError` where predictions are lacking or hold no probabilities."
+    if predictions is None:
+        raise AgentError("agent.context asks for the ensemble: pass predictions, or take it out")
+    lacking = {"symbol", "time", "direction", "probability"} - set(predictions)
+    if lacking:
+        raise AgentError(f"the predictions for agent.context have no column {min(lacking)}: add it")
+    wrong = ~predictions["probability"].between(0, 1)
+    if wrong.any():
+        one = predictions[wrong].iloc[0]
+        raise AgentError(
+            f"{one['symbol']}: the probability at {one['time']} is {one['probability']:g}: "
+            "pass predictions between 0 and 1"
+        )
+
+
 def with_context(
     market: Market,
     features: Mapping[str, pd.DataFrame],  # by symbol
@@ -66,15 +97,15 @@ def with_context(
     predictions: pd.DataFrame | None = None,  # of the ensemble: symbol, time, direction, probability
 ) -> dict[str, pd.DataFrame]:
     "The features of every symbol with the context that is asked for; an `AgentError` where it is lacking."
-    if "regime" in config.context and regimes is None:
-        raise AgentError("agent.context asks for the regime: pass regimes, or take it out")
-    if "ensemble" in config.context and predictions is None:
-        raise AgentError("agent.context asks for the ensemble: pass predictions, or take it out")
+    if "regime" in config.context:
+        _check_regimes(market, features, regimes)
+    if "ensemble" in config.context:
+        _check_predictions(predictions)
 
     def parts(symbol: str, table: pd.DataFrame) -> Sequence[pd.DataFrame]:
         candles, found = market[symbol], [table]
         if "regime" in config.context and regimes is not None:
-            found.append(regimes[symbol].filter(regex=r"^regime_\d+$").astype(float))
+            found.append(regimes[symbol].filter(regex=r"^regime_\d+$").astype(float).fillna(0.0))
         if "session" in config.context:
             found.append(session_context(candles))
         if "volatility" in config.context:

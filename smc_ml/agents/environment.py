@@ -23,12 +23,14 @@ class Played(NamedTuple):
     reward: np.ndarray  # (windows,)
     ended: np.ndarray  # (windows,): 0 goes on, 1 ruined, 2 at its last candle
     final: np.ndarray  # the last observation of every window whose episode ended, in their order
-    results: np.ndarray  # log change of the equity over these episodes
 
 
 def _checked_actions(actions: Any, windows: int, sizes: int) -> np.ndarray:
     "The actions as numbers; an `AgentError` for another shape or for one outside the space."
-    given = np.asarray(actions)
+    try:
+        given = np.asarray(actions)
+    except ValueError:  # rows of several lengths
+        given = np.empty(0, object)
     if given.shape != (windows, 2) or given.dtype.kind not in "iu":
         raise AgentError(
             f"actions of shape {given.shape} and type {given.dtype}: give whole numbers of shape "
@@ -69,7 +71,9 @@ class MarketWindows:
         end: pd.Timestamp | None = None,
         seed: int | None = None,
     ):
-        self.rows, self.bars = rows, int(bars)
+        if windows < 1 or bars < 1:
+            raise AgentError(f"{windows} windows of {bars} candles: give at least one of each")
+        self.rows, self.bars, self.begun = rows, int(bars), False
         self.starts = episode_starts(rows, self.bars, first, end)
         _checked_observed(rows, self.bars, self.starts)
         self.accounts = np.zeros(windows, ACCOUNT_RECORD)
@@ -99,10 +103,13 @@ class MarketWindows:
     def reset(self) -> np.ndarray:
         "Begin every window anew; what is observed."
         self._begin(np.arange(len(self)))
+        self.begun = True
         return self.observation.copy()
 
     def play(self, actions: Any) -> Played:
         "One candle of every window; whole numbers of shape (windows, 2)."
+        if not self.begun:
+            raise AgentError("no window has begun yet: call reset before the first candle is played")
         rows = self.rows
         _step_all(
             _checked_actions(actions, len(self), len(rows.sizes)),
@@ -118,10 +125,9 @@ class MarketWindows:
         )
         over, ended = np.flatnonzero(self.ended), self.ended.copy()
         final = self.observation[over]
-        results = np.log(np.maximum(self.accounts["equity"][over], rows.terms.ruin) / rows.terms.cash)
         if len(over):
             self._begin(over)
-        return Played(self.observation.copy(), self.reward.copy(), ended, final, results)
+        return Played(self.observation.copy(), self.reward.copy(), ended, final)
 
 # %% ../../nbs/agents/03_environment.ipynb #fd14d878
 class TradingEnvironment(gymnasium.Env):

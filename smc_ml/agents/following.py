@@ -61,6 +61,8 @@ def follow_actions(
         )
     begin = own.start + int(inside[0])
     acts: Acts = [(rows.closes[begin], act)] if callable(act) else act
+    if not acts:
+        raise AgentError(f"{symbol}: nobody acts: pass an act, or several with the times they begin at")
     since = [own.start + int(rows.closes[own].searchsorted(time)) for time, _ in acts]
     whose = np.searchsorted(since, np.arange(begin, stop), side="right") - 1
     return _follow(rows, [acts[max(place, 0)][1] for place in whose], symbol, begin, stop)

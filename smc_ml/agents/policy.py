@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from .rows import AgentError, TradingRows
@@ -35,7 +36,7 @@ class Scaling(NamedTuple):
     "Mean and deviation of every feature over the training rows."
 
     mean: np.ndarray
-    deviation: np.ndarray  # 1 of a feature that never moves
+    deviation: np.ndarray  # 1 of a feature that never moves, infinite of one that is never known
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         "Scaled features, float32."
@@ -48,7 +49,7 @@ def learn_scaling(
     first: pd.Timestamp | None = None,  # span of the rows; None: from the first
     end: pd.Timestamp | None = None,  # they are known by then; None: all
 ) -> Scaling:
-    "The scaling of the rows known in a span; what is never known there has mean 0."
+    "The scaling of the rows known in a span; what is never known there counts as missing ever after."
     inside = rows.usable & (rows.closes >= first if first is not None else True)
     inside = inside & (rows.closes <= end if end is not None else True)
     values = rows.observed[inside].astype(np.float64)
@@ -56,7 +57,9 @@ def learn_scaling(
     count = np.maximum(there.sum(axis=0), 1)
     mean = np.where(there, values, 0.0).sum(axis=0) / count
     deviation = np.sqrt((np.where(there, values - mean, 0.0) ** 2).sum(axis=0) / count)
-    return Scaling(mean.astype(np.float32), np.where(deviation > 1e-12, deviation, 1.0).astype(np.float32))
+    deviation = np.where(deviation > 1e-12, deviation, 1.0)
+    deviation[~there.any(axis=0)] = np.inf
+    return Scaling(mean.astype(np.float32), deviation.astype(np.float32))
 
 # %% ../../nbs/agents/06_policy.ipynb #a5d91908
 class _Decision(torch.nn.Module):
@@ -116,18 +119,24 @@ class AgentPolicy:
         return onnx_session(self.onnx)
 
     def logits(self, seen: np.ndarray) -> np.ndarray:
-        "(samples, features and `OWN`) -> (samples, 3 and sizes)."
+        "(samples, features and `OWN`) -> (samples, 3 and sizes); missing features count as the mean."
         width = len(self.names) + len(OWN)
         if seen.ndim != 2 or seen.shape[1] != width:
             raise AgentError(
                 f"observations of shape {seen.shape}: the agent observes {width} values, "
                 f"{', '.join(self.names[:3])} … and its account"
             )
-        return self.session.run(None, {"windows": seen[:, None].astype(np.float32, copy=False)})[0]
+        told = self.session.run(None, {"windows": seen[:, None].astype(np.float32, copy=False)})[0]
+        if np.isnan(told[:, 0]).any():
+            raise AgentError(
+                f"the account of sample {int(np.isnan(told[:, 0]).argmax())} is missing: give "
+                f"{', '.join(OWN)} behind the features"
+            )
+        return told
 
     def act(self, seen: np.ndarray) -> np.ndarray:
         "The most probable side and size at one observation, of raw features."
-        said = self.session.run(None, {"windows": seen[None, None]})[0][0]
+        said = self.logits(seen[None])[0]
         return np.array([said[: BUY + 1].argmax(), said[BUY + 1 :].argmax()])
 
     def acting_on(self, rows: TradingRows) -> Self:
@@ -164,10 +173,10 @@ def load_agent(folder: str | os.PathLike) -> AgentPolicy:
     try:
         told = json.loads((folder / "description.json").read_text(encoding="utf-8"))
         weights = (folder / "weights.safetensors").read_bytes()
-    except (OSError, ValueError) as error:
+        if hashlib.sha256(weights).hexdigest() != told["weights"]:
+            raise AgentError(f"{folder}: the weights are not those of the description: train the agent again")
+        arrays = load(weights)
+        scaling = Scaling(arrays.pop("scaling.mean"), arrays.pop("scaling.deviation"))
+        return AgentPolicy(tuple(told["features"]), tuple(told["sizes"]), scaling, arrays)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AgentError(f"{folder}: no agent can be read ({error}): train it again") from None
-    if hashlib.sha256(weights).hexdigest() != told.get("weights"):
-        raise AgentError(f"{folder}: the weights are not those of the description: train the agent again")
-    arrays = load(weights)
-    scaling = Scaling(arrays.pop("scaling.mean"), arrays.pop("scaling.deviation"))
-    return AgentPolicy(tuple(told["features"]), tuple(told["sizes"]), scaling, arrays)

@@ -28,7 +28,7 @@ class AgentTraining(NamedTuple):
     "A trained agent and how it learnt."
 
     agent: AgentPolicy
-    curve: pd.DataFrame  # of every update: steps, episode_return, kl, penalty
+    curve: pd.DataFrame  # of every update: steps, reward, kl, penalty
 
 
 def train_on(
@@ -52,7 +52,7 @@ class WalkedAgents(NamedTuple):
     "The agents of all folds, and what they do on what they have not seen."
 
     agents: dict[int, AgentPolicy]  # by fold, of the first seed
-    curves: pd.DataFrame  # fold, seed, steps, episode_return, kl, penalty
+    curves: pd.DataFrame  # fold, seed, steps, reward, kl, penalty
     followed: pd.DataFrame  # the candles of all symbols, of `follow_actions`, with `fold`
     trades: pd.DataFrame  # round trips of all symbols; positions are shares of the whole account
     edges: pd.DatetimeIndex

@@ -1,10 +1,13 @@
-"""The agent: many windows at once against one by one, training against the usual set-ups, one decision.
+"""The agent: many windows at once against one by one, training against the usual set-ups, one decision beside
+the LSTM's and the transformer's.
 
 `make bench` runs it; ratios are of processor time in the same run.
 """
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +18,17 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from smc_ml.agents.config import AgentConfig
 from smc_ml.agents.environment import MarketWindows, TradingEnvironment
+from smc_ml.agents.policy import load_agent, save_agent
 from smc_ml.agents.ppo import TradingVecEnv, _learner
 from smc_ml.agents.rows import TradingRows, trading_rows
 from smc_ml.agents.walk_forward import train_on
 from smc_ml.candles import Market
+from smc_ml.models import load
+from smc_ml.models.config import TrainingConfig
+from smc_ml.models.export import onnx_files
+from smc_ml.models.registry import MODELS
+from smc_ml.models.saving import save_model
+from smc_ml.models.windows import Windows
 from smc_ml.simulation.market import random_walk
 
 
@@ -81,21 +91,48 @@ def test_training_against_the_usual_set_ups(benchmark, rows):
         name: steps_a_second(count, lambda model=model, count=count: model.learn(count))
         for name, (model, count) in steps.items()
     }
-    benchmark.group, benchmark.name = "PPO", "40,960 candles of 64 windows"
+    benchmark.group, benchmark.name = "PPO", "4,096 candles of 128 windows"
     benchmark.pedantic(lambda: own.learn(4096), rounds=1)
     benchmark.extra_info |= speed
     print({name: round(each) for name, each in speed.items()})
     assert speed["own"] > 10 * speed["one"] and speed["own"] > 2 * speed["eight"]
 
 
-def test_one_decision(benchmark, rows):
-    config = AgentConfig(steps=2048)
-    agent = train_on(rows, config).agent
-    seen = np.zeros(20, np.float32)
-    benchmark.group, benchmark.name = "one decision", "agent"
-    benchmark.pedantic(agent.act, (seen,), warmup_rounds=50, rounds=2000)
-    if benchmark.stats:
-        p99 = 1e3 * float(np.quantile(benchmark.stats.stats.data, 0.99))
-        benchmark.extra_info["p99_ms"] = p99
-        print(f"median {1e3 * benchmark.stats.stats.median:.3f} ms, p99 {p99:.3f} ms")
-        assert 1e3 * benchmark.stats.stats.median < 0.2
+def saved(name: str, folder: Path) -> tuple[Any, Windows]:
+    "A network of full size, trained for a moment, as it is asked live, and a window for it."
+    steps, random = {"lstm": 60, "transformer": 120}[name], np.random.default_rng(0)
+    values = random.normal(size=(steps + 64, 16)).astype(np.float32)
+    X = Windows(values, np.arange(steps, steps + 64), tuple(f"x{place}" for place in range(16)), steps)
+    model = MODELS[name].make(TrainingConfig(**{name: {"epochs": 1}})).fit(X, values[X.positions, 0] > 0)
+    save_model(model, folder, {"name": name}, onnx_files(model))
+    return load(folder, live=True), X[:1]
+
+
+def p99_in_ms(ask: Callable[[], object], calls: int = 1000) -> float:
+    "Of processor time; the first calls do not count."
+    taken = np.empty(calls + 50)
+    for call in range(len(taken)):
+        begin = time.process_time_ns()
+        ask()
+        taken[call] = time.process_time_ns() - begin
+    return float(np.quantile(taken[50:], 0.99)) / 1e6
+
+
+def test_one_decision_of_lstm_transformer_and_agent(benchmark, rows, tmp_path):
+    "One sample each, of what was saved."
+    save_agent(train_on(rows, AgentConfig(steps=2048)).agent, tmp_path / "agent", {})
+    agent, seen = load_agent(tmp_path / "agent"), np.zeros(20, np.float32)
+    models = [saved(name, tmp_path / name) for name in ("lstm", "transformer")]
+
+    def decide() -> list[object]:
+        return [agent.act(seen), *(model.predict_proba(window) for model, window in models)]
+
+    alone, together = p99_in_ms(lambda: agent.act(seen)), p99_in_ms(decide)
+    benchmark.group, benchmark.name = "one decision", "LSTM, transformer and agent"
+    benchmark.pedantic(decide, rounds=300)
+    benchmark.extra_info |= {"agent_p99_ms": alone, "together_p99_ms": together}
+    each = [p99_in_ms(lambda one=one, window=window: one.predict_proba(window)) for one, window in models]
+    print(
+        f"p99: agent {alone:.3f} ms, LSTM {each[0]:.2f}, transformer {each[1]:.2f}, together {together:.2f}"
+    )
+    assert alone < 1 and together < 8
