@@ -33,7 +33,7 @@ install: .venv/installed  ## make .venv and install the locked dependencies
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	pip install --quiet --disable-pip-version-check "$$(grep -oE '^uv==[^ ]+' requirements.lock)"
 	$(COMPILED) $(TORCH_SOURCE) "$$(grep -oE 'torch==[^ ]+' settings.ini)"
-	$(COMPILED) --require-hashes -r requirements.lock
+	$(COMPILED) --no-deps --require-hashes -r requirements.lock
 	$(INSTALL) --no-deps -e .
 	@touch $@
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'app', 'SettingsFile', 'SettingsFileOption', 'Pairs', 'settings_here', 'at_root', 'full_parameters',
-           'run_controls', 'take_files', 'tuned_settings', 'compared_models', 'check_everything', 'check', 'files',
-           'run_pipeline', 'mend', 'run_tuning', 'run_comparison', 'controls']
+           'run_controls', 'take_files', 'tuned_settings', 'tuned_ensemble', 'compared_models', 'check_everything',
+           'check', 'files', 'run_pipeline', 'mend', 'run_tuning', 'run_comparison', 'controls']
 
 # %% ../nbs/11_cli.ipynb #b30b25e8
 import os
@@ -137,6 +137,30 @@ def tuned_settings(path: str | Path, model: str, trials: int | None = None, writ
     where = f"written into {path}: run smc run" if write else f"tune with --write, or set train.{model}"
     return f"{found.best_trials()}\n{found.sentence()}\nBest settings: {told} ({where})."
 
+# %% ../nbs/11_cli.ipynb #bfa4d2d1
+def tuned_ensemble(path: str | Path, trials: int | None = None, write: bool = False) -> str:
+    "Tune the ensemble on the predictions of the last run; the first trials, and what the chosen is worth."
+    from smc_ml.figures.ensemble import pareto_plot
+    from smc_ml.settings import check_settings, with_values
+    from smc_ml.stages.ensemble_tuning import tune_ensemble_in_project
+    from smc_ml.writing import write_table, write_whole
+
+    settings: dict[str, Any] = check_settings(path)
+    if trials:
+        settings["tuning"] = settings["tuning"].model_copy(update={"trials": trials})
+    tuned = tune_ensemble_in_project(settings)
+    figure = Path("artifacts/tuning/ensemble.svg")
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    write_table(tuned.found.table, figure.with_suffix(".parquet"))
+    pareto_plot(tuned.found.table).savefig(figure)
+    values = tuned.found.changed(settings["ensemble"])
+    if write:
+        text = Path(path).read_text(encoding="utf-8")
+        write_whole(path, with_values(text, "ensemble", values).encode())
+    told = ", ".join(f"{name} {value}" for name, value in values.items()) or "those that are set"
+    where = f"written into {path}: run smc run" if write else "tune with --write, or set them in ensemble"
+    return f"{tuned.best_trials()}\n{tuned.sentence()}\nBest settings: {told} ({where}). Figure: {figure}."
+
 # %% ../nbs/11_cli.ipynb #d3e0d5c2
 def compared_models(path: str | Path, models: Sequence[str]) -> str:
     "Compare models on the candles of the last run, resuming; the table as Markdown, and where it lies."
@@ -215,18 +239,19 @@ def mend() -> None:
 # %% ../nbs/11_cli.ipynb #e55482c7
 @app.command("tune")
 def run_tuning(
-    model: Annotated[str, typer.Argument(help="its name, as in train.models", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="its name, as in train.models, or ensemble", metavar="MODEL")],
     settings: SettingsFile = Path("params.yaml"),
     trials: Annotated[int | None, typer.Option(help="instead of tuning.trials", min=1)] = None,
     write: Annotated[bool, typer.Option("--write", help="write what is found into the settings")] = False,
 ) -> None:
-    "Look for better settings of a model on the events that no fold judges; a stopped study goes on."
+    "Look for better settings of a model on the events that no fold judges, or of the ensemble."
     with _plainly():
         if not too_late():
             hold_processor()
         settings = at_root(settings)
         check_everything(settings)
-        print(tuned_settings(settings, model, trials, write))
+        tuned = tuned_ensemble(settings, trials, write) if model == "ensemble" else None
+        print(tuned or tuned_settings(settings, model, trials, write))
 
 # %% ../nbs/11_cli.ipynb #0727ed53
 @app.command("compare")

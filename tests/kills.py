@@ -27,6 +27,7 @@ CHANGES: dict[str, tuple[str, dict]] = {
     "leaderboard": ("leaderboard", {"importance_events": 100}),
     "ensemble": ("ensemble", {"temperature": 0.05}),
     "backtest": ("backtest", {"draws": 200}),
+    "agent": ("agent", {"drawdown_penalty": 0.6}),
     "judgement": ("judgement", {"draws": 200}),
     "controls": ("controls", {"edges": [0.2, 0.4]}),
     "report": ("report", {"candles": 200}),

@@ -49,6 +49,7 @@ WRITERS = {
     "train": "50_train",
     "ensemble": "60_ensemble",
     "backtest": "70_backtest",
+    "agent": "72_agent",
     "judgement": "75_judgement",
 }
 MODELS = ["logistic", "xgboost", "lstm"]
@@ -227,6 +228,20 @@ def test_a_first_run_on_other_candles_begins_with_no_trial(place):
     assert present(place) == 0
 
 
+def test_an_agent_is_one_trial_whatever_its_interval(place):
+    def tried(**changed: dict) -> int:
+        recorded("agent", SETTINGS | {"agent": {}} | changed)
+        return count_trials(place / "reports/trials")
+
+    assert (tried(), tried()) == (1, 1)
+    assert tried(backtest={"draws": 200, "seed": 1}) == 1
+    changes = {"costs": {"fee_rate": 0.001}, "agent": {"drawdown_penalty": 0.1}, "splits": {"n_folds": 2}}
+    changes |= {"backtest": {"leverage_limit": 2.0}, "patterns": {"pivot_length": 4}}
+    for number, (section, change) in enumerate(changes.items(), 2):
+        assert tried(**{section: change}) == number
+    assert tried() == len(changes) + 1
+
+
 def test_a_trial_counts_where_symbols_and_days_meet(place):
     search(place, SETTINGS)
     write_days(place, "A", "2024-01-02", days=9)  # B stays where it was
@@ -273,6 +288,7 @@ def test_lines_of_older_ledgers_count_for_their_symbols(place):
 COMPUTING = {
     "train": "train_and_judge",
     "ensemble": "combine_models",
+    "agent": "trade_agent",
     "backtest": "follow_predictions",
     "judgement": "judge_strategies",
 }
@@ -304,7 +320,7 @@ def test_every_ledger_is_kept_by_git_and_never_deleted_and_the_judgement_waits_f
             assert outs.get(path) == {"cache": False, "persist": True}, f"{name} does not declare {path}"
             models = MODELS if "matrix" in stage else [""]
             declared |= {path.replace("${item.model}", model): name for model in models}
-    assert len(declared) == len(MODELS) + 3
+    assert len(declared) == len(MODELS) + 4
     awaited = [path for path in STAGES["judgement"]["deps"] if path.startswith("reports/trials")]
     for path, name in declared.items():
         assert name == "judgement" or {path, str(Path(path).parent)} & set(awaited), path

@@ -37,6 +37,7 @@ SMALL = {
     "lstm": {"layers": 1, "hidden": 8, "epochs": 1},
     "patchtst": BARS | {"samples": {"of": "bars", "timeframe": "1h", "steps": 8}},
 }
+AGENT = {"environments": 16, "steps": 1024, "batch": 128, "episode_bars": 64, "hidden": [8], "seeds": [0]}
 
 
 def environment(project: Path, held: bool = True) -> dict[str, str]:
@@ -119,6 +120,7 @@ def clone(folder: Path, candles: Path) -> Path:
             "importance": ["smc"],
         },
         controls={"seeds": 2, "edges": [0.2, 0.45]},
+        agent=AGENT,
     )
     for command in (
         ["init", "-q", "-b", "main"],

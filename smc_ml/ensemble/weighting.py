@@ -45,9 +45,11 @@ def _fold_weights(
 ) -> pd.DataFrame:
     "fold, model, weight, and the log-loss and number of earlier events it rests on."
     rows, nothing = [], np.zeros(losses.shape[1])
+    order = np.argsort(events["exit_at"].to_numpy(), kind="stable")  # a stream adds them in this order
     for fold, members in events.groupby("fold", sort=True):
         known = ((events["fold"] < fold) & (events["exit_at"] < members["time"].min())).to_numpy()
-        earlier = losses.to_numpy()[known].mean(axis=0) if known.any() else nothing
+        sums = np.cumsum(losses.to_numpy()[order][known[order]], axis=0)
+        earlier = sums[-1] / known.sum() if known.any() else nothing
         weights = weights_of(earlier, temperature)
         for name, weight, loss in zip(losses, weights, earlier, strict=True):
             rows.append((fold, name, weight, loss if known.any() else np.nan, int(known.sum())))

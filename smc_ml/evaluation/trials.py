@@ -381,9 +381,12 @@ def ensemble_trial(
     models: Iterable[str],  # names of the trials that are combined
     ensemble: Section,
 ) -> Trial:
-    "A combination of models."
-    code = code_of_model("smc_ml/ensemble/weighting.py")
-    return Trial("ensemble", "model", {"models": sorted(models), "code": code, "ensemble": ensemble})
+    "A combination of models; how the intervals of its predictions are drawn is no part of it."
+    method = getattr(ensemble, "method", "past_log_loss")
+    module = "weighting" if method == "past_log_loss" else "methods"
+    code = code_of_model(f"smc_ml/ensemble/{module}.py")
+    own = _changed(ensemble, dict.fromkeys(("interval_share", "interval_rate", "interval_window"), True))
+    return Trial("ensemble", "model", {"models": sorted(models), "code": code, "ensemble": own})
 
 
 def backtest_trial(

@@ -19,7 +19,7 @@ from ..evaluation.intervals import Interval, block_days, mean_interval
 from ..evaluation.metrics import score
 from .backtest import follow_predictions
 from .config import PipelineSettings
-from .ensemble import combine_models
+from .ensemble import Surroundings, combine_models
 from .kept import LearntMarket, learn
 from .learning import MarketEvents, events_of, predictions_of
 from ..trading.results import backtest_metrics
@@ -37,7 +37,7 @@ class PipelineRun(NamedTuple):
 def judge_learnt(learnt: LearntMarket, settings: PipelineSettings = PipelineSettings()) -> PipelineRun:
     "The ensemble of the models, and the account that follows it."
     tables = (table for _, table in learnt.predictions.groupby("model", sort=False))
-    combined = combine_models(tables, learnt.labels, settings.ensemble)
+    combined = combine_models(tables, learnt.labels, settings.ensemble, Surroundings(learnt.market))
     followed = follow_predictions(
         combined.mixed, learnt.labels, learnt.market, settings.backtest, settings.costs, ["expected"]
     )

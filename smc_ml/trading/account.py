@@ -133,20 +133,29 @@ class _Booked(NamedTuple):
 
 
 @njit(cache=True)
+def _owe_funding(
+    due: float, held: float, margin: float, free: float, factor: float
+) -> tuple[float, float, float]:
+    "Free money, margin and what was paid after the funding of one position at one open."
+    owed = held * due
+    if owed > 0:
+        owed = min(owed * factor, free + margin)
+        taken = max(owed - free, 0.0)
+        margin -= taken
+        free += taken
+    return free - owed, margin, owed
+
+
+@njit(cache=True)
 def _pay_funding(
     due: np.ndarray, held: np.ndarray, margin: np.ndarray, free: float, factor: float
 ) -> tuple[float, np.ndarray]:
     "Free money after the funding at one open, and what each symbol paid; margins shrink where that lacks."
     paid = np.zeros(len(held))
     for column in range(len(held)):
-        owed = held[column] * due[column]
-        if owed > 0:
-            owed = min(owed * factor, free + margin[column])
-            taken = max(owed - free, 0.0)
-            margin[column] -= taken
-            free += taken
-        free -= owed
-        paid[column] = owed
+        free, margin[column], paid[column] = _owe_funding(
+            due[column], held[column], margin[column], free, factor
+        )
     return free, paid
 
 
@@ -158,6 +167,38 @@ def _bought_units(
     fill = entry * (1 + np.sign(position) * slippage)
     most = free / (entry / leverage + entry * slippage + fill * max(fee, 0.0))
     return np.sign(position) * min(abs(position) * equity / entry, most)
+
+
+@njit(cache=True)
+def _enter(
+    position: float,
+    equity: float,
+    free: float,
+    entry: float,
+    fee: float,
+    slippage: float,
+    leverage: float,
+    least: float,  # value below which nothing is bought
+) -> tuple[float, float, float, float]:
+    "Units, their margin, free money and what the order cost, of a position that is entered."
+    units = _bought_units(position, equity, free, entry, fee, slippage, leverage)
+    if abs(units) * entry <= least:
+        units = 0.0
+    fill = entry * (1 + np.sign(units) * slippage)
+    fee *= abs(units) * fill
+    margin = abs(units) * entry / leverage
+    free = max(free - margin - abs(units) * entry * slippage - fee, 0.0)
+    return units, margin, free, units * fill + fee
+
+
+@njit(cache=True)
+def _leave(
+    units: float, margin: float, basis: float, price: float, fee: float, slippage: float
+) -> tuple[float, float]:
+    "What a position that is left gives back, negative beyond its margin, and what the order brought."
+    fill = price * (1 - np.sign(units) * slippage)
+    fee = abs(units) * fill * fee
+    return margin + units * (fill - basis) - fee, units * fill - fee
 
 
 @njit(cache=True)
@@ -195,25 +236,20 @@ def _units(  # the order of events at a row is one rule: funding, exits, entries
         equity = free + np.maximum(margin + held * (marks[row] - basis), 0.0).sum()
         while left < len(exits) and exit_row[exits[left]] == row:
             trade, column = exits[left], symbol[exits[left]]
-            fill = rates[trade, 3] * (1 - np.sign(units[trade]) * rates[trade, 5])
-            fee = abs(units[trade]) * fill * rates[trade, 4]
-            back = margin[column] + units[trade] * (fill - basis[column]) - fee
+            price, fee, slippage = rates[trade, 3], rates[trade, 4], rates[trade, 5]
+            back, brought = _leave(units[trade], margin[column], basis[column], price, fee, slippage)
             spared[trade] = max(-back, 0.0)
             free += max(back, 0.0)
-            cash += units[trade] * fill - fee
+            cash += brought
             held[column], margin[column], left = 0.0, 0.0, left + 1
         while entered < len(entries) and entry_row[entries[entered]] == row:
             trade, column = entries[entered], symbol[entries[entered]]
             entry, fee, slippage = rates[trade, 0], rates[trade, 1], rates[trade, 2]
-            size = _bought_units(position[trade], equity, free, entry, fee, slippage, leverage)
-            if abs(size) * entry > least:
-                units[trade] = size
-            fill = entry * (1 + np.sign(units[trade]) * slippage)
-            fee *= abs(units[trade]) * fill
+            units[trade], margin[column], free, spent = _enter(
+                position[trade], equity, free, entry, fee, slippage, leverage, least
+            )
             held[column], holder[column], basis[column] = units[trade], trade, entry
-            margin[column] = abs(units[trade]) * entry / leverage
-            free = max(free - margin[column] - abs(units[trade]) * entry * slippage - fee, 0.0)
-            cash -= units[trade] * fill + fee
+            cash -= spent
             entered += 1
         lowest = min(lowest, cash)
     return units, paid, spared, flow, lowest

@@ -9,10 +9,12 @@ __all__ = ['BacktestError', 'trade_rows', 'by_symbol', 'bankruptcy_price', 'char
 # %% ../../nbs/trading/01_costs.ipynb #96868cf4
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numba import njit
+from numba.extending import register_jitable
 
 from ..candles import TIMEFRAMES, Market, average_true_range, checked_timeframe
 from ..config import UserError
@@ -267,9 +269,21 @@ def liquidation_distance(config: BacktestConfig) -> float:
 
 
 @njit(cache=True)
+def _is_beyond(side: float, price: float, at: float) -> bool:
+    "Whether a price lies at or beyond the price of a liquidation."
+    return side * at <= side * price
+
+
+@register_jitable
+def _forced_fill(side: Any, bankrupt: Any, price: Any, open_: Any) -> Any:
+    "Fill of a liquidation: its price, or the open beyond it, never beyond the price that takes the margin."
+    return side * np.maximum(side * bankrupt, np.minimum(side * price, side * open_))
+
+
+@njit(cache=True)
 def _liquidation_rows(
     open_: np.ndarray,
-    worst: np.ndarray,  # (2, candles): lows, and negative highs
+    worst: np.ndarray,  # (2, candles): lows and highs
     entry: np.ndarray,
     exit: np.ndarray,  # candle in or at whose open a trade was left
     at_open: np.ndarray,
@@ -282,11 +296,11 @@ def _liquidation_rows(
     for trade in range(len(entry)):
         side = direction[trade]
         for row in range(entry[trade], min(exit[trade] + 1, len(open_))):
-            beyond = side * open_[row] <= side * price[trade]
+            beyond = _is_beyond(side, price[trade], open_[row])
             if row == entry[trade] and beyond:  # entered late, after that open
                 continue
             inside = far[trade] and (row < exit[trade] or not at_open[trade])
-            if beyond or inside and worst[(1 - side) // 2, row] <= side * price[trade]:
+            if beyond or inside and _is_beyond(side, price[trade], worst[(1 - side) // 2, row]):
                 rows[trade] = row
                 break
     return rows
@@ -308,12 +322,12 @@ def _liquidate(
     price = trades["entry"].to_numpy() * (1 - side * distance)
     entry, exit = trade_rows(trades, candles.index)
     far = _risk(trades) / trades["entry"].to_numpy() >= distance
+    if "stop" in trades:
+        far |= trades["stop"].isna().to_numpy()  # without a stop nothing acts before
     at_open = _left_at_open(trades, open_, entry, exit)
-    rows = _liquidation_rows(open_, np.stack([low, -high]), entry, exit, at_open, far, side, price)
+    rows = _liquidation_rows(open_, np.stack([low, high]), entry, exit, at_open, far, side, price)
     gone = rows >= 0
-    fill = side * np.maximum(
-        side * bankruptcy_price(trades, config), np.minimum(side * price, side * open_[rows])
-    )
+    fill = _forced_fill(side, bankruptcy_price(trades, config), price, open_[rows])
     leaves = pd.Series(candles.index[rows] + step, index=trades.index).astype(trades["exit_at"].dtype)
     out = trades.assign(
         exit_at=trades["exit_at"].mask(gone, leaves),

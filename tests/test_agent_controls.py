@@ -1,0 +1,45 @@
+"""The agent's whole walk finds a leak, and no edge in the same numbers in another order."""
+
+import numpy as np
+import pandas as pd
+
+from smc_ml.agents.config import AgentConfig
+from smc_ml.candles import Market
+from smc_ml.costs import Costs
+from smc_ml.labels.config import SplitsConfig
+from smc_ml.simulation.market import random_walk
+from smc_ml.stages.agent import trade_agent
+
+CHEAP = Costs(fee_rate=0.0001, slippage_rate=0.0)
+FOLDS = SplitsConfig(n_folds=2)
+
+
+def moments(market: Market) -> pd.DataFrame:
+    "Events that say nothing but where the folds lie."
+    times = next(iter(market.values())).index[300:-300:50]
+    return pd.DataFrame({"time": times, "exit_at": times + pd.Timedelta("1h")})
+
+
+def through_the_stage(market: Market, features: dict[str, pd.DataFrame], config: AgentConfig) -> dict:
+    "What the agent's stage says of a market."
+    traded = trade_agent(market, features, moments(market), config, costs=CHEAP, splits=FOLDS)
+    return traded.metrics(market)
+
+
+def edge(metrics: dict) -> bool:
+    "Whether an edge over random entries is shown."
+    return (metrics["r_above_chance_low"] or 0.0) > 0
+
+
+def test_a_leak_is_an_edge_and_the_same_numbers_in_another_order_are_none():
+    walk = random_walk(8000, 0)
+    leak = np.log(walk["open"]).diff().shift(-2).fillna(0.0)
+    mixed = leak.sample(frac=1.0, random_state=0).set_axis(leak.index)
+    config = AgentConfig(sizes=(1.0,), drawdown_penalty=0.0, steps=16_384, seeds=(0,), context=())
+    market = Market({"A": walk}, "5m")
+    told = {
+        name: through_the_stage(market, {"A": pd.DataFrame({"x": values})}, config)
+        for name, values in (("leak", leak), ("mixed", mixed))
+    }
+    assert edge(told["leak"]) and told["leak"]["win_rate_above_chance_low"] > 0
+    assert not edge(told["mixed"])
