@@ -286,9 +286,10 @@ def test_a_refusal_is_respected_by_all_requests(endpoint, status):
         for collected in asyncio.run(both(server.url)):
             assert len(collected) == 299
         refused = [asked.at for asked in server.requests if asked.fault]
-        assert refused and all(
-            not refusal + 0.06 < asked.at < refusal + 0.22 for refusal in refused for asked in server.requests
-        )  # 0.06 s: what was under way already, on a busy machine
+        under_way = [
+            sum(refusal < asked.at < refusal + 0.22 for asked in server.requests) for refusal in refused
+        ]
+        assert refused and max(under_way) <= 2  # the other's, and its next where its answer was read first
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
