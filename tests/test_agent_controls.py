@@ -1,12 +1,17 @@
-"""The agent's whole walk finds a leak, and no edge in the same numbers in another order."""
+"""The agent's whole walk finds an edge where one is planted, and none on markets without one."""
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from smc_ml.agents.config import AgentConfig
 from smc_ml.candles import Market
+from smc_ml.controls.markets import planted_market
+from smc_ml.controls.nulls import null_results
 from smc_ml.costs import Costs
+from smc_ml.features.families import market_features
 from smc_ml.labels.config import SplitsConfig
+from smc_ml.simulation.config import SimulationConfig
 from smc_ml.simulation.market import random_walk
 from smc_ml.stages.agent import trade_agent
 
@@ -43,3 +48,31 @@ def test_a_leak_is_an_edge_and_the_same_numbers_in_another_order_are_none():
     }
     assert edge(told["leak"]) and told["leak"]["win_rate_above_chance_low"] > 0
     assert not edge(told["mixed"])
+
+
+@pytest.mark.slow
+def test_the_control_markets_show_what_is_in_them():
+    "Simulated, shuffled and mirrored candles without an edge, and three markets with one."
+    config = AgentConfig(
+        sizes=(1.0,),
+        steps=120_000,
+        seeds=(0,),
+        context=("session",),
+        discount=0.97,
+        drawdown_penalty=0.1,
+        entropy=0.01,
+    )
+    planted = SimulationConfig(edge=0.45, impulse_hours=2.0)
+    walk = random_walk(34_560, 0)  # for its four months
+    span = Market({"EDGE-A": walk, "EDGE-B": walk}, "5m")
+
+    def judge(market: Market) -> dict:
+        return through_the_stage(market, market_features(market, wanted=["smc"]), config)
+
+    edges = {seed: planted_market(span, seed, planted).market for seed in (1, 2, 3)}
+    seen = {seed: judge(market) for seed, market in edges.items()}
+    nulls = pd.concat(null_results(edges[1], (1, 2), judge))
+    wanted = ["round_trips", "time_in_market", "r_above_chance", "r_above_chance_low", "r_above_chance_high"]
+    print(nulls[wanted], pd.DataFrame(seen).T[wanted], sep="\n")
+    assert sum(edge(row) for row in nulls.to_dict("records")) <= 1
+    assert sum(map(edge, seen.values())) >= 2

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from safetensors import SafetensorError
 from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as array_bytes
@@ -29,6 +30,7 @@ from smc_ml.ensemble.members import (
     Members,
     Walk,
     align_members,
+    check_kinds,
     check_outcomes,
     check_table,
     join_members,
@@ -101,6 +103,9 @@ def _numbers_at(key: Key, context: pd.DataFrame | None, columns: Sequence[str]) 
         return None if columns else np.empty(0)
     if set(context) != {*EVENT_KEYS, *columns}:
         return None
+    check_kinds(context, "the context")
+    if not all(map(is_numeric_dtype, context[list(columns)].dtypes)):
+        return None
     if len(context) > 1:
         context = context[context["event_id"] == key.event_id]
         context = context[context["symbol"] == key.symbol]
@@ -116,6 +121,7 @@ def _asked(X: pd.DataFrame, context: pd.DataFrame | None, stream: Stream) -> Ask
     needed = ("symbol", "time", "event_id", "model", "probability", "expected_r")
     if len(X) != len(stream.names) or any(name not in X for name in needed):
         return None
+    check_kinds(X, "the predictions")
     columns = [
         X[name].tolist() for name in (*needed[:3], *(name for name in ("fold", "target") if name in X))
     ]
@@ -185,10 +191,13 @@ class Ensemble(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: pd.DataFrame, y: pd.DataFrame, context: pd.DataFrame | None = None) -> Self:
         "Walk resolved events: `X` predictions of two members or more, `y` labels of their events."
-        return self._learnt(align_members(X, y, context))
+        members = align_members(X, y, context)
+        targets = members.events.get("target")
+        return self._learnt(members, None if targets is None else str(targets.iloc[0]))
 
-    def _learnt(self, members: Members) -> Self:
+    def _learnt(self, members: Members, target: str | None) -> Self:
         "All that is kept."
+        self.target_ = target  # of the predictions; None where they do not name it
         self.classes_ = np.array([False, True])
         taken, config = Taken(), self._settings()
         self.stream_ = Stream(members, mixture_of(members, config, taken=taken), taken, config)
@@ -199,11 +208,21 @@ class Ensemble(ClassifierMixin, BaseEstimator):
         "All events it knows, with what became of them."
         return self.stream_.members()
 
+    def _check_target(self, X: pd.DataFrame) -> None:
+        "Raise for predictions of another target than the one that was learnt."
+        others = set(X["target"]) - {self.target_} if self.target_ and "target" in X else set()
+        if others:
+            raise PredictionError(
+                f"the predictions are of the target {min(others)}, the ensemble learnt {self.target_}: "
+                "give it the predictions of that alone"
+            )
+
     def _answered(
         self, X: pd.DataFrame, context: pd.DataFrame | None, keep: bool = False
     ) -> tuple[Stream, np.ndarray]:
         "A stream that holds the events of `X`, and their places in it; with `keep` it is the one to go on."
         check_is_fitted(self, "stream_")
+        self._check_target(X)
         stream = self.stream_
         one = _asked(X, context, stream)
         if one is not None and one.key not in stream.places and stream.follows(one.key):
@@ -264,6 +283,7 @@ def _save(ensemble: Ensemble, folder: Path) -> None:
         "kind": "ensemble",
         "settings": ensemble._settings().model_dump(mode="json"),
         "members": list(stream.names),
+        "target": ensemble.target_,
         "symbols": symbols.tolist(),
         "context": list(stream.columns),
         "unit": stream.unit,
@@ -292,7 +312,7 @@ def load_ensemble(folder: str | os.PathLike) -> Ensemble:
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise EnsembleError(f"{folder}: the numbers differ from those that were described: save it again")
         config = EnsembleConfig(**facts["settings"])
-        return Ensemble(config=config)._learnt(_members_from(read_arrays(content), facts))
+        return Ensemble(config=config)._learnt(_members_from(read_arrays(content), facts), facts["target"])
     except FileNotFoundError as error:
         raise EnsembleError(f"{error.filename}: no such file: save the ensemble first") from None
     except (KeyError, TypeError, SafetensorError, ConfigError, json.JSONDecodeError) as error:
