@@ -33,7 +33,7 @@ def position_shares(
             "long": side > 0,
             "short": side < 0,
             "flat": side == 0,
-            "entries": (followed["befell"].to_numpy() & 1) > 0,
+            "entries": (followed["fills"].to_numpy() & 1) > 0,
         }
     )
     found = told.groupby("group", observed=True)

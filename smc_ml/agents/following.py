@@ -29,7 +29,7 @@ from smc_ml.agents.step import (
 # %% ../../nbs/agents/04_following.ipynb #b6ef3dd1
 Act = Callable[[np.ndarray], np.ndarray]  # what is observed, (features and `OWN`,) -> action, (2,)
 Acts = Sequence[tuple[pd.Timestamp, Act]]  # who acts from each time on, in order
-FOLLOWED = ("befell", "held", "share", "entry", "risk", "price", "bars", "equity")
+FOLLOWED = ("fills", "held", "share", "entry", "risk", "price", "bars", "equity")
 
 
 def _actions_then_leave(account: np.void, act: Act, seen: np.ndarray, last: bool) -> np.ndarray:
@@ -49,9 +49,13 @@ def follow_actions(
     """One row per candle after a decision, named by its row.
 
     `symbol`, `time` (of the close), `side` and `size` of the action that the candle followed, and `FOLLOWED`:
-    what befell the account and what it holds at the close; `share` is of the equity.
+    how the account was filled and what it holds at the close; `share` is of the equity.
     """
     own = rows.of(symbol)
+    if not callable(act):
+        if not act:
+            raise AgentError(f"{symbol}: nobody acts: pass an act, or several with the times they begin at")
+        first = act[0][0] if first is None else max(first, act[0][0])  # nobody acts before
     inside = np.flatnonzero(rows.usable[own] & (rows.closes[own] >= first if first is not None else True))
     stop = own.stop if end is None else own.start + int(rows.closes[own].searchsorted(end, side="right"))
     if not len(inside) or own.start + inside[0] + 2 > stop - 1:
@@ -61,11 +65,9 @@ def follow_actions(
         )
     begin = own.start + int(inside[0])
     acts: Acts = [(rows.closes[begin], act)] if callable(act) else act
-    if not acts:
-        raise AgentError(f"{symbol}: nobody acts: pass an act, or several with the times they begin at")
     since = [own.start + int(rows.closes[own].searchsorted(time)) for time, _ in acts]
     whose = np.searchsorted(since, np.arange(begin, stop), side="right") - 1
-    return _follow(rows, [acts[max(place, 0)][1] for place in whose], symbol, begin, stop)
+    return _follow(rows, [acts[place][1] for place in whose], symbol, begin, stop)
 
 
 def _follow(rows: TradingRows, acts: list[Act], symbol: str, start: int, stop: int) -> pd.DataFrame:
@@ -104,10 +106,10 @@ def round_trips(
     rows: TradingRows,
 ) -> pd.DataFrame:
     "Trades as `run_backtest` takes them; `exit_reason` is timeout, at an open, or liquidation."
-    befell = followed["befell"].to_numpy()
-    entered, left = (befell & ENTERED) > 0, (befell & (LEFT | LIQUIDATED)) > 0
+    fills = followed["fills"].to_numpy()
+    entered, left = (fills & ENTERED) > 0, (fills & (LEFT | LIQUIDATED)) > 0
     entry, exit = followed.index[entered].to_numpy(), followed.index[left].to_numpy()
-    gone = (befell[left] & LIQUIDATED) > 0
+    gone = (fills[left] & LIQUIDATED) > 0
     opened = rows.prices[entry]
     share = followed["side"].to_numpy()[entered] * followed["size"].to_numpy()[entered]
     return pd.DataFrame(

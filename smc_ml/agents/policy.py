@@ -126,6 +126,11 @@ class AgentPolicy:
                 f"observations of shape {seen.shape}: the agent observes {width} values, "
                 f"{', '.join(self.names[:3])} … and its account"
             )
+        if np.isinf(seen).any():
+            sample, place = np.argwhere(np.isinf(seen))[0]
+            raise AgentError(
+                f"{[*self.names, *OWN][place]} of sample {sample} is infinite: leave it missing or mend it"
+            )
         told = self.session.run(None, {"windows": seen[:, None].astype(np.float32, copy=False)})[0]
         if np.isnan(told[:, 0]).any():
             raise AgentError(

@@ -180,16 +180,12 @@ def _check_tables(market: Market, features: Mapping[str, pd.DataFrame]) -> None:
 
 
 def _known(values: np.ndarray, risk: np.ndarray) -> np.ndarray:
-    "Whether each row comes after the features have warmed up, and the next one has a risk."
-    firsts = (~np.isnan(values)).argmax(axis=0)  # 0 of a feature that never is
-    first = int(firsts[firsts <= LONGEST_WARM_UP].max(initial=0))
-    return (np.arange(len(values)) >= first) & np.append(risk[1:] > 0, False)
+    "Whether every feature was known once by each row, or long enough waited for, and the next has a risk."
+    warm = np.logical_or.accumulate(~np.isnan(values), axis=0).all(axis=1)
+    waited = np.arange(len(values)) >= LONGEST_WARM_UP
+    return (warm | waited) & np.append(risk[1:] > 0, False)
 
 # %% ../../nbs/agents/01_rows.ipynb #aa1077be
-def _joined(tables: Mapping[str, list[np.ndarray]], name: str) -> np.ndarray:
-    return np.concatenate(tables[name])
-
-
 def trading_rows(
     market: Market,  # base candles
     features: Mapping[str, pd.DataFrame],  # by symbol, one row per candle, the same columns
@@ -217,16 +213,17 @@ def trading_rows(
         parts["last"].append(last)
         begin += len(candles)
     lengths = [len(market[symbol]) for symbol in symbols]
+    joined = {name: np.concatenate(tables) for name, tables in parts.items()}
     return TradingRows(
         symbols,
         np.repeat(np.arange(len(symbols)), lengths),
         pd.DatetimeIndex(np.concatenate([market[symbol].index for symbol in symbols]), tz="UTC"),
         market.step,
-        _joined(parts, "prices"),
-        np.ascontiguousarray(_joined(parts, "observed")),
+        joined["prices"],
+        np.ascontiguousarray(joined["observed"]),
         tuple(map(str, features[symbols[0]])),
-        _joined(parts, "usable"),
-        _joined(parts, "last"),
+        joined["usable"],
+        joined["last"],
         account_terms(config, backtest, costs),
         np.array(config.sizes),
     )

@@ -17,14 +17,14 @@ from ..trading.costs import _forced_fill, _is_beyond
 
 # %% ../../nbs/agents/02_step.ipynb #4faadb46
 SELL, HOLD, BUY = 0, 1, 2
-ENTERED, LEFT, LIQUIDATED = 1, 2, 4  # what befell an account in a candle, added up
+ENTERED, LEFT, LIQUIDATED = 1, 2, 4  # how an account was filled in a candle, added up
 OWN = ("position", "unrealised_r", "time_in_trade", "drawdown")  # observed of the account itself
 
 ACCOUNT_RECORD = np.dtype(
     [
         ("row", "i8"),  # last row that is known
         ("begin", "i8"),  # row at which the episode began
-        ("befell", "i8"),  # in this candle
+        ("fills", "i8"),  # in this candle
         ("bars", "i8"),  # candles held
         ("free", "f8"),  # money
         ("held", "f8"),  # units, signed
@@ -61,7 +61,7 @@ def _open_position(account: Any, price: Any, share: float, terms: Terms) -> None
     if units != 0:
         account.held, account.margin, account.free = units, margin, free
         account.entry, account.price, account.share, account.bars = price.open, price.open, share, 0
-        account.slippage, account.risk, account.befell = price.slippage, price.risk, ENTERED
+        account.slippage, account.risk, account.fills = price.slippage, price.risk, ENTERED
 
 
 @njit(cache=True)
@@ -73,13 +73,13 @@ def _liquidate_position(account: Any, price: Any, terms: Terms) -> None:
     covered = side * (fill - bankrupt) / account.entry > 1e-9  # else nothing is left to pay costs with
     slippage = (account.slippage + price.half_within) * covered
     _close_position(account, fill, terms.exit_fee * covered, slippage)
-    account.befell |= LIQUIDATED
+    account.fills |= LIQUIDATED
 
 
 @njit(cache=True)
 def _trade_candle(account: Any, price: Any, side: int, size: float, terms: Terms) -> None:
     "The account after one candle that was decided on before its open: side is -1, 0 or 1."
-    account.befell, gone = 0, False
+    account.fills, gone = 0, False
     if account.held != 0:
         account.free, account.margin, _ = _owe_funding(
             price.due, account.held, account.margin, account.free, 1.0
@@ -88,7 +88,7 @@ def _trade_candle(account: Any, price: Any, side: int, size: float, terms: Terms
         gone = _is_beyond(own, account.entry * (1 - own * terms.distance), price.open)
         if side == -own and not gone:
             _close_position(account, price.open, terms.exit_fee, account.slippage + price.half_at_open)
-            account.befell = LEFT
+            account.fills = LEFT
     elif side != 0:
         _open_position(account, price, side * size, terms)
     if account.held != 0:

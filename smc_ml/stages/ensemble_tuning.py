@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..config import ConfigError
 from ..ensemble.config import EnsembleConfig
 from ..ensemble.league import losses_of
 from ..ensemble.members import Members, align_members
-from ..ensemble.methods import mixture_of
+from ..ensemble.methods import READ_CONTEXT, mixture_of
 from ..ensemble.search import Searched, over_before, search_settings
 from ..evaluation.intervals import mean_interval
 from ..evaluation.trials import Data, Trial, ensemble_trial, record_trials, trial_of, tried_on
@@ -113,6 +114,11 @@ def tune_ensemble_in_project(
     ledger: Path = Path("reports/trials/ensemble_tuning.jsonl"),
 ) -> TunedEnsemble:
     "Look for settings of the ensemble on the predictions of the last run."
+    if (method := settings["ensemble"].method) in READ_CONTEXT:
+        raise ConfigError(
+            f"ensemble.method: {method} reads the context, which is not looked for here, so nothing could be "
+            "compared with it: set it to mean first"
+        )
     files = {name: f"artifacts/predictions/models/{name}.parquet" for name in settings["train"].models}
     tables = of_events({name: read_table(file) for name, file in files.items()})
     outcomes = read_table("artifacts/labels/labels.parquet")
