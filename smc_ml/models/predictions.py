@@ -54,7 +54,7 @@ def of_target(
         if target is None:
             return predictions  # of one target, which has no name
         raise PredictionError(f"the predictions have no column target, {target} was asked for: train again")
-    there = predictions["target"].unique().tolist()
+    there = [str(name) for name in predictions["target"].unique()]
     if target is None and len(there) > 1:
         raise PredictionError(f"the predictions have the targets {', '.join(there)}: say which one, target=")
     if target is not None and target not in there:
