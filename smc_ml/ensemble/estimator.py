@@ -30,7 +30,7 @@ from smc_ml.ensemble.members import (
     Members,
     Walk,
     align_members,
-    check_kinds,
+    check_dtypes,
     check_outcomes,
     check_table,
     join_members,
@@ -103,7 +103,7 @@ def _numbers_at(key: Key, context: pd.DataFrame | None, columns: Sequence[str]) 
         return None if columns else np.empty(0)
     if set(context) != {*EVENT_KEYS, *columns}:
         return None
-    check_kinds(context, "the context")
+    check_dtypes(context, "the context")
     if not all(map(is_numeric_dtype, context[list(columns)].dtypes)):
         return None
     if len(context) > 1:
@@ -121,7 +121,7 @@ def _asked(X: pd.DataFrame, context: pd.DataFrame | None, stream: Stream) -> Ask
     needed = ("symbol", "time", "event_id", "model", "probability", "expected_r")
     if len(X) != len(stream.names) or any(name not in X for name in needed):
         return None
-    check_kinds(X, "the predictions")
+    check_dtypes(X, "the predictions")
     columns = [
         X[name].tolist() for name in (*needed[:3], *(name for name in ("fold", "target") if name in X))
     ]
