@@ -37,7 +37,15 @@ SMALL = {
     "lstm": {"layers": 1, "hidden": 8, "epochs": 1},
     "patchtst": BARS | {"samples": {"of": "bars", "timeframe": "1h", "steps": 8}},
 }
-AGENT = {"environments": 16, "steps": 1024, "batch": 128, "episode_bars": 64, "hidden": [8], "seeds": [0]}
+AGENT = {
+    "environments": 16,
+    "steps": 1024,
+    "batch": 128,
+    "episode_bars": 64,
+    "hidden": [8],
+    "seeds": [0],
+    "workers": 1,
+}
 
 
 def environment(project: Path, held: bool = True) -> dict[str, str]:

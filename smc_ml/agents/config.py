@@ -73,6 +73,9 @@ class AgentConfig(Section):
     seeds: tuple[NonNegativeInt, ...] = Field(
         (0, 1, 2), strict=False, min_length=1, description="a training each; the first one trades"
     )
+    workers: int | None = Field(
+        1, ge=1, description="trainings at once; null: as many as there are cores; changes no result"
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -6,9 +6,10 @@
 __all__ = ['AgentTraining', 'train_on', 'WalkedAgents', 'train_agent', 'agent_trial']
 
 # %% ../../nbs/agents/09_walk_forward.ipynb #775bb50c
-import logging
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +21,7 @@ from .policy import AgentPolicy, learn_scaling, save_agent
 from .rows import AgentError, TradingRows
 from ..config import Section
 from ..evaluation.trials import Trial, _changed, _plain_symbol, code_of_model
-
-_log = logging.getLogger(__name__)
+from ..runs.workers import in_processes
 
 # %% ../../nbs/agents/09_walk_forward.ipynb #7c4cb3b0
 class AgentTraining(NamedTuple):
@@ -59,7 +59,7 @@ class WalkedAgents(NamedTuple):
 
     def save(self, folder: str | os.PathLike, config: AgentConfig) -> None:
         "Write every fold's agent into a folder of its number."
-        facts = {"settings": config.model_dump(mode="json"), "seed": config.seeds[0]}
+        facts = {"settings": config.model_dump(mode="json", exclude={"workers"}), "seed": config.seeds[0]}
         for fold, agent in self.agents.items():
             save_agent(agent, Path(folder) / str(fold), facts | {"end": str(self.edges[fold])})
 
@@ -83,16 +83,20 @@ def train_agent(
     config: AgentConfig = AgentConfig(),
     embargo: pd.Timedelta = pd.Timedelta(0),
     train_span: pd.Timedelta | None = None,  # before its fold; None: from the first row on
+    progress: bool = True,  # a bar with the time that is left
 ) -> WalkedAgents:
     "Train every seed on the past of every fold; the agents of the first seed trade."
-    times, agents, curves = _checked_edges(edges, rows), dict[int, AgentPolicy](), []
-    for fold, start in enumerate(times[:-1]):
-        first = None if train_span is None else start - train_span
-        for seed in config.seeds:
-            trained = train_on(rows, config, seed, first, start - embargo)
-            curves.append(trained.curve.assign(fold=fold, seed=seed))
-            agents.setdefault(fold, trained.agent)
-            _log.info("agent: fold %d, seed %d trained on what was known %s before", fold, seed, embargo)
+    times = _checked_edges(edges, rows)
+    each = list(product(range(len(times) - 1), config.seeds))
+    firsts = [None if train_span is None else start - train_span for start in times[:-1]]
+    tasks = [
+        partial(train_on, rows, config, seed, firsts[fold], times[fold] - embargo) for fold, seed in each
+    ]
+    trained = in_processes(tasks, config.workers, what="agents", progress=progress)
+    agents, curves = dict[int, AgentPolicy](), []
+    for (fold, seed), one in zip(each, trained, strict=True):
+        curves.append(one.curve.assign(fold=fold, seed=seed))
+        agents.setdefault(fold, one.agent)
     acts = [(start, agents[fold].act) for fold, start in enumerate(times[:-1])]
     parts = [follow_actions(rows, acts, symbol, times[0], times[-1]) for symbol in rows.symbols]
     trades = pd.concat([round_trips(part, rows) for part in parts], ignore_index=True)
@@ -119,6 +123,6 @@ def agent_trial(
         "symbols": sorted(map(_plain_symbol, observed)),
         "columns": sorted({name for names in observed.values() for name in names}),
         "backtest": _changed(backtest, dict.fromkeys(("draws", "seed", "pessimistic_cost_factor"), True)),
-        **sections,
+        **sections | {"agent": _changed(sections["agent"], {"workers": True})},
     }
     return Trial("agent", "model", settings)
