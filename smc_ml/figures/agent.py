@@ -67,20 +67,19 @@ def _changed(equity: pd.Series) -> str:
 def accounts_plot(
     agent: pd.Series,  # equity, by time
     ensemble: pd.Series,
-    random: pd.DataFrame,  # the agent's times, an account per column
+    random: pd.DataFrame,  # of `coin_accounts`
 ) -> Figure:
-    "The agent's equity and the ensemble's, each over its start, and where most random entries end."
+    "The agent's equity and the ensemble's, each over its start, and where a coin would have led."
     told = f"After costs: agent {_changed(agent)}, ensemble {_changed(ensemble)}"
     if random.shape[1]:
-        ends = (random.iloc[-1] / random.iloc[0] - 1).quantile([0.1, 0.9])
-        told += f", random entries {_signed(ends.iloc[0])} to {_signed(ends.iloc[1])}"
+        ends = (random.iloc[-1] - 1).quantile([0.1, 0.9])
+        told += f", by a coin {_signed(ends.iloc[0])} to {_signed(ends.iloc[1])}"
     figure, axes = canvas(told, (9, 4))
     if random.shape[1]:
-        band = random.resample("12h").last() / random.iloc[0]
-        low, middle, high = (band.quantile(level, axis=1) for level in (0.1, 0.5, 0.9))
-        label = "random entries,\nfour of five"
-        axes.fill_between(band.index, low, high, color=GRID, linewidth=0, label=label)
-        axes.plot(band.index, middle, color=NEUTRAL, linewidth=0.9)
+        low, middle, high = (random.quantile(level, axis=1) for level in (0.1, 0.5, 0.9))
+        label = "its days by a coin,\nfour of five"
+        axes.fill_between(random.index, low, high, color=GRID, linewidth=0, label=label)
+        axes.plot(random.index, middle, color=NEUTRAL, linewidth=0.9)
     for name, equity in (("ensemble", ensemble), ("agent", agent)):
         some = thin(equity / equity.iloc[0])
         axes.plot(some.index, some, color=model_colour(name), linewidth=1.4, label=name)

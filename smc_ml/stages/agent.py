@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..agents.chance import agent_metrics, with_chance
+from ..agents.chance import agent_metrics, beside_chance
 from ..agents.config import AgentConfig
 from ..agents.context import with_context
 from ..agents.rows import TradingRows, trading_rows
@@ -25,7 +25,7 @@ from ..labels.splits import walk_forward
 from ..patterns.config import PatternConfig
 from ..trading.account import Backtest, run_backtest
 from ..trading.config import BacktestConfig
-from ..trading.results import backtest_metrics, random_entries
+from ..trading.results import backtest_metrics
 
 # %% ../../nbs/stages/25_agent.ipynb #5ca059ad
 class TradedAgent(NamedTuple):
@@ -34,44 +34,43 @@ class TradedAgent(NamedTuple):
     walked: WalkedAgents
     rows: TradingRows
     account: Backtest
-    trades: pd.DataFrame  # with what chance makes of each
     costs: Costs
     config: BacktestConfig
 
     def metrics(self, market: Market) -> dict[str, Any]:
         "Counts, returns and costs of the account, beside chance."
-        entries = random_entries(self.account, market, self.config)
-        record = backtest_metrics(self.account, self.costs, self.config, None, entries)
-        return record | agent_metrics(self.trades, self.walked.followed, self.account.equity)
+        record = backtest_metrics(self.account, self.costs, self.config)
+        return record | agent_metrics(self.account, self.walked.followed, market)
 
 
 def agent_sentence(metrics: Mapping[str, Any]) -> str:
     "What an agent's account is beside chance, and how much it trades."
     if not metrics["round_trips"]:
         return "The agent learnt to hold: it took no trade."
-    low, high = metrics["r_above_chance_low"], metrics["r_above_chance_high"]
     trips = f"{metrics['round_trips']:,} round trips"
-    if low is None:
+    if (verdict := beside_chance(metrics)) is None:
         return f"The agent made {trips}: too few days for a confidence interval."
-    verdict = "no better than chance"
-    if low > 0:
-        verdict = "better than chance"
-    elif high < 0:
-        verdict = "worse than chance"
-    above = f"{in_words(metrics['r_above_chance'], '+.3f')} R a round trip above random entries"
-    interval = f"95 % CI {in_words(low, '+.3f')} to {in_words(high, '+.3f')}"
-    won = f"it won {100 * metrics['win_rate']:.1f} % ({100 * metrics['chance_win_rate']:.1f} % by chance)"
-    market = f"{100 * metrics['time_in_market']:.0f} % of the time in the market"
-    return f"The agent is {verdict}: {above} ({interval}) in {trips}; {won}, {market}."
+
+    def daily(name: str) -> str:
+        values = (metrics[f"daily_return_{name}{end}"] for end in ("", "_low", "_high"))
+        mean, low, high = (in_words(100 * value, "+.3f") for value in values)
+        return f"{mean} % (95 % CI {low} to {high})"
+
+    return (
+        f"The agent is {verdict} than chance: {daily('before_costs')} a day before costs, "
+        f"{daily('above_exposure')} above its mean exposure; after costs "
+        f"{in_words(100 * metrics['total_return'], '+.1f')} % in {metrics['days']:.0f} days, {trips}, "
+        f"{100 * metrics['time_in_market']:.0f} % of the time in the market."
+    )
 
 # %% ../../nbs/stages/25_agent.ipynb #de1dc204
 _READ = {
     "round trips": ("round_trips", ",.0f"),
+    "return per day before costs": ("daily_return_before_costs", "+.3%"),
+    "above its mean exposure": ("daily_return_above_exposure", "+.3%"),
+    "return per day after costs": ("daily_return", "+.3%"),
     "win rate": ("win_rate", ".1%"),
-    "win rate by chance": ("chance_win_rate", ".1%"),
-    "win rate above chance": ("win_rate_above_chance", "+.1%"),
     "R per round trip, after costs": ("mean_r", "+.3f"),
-    "R above chance": ("r_above_chance", "+.3f"),
     "net return": ("total_return", "+.1%"),
     "maximum drawdown": ("maximum_drawdown", ".1%"),
     "buy and hold": ("buy_and_hold_return", "+.1%"),
@@ -112,4 +111,4 @@ def trade_agent(
     walked = train_agent(rows, folds.edges(labels), config, splits.embargo, span)
     start, end = walked.edges[0], max(candles.index[-1] for candles in market.values())
     account = run_backtest(walked.trades, market, start, min(end, walked.edges[-1]), backtest, costs)
-    return TradedAgent(walked, rows, account, with_chance(account, market), costs, backtest)
+    return TradedAgent(walked, rows, account, costs, backtest)
