@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from smc_ml.agents.chance import agent_metrics, beside_chance
+from smc_ml.agents.chance import agent_metrics, beside_chance, with_chance
 from smc_ml.agents.config import AgentConfig
 from smc_ml.agents.following import follow_actions, round_trips
 from smc_ml.agents.rows import TradingRows, trading_rows
@@ -14,6 +14,7 @@ from smc_ml.agents.step import BUY, HOLD, SELL
 from smc_ml.agents.walk_forward import train_on
 from smc_ml.candles import Market
 from smc_ml.costs import Costs
+from smc_ml.evaluation.intervals import mean_interval
 from smc_ml.features.families import market_features
 from smc_ml.simulation.config import SimulationConfig
 from smc_ml.simulation.market import random_walk, simulate_market
@@ -102,7 +103,7 @@ def judged(
     end = max(candles.index[-1] for candles in market.values())
     account = run_backtest(trades, market, cut, end, costs=costs)
     metrics = agent_metrics(account, pd.concat(parts["agent"]), market)
-    return Judged(account.trades, metrics, len(trips["coin"]))
+    return Judged(with_chance(account, market), metrics, len(trips["coin"]))
 
 
 def on_a_walk(seed: int, steps: int) -> Judged:
@@ -134,7 +135,7 @@ def test_on_twenty_walks_it_learns_to_hold():
 
 @pytest.mark.slow
 def test_on_a_planted_market_it_beats_chance():
-    "A day earns more than nothing before costs, and more than the mean position, with its whole interval."
+    "Days before costs, and R above random entries of the same holding times, with their whole intervals."
     config = SimulationConfig(edge=0.45, impulse_hours=2.0, seed=5)
     simulated = simulate_market(["EDGE-A", "EDGE-B"], "2024-01-01", "2024-09-01", config)
     market = Market({symbol: one.candles for symbol, one in simulated.items()}, "5m")
@@ -143,7 +144,10 @@ def test_on_a_planted_market_it_beats_chance():
     cut = market["EDGE-A"].index[-1] - pd.Timedelta("80D")
     found = judged(rows, market, settings, cut, costs)
     print(found.metrics)
+    trades = found.trades
+    above = trades["realised_r"] - trades["chance_r"]
     assert shows_an_edge(found)
+    assert mean_interval(above, trades["time"], trades["exit_at"]).low > 0
 
 
 @pytest.mark.slow
