@@ -15,38 +15,35 @@ import pandas as pd
 from ..candles import Market
 from ..evaluation.intervals import Interval, mean_interval
 from ..trading.account import Backtest
+from ..trading.config import BacktestConfig
 from ..trading.costs import trade_rows
+from ..trading.selection import daily_returns
 
 # %% ../../nbs/agents/07_chance.ipynb #e157e0b6
-def _day_of(closes: pd.DatetimeIndex) -> pd.DatetimeIndex:
-    "The UTC day that a close ends in; the close at midnight ends the day before."
-    return (closes - pd.Timedelta("1ns")).floor("D")
-
-
 def account_days(
     account: Backtest,
     followed: pd.DataFrame,  # of `follow_actions`, one symbol or several below each other
     market: Market,  # base candles
+    cash: float = BacktestConfig().initial_cash,
 ) -> pd.DataFrame:
-    """One row per UTC day of an account, in log returns.
+    """One row per UTC day of an account, as shares of its value at the day's start.
 
     `net`; `cost`, the fees and slippage of the trades that ended; `gross`, before costs; `exposure`, what the
     mean position in every symbol would have earned, each an equal part of the account.
     """
-    equity = account.equity["equity"]
-    value = equity.groupby(_day_of(equity.index)).last()
-    before = value.shift(fill_value=equity.iloc[0])
-    paid = (account.trades["fees"] + account.trades["slippage"]).groupby(
-        pd.DatetimeIndex(account.trades["exit_at"]).floor("D")
-    )
-    net, cost = np.log(value / before), paid.sum().reindex(value.index, fill_value=0.0) / before
-    mean, exposure = followed.groupby("symbol")["share"].mean(), pd.Series(0.0, index=value.index)
-    for symbol, share in mean.items():
-        closes = market[symbol]["close"].set_axis(market[symbol].index + market.step)
-        closes = closes.loc[equity.index[0] : equity.index[-1]]
-        last = closes.groupby(_day_of(closes.index)).last()
-        moved = np.log(last / last.shift(fill_value=closes.iloc[0])).reindex(value.index, fill_value=0.0)
-        exposure += share / len(mean) * moved
+    closes = account.equity.index
+    mean, held = followed.groupby("symbol")["share"].mean(), {}
+    for symbol in mean.index:
+        candles = market[symbol].set_axis(market[symbol].index + market.step).loc[closes[0] : closes[-1]]
+        worth = cash * candles["close"] / candles["open"].iloc[0]
+        held[symbol] = account._replace(equity=worth.to_frame("equity"))
+    net, moved = daily_returns({"net": account}, cash)["net"], daily_returns(held, cash)
+    before = cash * (1 + net).cumprod().shift(fill_value=1.0)
+    ended = pd.DatetimeIndex(account.trades["exit_at"]).floor("D")
+    ended = ended.where(ended <= net.index[-1], net.index[-1])  # a liquidation at the last midnight
+    paid = (account.trades["fees"] + account.trades["slippage"]).groupby(ended).sum()
+    cost = paid.reindex(net.index, fill_value=0.0) / before.where(before > 0, np.inf)
+    exposure = (moved * mean / len(mean)).sum(axis=1).reindex(net.index, fill_value=0.0)
     return pd.DataFrame({"net": net, "gross": net + cost, "cost": cost, "exposure": exposure})
 
 # %% ../../nbs/agents/07_chance.ipynb #ef708b9d
@@ -58,7 +55,7 @@ def coin_accounts(
     "The account over its start at the end of each day, a column per draw of the signs of the days' gross."
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (len(daily), draws))
     moved = signs * daily["gross"].to_numpy()[:, None] - daily["cost"].to_numpy()[:, None]
-    return pd.DataFrame(np.exp(moved.cumsum(axis=0)), index=daily.index + pd.Timedelta("1D"))
+    return pd.DataFrame((1 + moved).cumprod(axis=0), index=daily.index + pd.Timedelta("1D"))
 
 # %% ../../nbs/agents/07_chance.ipynb #6233dc00
 def _chance_of_symbol(trades: pd.DataFrame, candles: pd.DataFrame, span: pd.DatetimeIndex) -> np.ndarray:
@@ -111,8 +108,9 @@ def agent_metrics(
     account: Backtest,
     followed: pd.DataFrame,  # of `follow_actions`, one symbol or several below each other
     market: Market,  # base candles
+    cash: float = BacktestConfig().initial_cash,
 ) -> dict[str, Any]:
-    """Mean daily log returns with 95 % intervals, random entries, turnover, share of the time in the market.
+    """Mean daily returns with 95 % intervals, random entries, turnover, share of the time in the market.
 
     `turnover_a_day` is what is bought and sold in a day over the equity; None where nothing was traded.
     """
@@ -127,7 +125,7 @@ def agent_metrics(
     }
     if not len(trades):
         return record | {key: None for name in _MEASURES for key in (name, f"{name}_low", f"{name}_high")}
-    daily = account_days(account, followed, market)
+    daily = account_days(account, followed, market, cash)
     daily["above"] = daily["gross"] - daily["exposure"]
     for name, column in _MEASURES.items():
         record |= _told(name, mean_interval(daily[column], daily.index))

@@ -40,7 +40,7 @@ class TradedAgent(NamedTuple):
     def metrics(self, market: Market) -> dict[str, Any]:
         "Counts, returns and costs of the account, beside chance."
         record = backtest_metrics(self.account, self.costs, self.config)
-        return record | agent_metrics(self.account, self.walked.followed, market)
+        return record | agent_metrics(self.account, self.walked.followed, market, self.config.initial_cash)
 
 
 def agent_sentence(metrics: Mapping[str, Any]) -> str:
