@@ -127,7 +127,7 @@ def clone(folder: Path, candles: Path) -> Path:
             "sets": {"smc": ["smc"], "event_facts": ["event_facts"], "freqai": ["freqai"]},
             "importance": ["smc"],
         },
-        controls={"seeds": 2, "edges": [0.2, 0.45]},
+        controls={"seeds": 2, "edges": [0.2, 0.45], "processes": 1},
         agent=AGENT,
     )
     for command in (
