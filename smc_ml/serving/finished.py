@@ -61,7 +61,7 @@ class ServedMarket:
 class FinishedRun:
     "All that a bundle is made of."
 
-    settings: Mapping[str, Section]  # of `SERVED_SECTIONS`
+    settings: Mapping[str, Any]  # the sections of `SERVED_SECTIONS`
     market: ServedMarket
     catalogue: FeatureCatalogue  # of the features that were computed
     outcomes: pd.DataFrame  # trades
