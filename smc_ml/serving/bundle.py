@@ -73,7 +73,7 @@ def _training(run: FinishedRun, name: str) -> dict[str, Any]:
     "Span, hashes and libraries of a model, what a win and a loss were worth to it, and the test of its fold."
     told, fold = read_description(run.models[name]), run.folds[name].iloc[-1]
     kept = ("train_first", "train_last", "train_events", "data_hash", "libraries", "seed", "weights", "steps")
-    facts = {key: told[key] for key in kept} | {"samples": run.settings["train"].samples_of(name).of}  # type: ignore[attr-defined]
+    facts = {key: told[key] for key in kept} | {"samples": run.settings["train"].samples_of(name).of}
     facts["worth"] = {key: float(fold[key]) for key in _WORTH if key in fold}
     return facts | {"judged": [str(fold["test_start"]), str(fold["test_end"])], "folds": len(run.folds[name])}
 
@@ -109,7 +109,7 @@ def make_bundle(
     folder: str | os.PathLike,  # replaced as a whole where it exists
 ) -> str:
     "Write the bundle of a run, all or nothing; its digest. The same run makes the same bytes."
-    check_servable(run.settings["train"], run.catalogue)  # type: ignore[arg-type]
+    check_servable(run.settings["train"], run.catalogue)
     ensemble = _learnt_ensemble(run)
 
     def fill(place: Path) -> None:
@@ -354,7 +354,7 @@ class Bundle:
         return found.loc[order].set_axis(places)
 
     def update(self, outcomes: pd.DataFrame) -> None:
-        "Outcomes of events that were predicted with `keep`: symbol, time, event_id, exit_at, won, realised_r."
+        "Outcomes of events that were predicted with `keep`: their keys, exit_at, won, realised_r."
         self.ensemble.update(outcomes)
 
     # what is said of bars
