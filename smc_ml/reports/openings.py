@@ -8,7 +8,7 @@ __all__ = ['Metrics', 'OPENINGS', 'Opening', 'opening_of', 'read_openings']
 # %% ../../nbs/reports/12_openings.ipynb #2ee5e9aa
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -388,12 +388,11 @@ def opening_of(
 
 
 def read_openings(
-    stages: Sequence[str],  # names
     root: str | os.PathLike = ".",  # of the project
 ) -> dict[str, Opening]:
-    "The openings of stages from the metrics of the run; those without metrics are left out."
+    "The openings of stages, by name, from the metrics of the run; stages without metrics are left out."
     opened = {}
-    for stage in stages:
+    for stage in OPENINGS:
         path = Path(root) / f"reports/metrics/{stage}.json"
         if path.is_file() and (found := opening_of(stage, json.loads(path.read_text(encoding="utf-8")))):
             opened[stage] = found
