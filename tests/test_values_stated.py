@@ -227,9 +227,8 @@ def test_a_detector_looks_back_as_far_as_it_says_and_no_farther(name, preset):
     config = PatternConfig.preset(
         preset, pivot_length=5, swing_age=200, profile_window=100, profile_every=5, minimum_gap=0.0
     )
-    config = config.model_copy(
-        update={"equal_tolerance": 0.5, "wilder_window": 20, "gap_body": config.gap_body and 0.5}
-    )
+    often = {"equal_tolerance": 0.5, "wilder_window": 20, "swing_leg_length": 10}
+    config = config.model_copy(update=often | {"gap_body": config.gap_body and 0.5})
     (row,) = (row.by(config) for row in DETECTORS if row.name == name)
     if row.reads:
         pytest.skip("what it reads is tested elsewhere")
