@@ -101,14 +101,21 @@ class Account:
         "The equity over its drawdown."
         return equity_plot(self.equity["equity"], self.equity["drawdown"])
 
+    def chart(self, patterns: Any = None) -> "Chart":
+        "The candles with the trades, and with patterns where they are given."
+        from smc_ml.facade.looking import plot
+
+        return plot(self.market, patterns, self.trades)
+
     def __repr__(self) -> str:
         return f"Account({self.name}, {len(self.trades):,} trades). {self.sentence}"
 
     def _repr_html_(self) -> str:
         rows = (
-            f"<tr><th>{escape(name)}</th><td>{escape(with_interval(*row.iloc[:3], 'score'))}</td>"
-            f"<td>{escape(shown(row['chance'], 'score'))}</td></tr>"
-            for name, row in self.summary().iterrows()
+            f"<tr><th>{escape(str(row.Index))}</th>"
+            f"<td>{escape(with_interval(row.value, row.low, row.high, 'score'))}</td>"
+            f"<td>{escape(shown(row.chance, 'score'))}</td></tr>"
+            for row in self.summary().itertuples()
         )
         head = "<tr><th></th><th>value (95 % CI)</th><th>by chance</th></tr>"
         return f"<p>{escape(self.name)}: {escape(self.sentence)}</p><table>{head}{''.join(rows)}</table>"
@@ -121,8 +128,8 @@ def _named_model(model: str | BaseEstimator) -> tuple[str | BaseEstimator, Train
         return model, TrainingConfig(models=(model,))
     if not (hasattr(model, "fit") and hasattr(model, "predict_proba")):
         raise FacadeError(
-            f"{type(model).__name__} gives no probabilities (predict_proba), which an account follows: take "
-            "another model, such as smc.models.XGBoost(), or put it into scikit-learn's CalibratedClassifierCV"
+            f"{type(model).__name__} gives no probabilities (predict_proba), which an account follows: "
+            "take another model, such as smc.models.XGBoost(), or put it into CalibratedClassifierCV"
         )
     return model, TrainingConfig()
 
@@ -148,8 +155,8 @@ def backtest(
     Each trade whose expected result after costs reaches `minimum_expected_r` is taken at the open after its
     decision, as large as its stop allows; fees, spread, slippage and funding are paid. The model is cloned:
     the one given stays unfitted. Money is in quote currency, results in multiples of the risk (R), both after
-    costs. Raises a `UserError` for a model without probabilities, samples of another target, or a fold without
-    both outcomes.
+    costs. Raises a `UserError` for a model without probabilities, samples of another target, or a fold
+    without both outcomes.
 
     Example
     -------
@@ -158,7 +165,9 @@ def backtest(
     True
     """
     if samples.target_names != ("won",):
-        raise FacadeError(f"an account follows the chance to win, not {samples.target_names[0]}: target='won'")
+        raise FacadeError(
+            f"an account follows the chance to win, not {samples.target_names[0]}: target='won'"
+        )
     market, (estimator, training) = market_of(candles), _named_model(model)
     splits = _fold_settings(samples, folds)
     run = out_of_fold(estimator, samples.windows, samples.labels, training, splits, progress=False)
@@ -204,11 +213,11 @@ def _need_one_market(accounts: Sequence[Account]) -> None:
     if not accounts:
         raise FacadeError("there is no account to judge: make one with smc.backtest")
     if doubled := [name for place, name in enumerate(names) if name in names[:place]]:
-        raise FacadeError(f"{doubled[0]} is there twice: judge each model once, and count the rest as trials=")
-    if any(account.market is not accounts[0].market for account in accounts[1:]) and any(
-        list(account.market) != list(accounts[0].market) or len(account.labels) != len(accounts[0].labels)
-        for account in accounts
-    ):
+        raise FacadeError(
+            f"{doubled[0]} is there twice: judge each model once, and count the rest as trials="
+        )
+    keys, first = ["symbol", "time", "event_id"], accounts[0]
+    if any(not account.labels[keys].equals(first.labels[keys]) for account in accounts[1:]):
         raise FacadeError("the accounts are of other candles or trades: judge those of one market together")
 
 
@@ -220,9 +229,9 @@ def judge(
     """An edge is shown, or this much data cannot tell; never more than the data say.
 
     Shown: the ranking carries information, the strategy is profitable after costs with 95 % confidence, and
-    luck in choosing among all trials does not explain it (deflated Sharpe ratio). How small an edge would have
-    been seen is measured by the controls of the pipeline, not here, so that none is called absent. Raises a
-    `UserError` for accounts of other trades.
+    luck in choosing among all trials does not explain it (deflated Sharpe ratio). How small an edge
+    would have been seen is measured by the controls of the pipeline, not here, so none is called absent.
+    Raises a `UserError` for accounts of other trades.
 
     Example
     -------

@@ -10,14 +10,14 @@ __all__ = ['Candles', 'facts_of', 'with_facts', 'FacadeError', 'market_of', 'han
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
 from ..candles import TIMEFRAMES, Market
 from ..config import UserError
 from ..data.collection.collector import HistoricalDataCollector
-from ..data.collection.config import DataCollectionConfig, Places
+from ..data.collection.config import DataCollectionConfig
 from ..data.collection.preparation import make_candles
 from ..data.sources.file_source import FileSource
 from ..data.sources.instruments import plain_symbol
@@ -26,7 +26,7 @@ from ..simulation.config import SimulationConfig
 from ..simulation.market import simulate_market
 
 # %% ../../nbs/facade/00_markets.ipynb #329d68d1
-Candles = pd.DataFrame | Market | Mapping[str, pd.DataFrame]  # of one symbol, or by symbol
+Candles: TypeAlias = pd.DataFrame | Market | Mapping[str, pd.DataFrame]  # of one symbol, or by symbol
 _KEY = "smc_ml"  # in `attrs`
 
 
@@ -99,7 +99,8 @@ def _shortest(source: FileSource, symbols: Sequence[str] | None) -> str:
     if found is None:
         there = "; ".join(f"{symbol}: {', '.join(sorted(names))}" for symbol, names in sorted(held.items()))
         raise SourceError(
-            f"no timeframe that every symbol has (there is {there or 'nothing'}): name the symbols, symbols=[…]"
+            f"no timeframe that every symbol has (there is {there or 'nothing'}): "
+            "name the symbols, symbols=[…]"
         )
     return found
 
@@ -216,7 +217,7 @@ def resample(
     candles: Candles,  # of one symbol, or by symbol
     timeframe: str,  # wanted, a multiple of that of the candles: 15m, 1h, 4h, 1d, …
 ) -> pd.DataFrame | Market:
-    """Candles of a longer timeframe, each built only when its interval is over and nine tenths of it is there.
+    """Candles of a longer timeframe, each built when its interval is over and nine tenths of it are there.
 
     A table gives a table, a market a market; columns and units as in the candles, days by the market's own
     calendar. Raises a `CandleError` where the timeframe is no multiple.

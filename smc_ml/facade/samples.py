@@ -6,7 +6,7 @@
 __all__ = ['label', 'features', 'catalogue_of', 'describe_features', 'EventSamples', 'dataset', 'Folds', 'walk_forward']
 
 # %% ../../nbs/facade/03_samples.ipynb #4fec22b1
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..labels.config import LabelingConfig, SplitsConfig
 from ..labels.splits import PurgedWalkForward, split_counts
 from ..labels.splits import walk_forward as splitter_of
 from ..models.config import TrainingConfig
+from ..models.windows import Windows
 from ..patterns.config import PatternConfig
 from ..regimes.walk_forward import regime_tables
 from ..stages.features import compute_features, learns_regimes
@@ -108,13 +109,15 @@ def catalogue_of(
     told = facts_of(table)
     if not {"features", "patterns", "wanted"} <= told.keys():
         raise FacadeError(
-            "the table does not say how its features were made (its attrs are lost, as some joins lose them): "
+            "the table does not say how its features were made (its attrs are lost, as in some joins): "
             "make it with smc.features, or give it those of the original, table.attrs = original.attrs"
         )
     settings = FeatureConfig(**told["features"]), PatternConfig(**told["patterns"])
     known = {each.name: each for each in feature_catalogue(*settings, told["timeframe"], told["wanted"])}
     own = {
-        name: FeatureFacts(name, "own", name in signed, None, True, "as given", "a column of one's own", 1, ())
+        name: FeatureFacts(
+            name, "own", name in signed, None, True, "as given", "a column of one's own", 1, ()
+        )
         for name in map(str, table.columns)
     }
     if unknown := sorted(set(signed) - set(own)):
@@ -131,7 +134,7 @@ def describe_features(
 
     Example
     -------
-    >>> smc.describe_features(table).loc["atr_ratio", "unit"] != ""
+    >>> smc.describe_features(table).index.equals(table.columns)
     True
     """
     rows = pd.DataFrame(catalogue_of(table), columns=FeatureFacts._fields).set_index("name")
@@ -143,8 +146,8 @@ class EventSamples(SMCDataset):
     "Trades with what was known at their decision; indexable, and fit for any estimator."
 
     @property
-    def X(self):  # noqa: N802
-        "What `fit` takes: indexable, with a shape; `np.asarray` gives the decision rows, (samples, features)."
+    def X(self) -> Windows:
+        "What `fit` takes: indexable, with a shape; `np.asarray` gives (samples, features)."
         return self.windows
 
     @property
@@ -191,7 +194,9 @@ def dataset(
     (True, True)
     """
     if target not in trades:
-        raise FacadeError(f"trades have no column {target}: take one of {', '.join(map(str, trades.columns))}")
+        raise FacadeError(
+            f"trades have no column {target}: take one of {', '.join(map(str, trades.columns))}"
+        )
     catalogue = catalogue_of(table := features, signed)
     config = TrainingConfig(features=catalogue.names, steps=steps)
     windows, kept = training_windows(_tables_by_symbol(table), catalogue, trades, config)

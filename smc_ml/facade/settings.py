@@ -26,7 +26,10 @@ def usual_timeframes(
     if base not in TIMEFRAMES:
         raise FacadeError(f"there is no timeframe {base!r}: take one of {', '.join(TIMEFRAMES)}")
     longer = ("5m", *HIGHER)
-    return (base, *(name for name in longer if TIMEFRAMES[name] > TIMEFRAMES[base] and is_multiple(name, base)))
+    return (
+        base,
+        *(name for name in longer if TIMEFRAMES[name] > TIMEFRAMES[base] and is_multiple(name, base)),
+    )
 
 # %% ../../nbs/facade/01_settings.ipynb #00a4f47b
 def create_pattern_config(
