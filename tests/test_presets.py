@@ -1,6 +1,7 @@
 """The popular readings: what a chart draws, told again in plain loops; no look ahead, batch equals stream."""
 
 from math import nan
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,11 +13,14 @@ from test_patterns_on_odd_candles import FIVE_MINUTES, SMALL, odd_candles, thoro
 
 from smc_ml.candles import TIMEFRAMES, Market, resample
 from smc_ml.causality import assert_blind_to_the_future, assert_causal_events
+from smc_ml.config import ConfigError
+from smc_ml.evaluation.trials import Trial, trial_id
 from smc_ml.labels.outcomes import label_patterns
 from smc_ml.patterns.config import LEG_WARM_UP, PRESETS, PatternConfig
 from smc_ml.patterns.detection import detect_market, detect_patterns
 from smc_ml.patterns.saved_streams import restore_stream, save_stream
 from smc_ml.patterns.streaming import PatternStream, update_table
+from smc_ml.settings import check_settings
 
 BULL, BEAR = 1, -1
 QUARTER = TIMEFRAMES["15m"]
@@ -220,7 +224,7 @@ charts = st.builds(
 
 
 @given(odd_candles(), charts)
-@settings(thorough, max_examples=25)
+@settings(thorough, max_examples=12)
 def test_odd_candles_are_read_causally_and_alike_in_batch_and_stream(candles, config):
     def detect(c):
         return detect_patterns(c, config, "5m", validate=False)
@@ -294,3 +298,45 @@ def test_labels_and_features_follow_the_preset_live_as_in_the_batch(bitcoin):
     labels = label_patterns(case.candles, patterns, "BTCUSDT", pattern_config=config)
     assert len(labels) > 100 and labels["realised_r"].notna().all()
     case.check(case.fed(case.opened(8000), 8000, 60), 8000)
+
+
+def test_the_oldest_block_of_a_scale_gives_way_where_only_so_many_are_kept(bitcoin):
+    candles = bitcoin.iloc[:4000]
+    config = PatternConfig.preset("tradingview", blocks_kept=3, periods=())
+    blocks = detect_patterns(candles, config).query("kind == 'order_block'")
+    ended = blocks["ended_at"].fillna(candles.index[-1] + pd.Timedelta("1D"))
+    for _, of_scale in blocks.groupby("scale", observed=True):
+        assert (of_scale["ended_how"] == "replaced").sum() >= 5
+        for known in of_scale["known_at"]:
+            alive = (of_scale["known_at"] <= known) & (ended[of_scale.index] > known)
+            assert alive.sum() <= 3
+        for row in of_scale[of_scale["ended_how"] == "replaced"].itertuples():
+            older = of_scale[(of_scale["known_at"] < row.known_at) & (ended[of_scale.index] > row.ended_at)]
+            assert not len(older)
+
+
+def test_a_preset_is_one_word_of_the_settings(tmp_path):
+    text = (Path(__file__).resolve().parents[1] / "params.yaml").read_text()
+    assert text.count("preset: none") == 1
+    path = tmp_path / "params.yaml"
+    for name in PRESETS:
+        path.write_text(text.replace("preset: none", f"preset: {name}"))
+        assert check_settings(path)["patterns"] == PatternConfig.preset(name)
+    path.write_text(text.replace("preset: none", "preset: luxury"))
+    with pytest.raises(
+        ConfigError, match="patterns.preset: 'luxury' is none of none, tradingview, ict, smart"
+    ):
+        check_settings(path)
+    path.write_text(
+        text.replace("preset: none", "preset: ict").replace("block_end: close", "block_end: wick")
+    )
+    changed = check_settings(path)["patterns"]
+    assert (changed.block_end, changed.minimum_gap, PRESETS["ict"]["block_end"]) == ("wick", 0.0, "middle")
+
+
+def test_a_trial_with_a_preset_is_another_trial():
+    own, preset = PatternConfig(preset="none"), PatternConfig(preset="ict")
+    names = [
+        trial_id(Trial("train", "model", {"patterns": config})) for config in (own, preset, PatternConfig())
+    ]
+    assert names[0] == names[2] != names[1]
