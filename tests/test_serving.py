@@ -1,4 +1,4 @@
-"""A bundle says what the run said, from its folders to its command; a calculator, what the table says."""
+"""A bundle says what the run said, from its folders to its command; a calculator what the table says."""
 
 import contextlib
 import json
