@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..costs import Costs
 from ..datasets.samples import SMCDataset
-from .looking import by_symbol, detect, pattern_settings
+from .looking import detect, pattern_settings, symbol_tables
 from .markets import Candles, FacadeError, facts_of, market_of, with_facts
 from .settings import create_feature_config
 from ..features.catalogue import FeatureCatalogue, FeatureFacts
@@ -63,7 +63,7 @@ def label(
     rules, costs = pattern_settings(market, patterns), costs or Costs()
     traded = {"timeframes": (chart_timeframe(rules.timeframes),)}
     config = config or LabelingConfig(**traded | settings)
-    trades = label_trades(market, by_symbol(patterns, list(market)), config, costs, rules).outcomes
+    trades = label_trades(market, symbol_tables(patterns, list(market)), config, costs, rules).outcomes
     charged = costs.charged_in(market.kind).model_dump(mode="json")
     return with_facts(trades, costs=charged, labels=config.model_dump(mode="json"))
 
@@ -94,7 +94,7 @@ def features(
     config = config or create_feature_config(market.timeframe, **settings)
     walks = regime_tables(market) if learns_regimes(config, names) else {}
     tables = {symbol: walk.table for symbol, walk in walks.items()}
-    found = compute_features(market, by_symbol(patterns, list(market)), config, rules, names, tables)
+    found = compute_features(market, symbol_tables(patterns, list(market)), config, rules, names, tables)
     told = {"timeframe": market.timeframe, "symbols": list(market), "wanted": names}
     sections = {"features": config.model_dump(mode="json"), "patterns": rules.model_dump(mode="json")}
     table = found.together() if len(market) == 1 else pd.concat(found.tables, names=["symbol"])
