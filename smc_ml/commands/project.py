@@ -25,7 +25,7 @@ from ..writing import write_whole
 # %% ../../nbs/commands/06_project.ipynb #0e600cf2
 COPIED = ("dvc.yaml", "params.yaml", "params", "requirements.lock", ".dvcignore", "nbs/pipeline")
 REPORTED = ("metrics", "notebooks", "plots", "trials")  # folders that the stages write into
-IGNORED = "/data\n/artifacts\n/smc_ml\n/reports/index.html\n/reports/pages\n/reports/notebooks\n__pycache__/\n.ipynb_checkpoints/\n*.partial\n"
+IGNORED = "/data\n/artifacts\n/smc_ml\n__pycache__/\n.ipynb_checkpoints/\n*.partial\n"
 
 
 def checkout() -> Path:
