@@ -23,7 +23,7 @@ BENCHMARKS := --benchmark-enable --benchmark-only --benchmark-sort=name --benchm
 
 SHELL := /bin/bash
 .PHONY: help install hooks writable export clean repro files update experiments pin lab test coverage controls table proofs \
-        mutants bench check readme lock
+        mutants bench check readme lock docs
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
@@ -74,6 +74,14 @@ pin: install  ## commit the snapshot that the last run used
 
 lab: export  ## explore the notebooks
 	python -m smc_ml.processor jupyter lab nbs
+
+docs: export _docs/.venv/installed  ## the documentation, offline; open _docs/site/index.html
+	python -m smc_ml.processor python tools/docs.py
+
+_docs/.venv/installed: tools/docs.lock | install
+	test -x _docs/.venv/bin/python || uv venv --quiet --python .venv/bin/python _docs/.venv
+	uv pip install --quiet --python _docs/.venv/bin/python --require-hashes -r tools/docs.lock
+	@touch $@
 
 test: install  ## every test but the long proofs, on two cores
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
