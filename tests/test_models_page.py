@@ -230,7 +230,7 @@ def test_the_table_sorts_in_a_browser_unknown_last(tmp_path):
     page = rendered("page.html.j2", title="x", links=[], home="", script=None)
     path = tmp_path / "page.html"
     table = sortable_table(COLUMNS, ROWS, 0).text
-    path.write_text(page.replace("<main>", f"<main>{table}{PRESS}"), encoding="utf-8")
+    path.write_text(page.replace("</main>", f"{table}{PRESS}</main>"), encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
         [browser, *options, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=60

@@ -10,7 +10,7 @@ import base64
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..evaluation.verdict import Verdict, carries_information, evidence_of
 from ..figures.canvas import plotly_html, png
 from .executed import ReportError, Stage, stage_of
 from .numbers import shown
+from .openings import Opening
 from .pages import BEHIND, Card, card_page, page, rendered, write_page, write_plotly
 from .run import RunSummary, as_summary, banner_of
 from ..trading.sentences import charged_points
@@ -209,6 +210,7 @@ def build_report(
     summary: RunSummary | dict[str, Any],
     folder: str | os.PathLike,  # gets index.html and pages/
     cards: Sequence[Card] = (),  # of the models, behind the page that compares them
+    openings: Mapping[str, Opening] | None = None,  # what the page of each stage says first
 ) -> list[Stage]:
     "Write `index.html`, a page for each stage and card, and one plotly script; returns the stages."
     summary, folder = as_summary(summary), Path(folder)
@@ -221,7 +223,8 @@ def build_report(
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         for path, stage in zip(notebooks, stages, strict=True):
-            page(path, fresh / f"{stage.name}.html", stages)
+            opening = (openings or {}).get(stage.name)
+            page(path, fresh / f"{stage.name}.html", stages, opening=opening, banner=banner_of(summary))
         for card in cards:
             card_page(card, fresh / f"{card.name}.html", stages)
         write_plotly(fresh / "plotly.min.js")

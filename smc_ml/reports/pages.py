@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,8 @@ from plotly.offline import get_plotlyjs
 
 from .executed import ReportError, Stage, read_executed, reproducible, stage_of
 from .numbers import shown, with_interval
+from .openings import Opening
+from .sorting import without_parts
 from ..writing import write_whole
 
 # %% ../../nbs/reports/03_pages.ipynb #692cb4d1
@@ -82,18 +83,52 @@ def write_plotly(path: str | os.PathLike) -> None:
 
 # %% ../../nbs/reports/03_pages.ipynb #b7eddef1
 def _cells_html(notebook: nbformat.NotebookNode) -> Markup:
-    "The cells of a notebook, each code cell folded."
+    "Text and outputs of a notebook, without its code; tables rely on the style and script of the page."
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(
         template_name="basic",
-        raw_template=files("smc_ml.reports").joinpath("templates/cells.html.j2").read_text(encoding="utf-8"),
-        exclude_input_prompt=True,
+        exclude_input=True,
         exclude_output_prompt=True,
         exclude_anchor_links=True,
         **dict.fromkeys(("require_js_url", "mathjax_url", "jquery_url", "mermaid_js_url"), ""),
     )
-    return Markup(exporter.from_notebook_node(notebook)[0])
+    return Markup(without_parts(exporter.from_notebook_node(notebook)[0]))
+
+
+def _code_html(notebook: nbformat.NotebookNode) -> list[tuple[str, list[Markup]]]:
+    "The code under each heading of a notebook, highlighted."
+    from nbconvert.filters import Highlight2HTML
+
+    coloured = Highlight2HTML(pygments_lexer="ipython3")
+    parts: list[tuple[str, list[Markup]]] = [("", [])]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts += [(heading, []) for heading in re.findall(r"^##+ (.+)$", cell.source, re.MULTILINE)]
+        elif cell.cell_type == "code" and cell.source.strip():
+            parts[-1][1].append(Markup(coloured(cell.source)))
+    return [part for part in parts if part[1]]
+
+
+_HEAD = re.compile(r"\A\s*# .+\n*(?:> .+\n*)?")
+
+
+def _without_head(notebook: nbformat.NotebookNode) -> None:
+    "Take the title and the sentence below it out of the first cell: the page has them."
+    first = notebook.cells[0] if notebook.cells else None
+    if first and first.cell_type == "markdown":
+        first.source = _HEAD.sub("", first.source)
+
+
+def _without_said(notebook: nbformat.NotebookNode, opening: Opening) -> None:
+    "Take printed lines out that the opening says already."
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if output.output_type == "stream":
+                lines = output.text.splitlines(keepends=True)
+                output.text = "".join(line for line in lines if not opening.says(line))
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text.strip()]
 
 
 def _links(stages: Sequence[Stage], here: str) -> list[dict[str, Any]]:
@@ -110,17 +145,26 @@ def page(
     stages: Sequence[Stage] = (),  # the pages beside it, for the links on top
     home: str = "../index.html",  # seen from the page
     script: str = "plotly.min.js",  # seen from the page
+    opening: Opening | None = None,  # what the page says first; None: its title
+    banner: str = "",  # what to know before reading any number
 ) -> None:
-    "One HTML page from one executed notebook: code folded, no network, no trace of when it ran."
+    "One HTML page from one executed notebook: its answer first, code last, no trace of when it ran."
     stage = stage_of(executed_notebook)
     notebook, figures = reproducible(read_executed(executed_notebook), stage.name)
+    _without_head(notebook)
+    if opening:
+        _without_said(notebook, opening)
     html = rendered(
         "stage.html.j2",
         title=stage.title,
+        sentence=stage.sentence,
+        opening=opening,
+        banner=banner,
         links=_links(stages, stage.name),
         home=home,
         script=script if figures else None,
         body=_cells_html(notebook),
+        code=_code_html(notebook),
     )
     write_page(html, destination)
 
@@ -144,6 +188,7 @@ def card_page(
 ) -> None:
     "The page of a model's card."
     notebook, figures = reproducible(read_executed(card.notebook), card.name)
+    _without_head(notebook)
     above = next((stage.title for stage in stages if stage.name == BEHIND), "all models")
     html = rendered(
         "card.html.j2",
@@ -153,6 +198,7 @@ def card_page(
         behind=BEHIND,
         above=above,
         body=_cells_html(notebook),
+        code=_code_html(notebook),
         **card.values,
     )
     write_page(html, destination)
