@@ -122,9 +122,12 @@ def test_nothing_is_no_reason_to_refuse():
     assert not len(closing_order([none], 0)) and not len(by_close([np.zeros(0, EVENT_RECORD)], 0))
 
 
-@pytest.mark.parametrize("detector", DETECTORS, ids=lambda row: row.name)
+OTHERS = [row.other for row in DETECTORS if row.other]
+
+
+@pytest.mark.parametrize("detector", [*DETECTORS, *OTHERS], ids=lambda row: row.name)
 def test_a_detector_refuses_rows_and_rings_that_do_not_exist(detector):
-    config, candles = PatternConfig(), rough_candles(SIZE, seed=1)
+    config, candles = PatternConfig.preset("tradingview"), rough_candles(SIZE, seed=1)
     step = TIMEFRAMES["5m"].value
     memory = (*detector.arguments(config, step), *detector.state(config))
     reads = [schedule(0, SIZE * step, ("day",))] if "calendar" in detector.reads else []

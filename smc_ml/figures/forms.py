@@ -13,14 +13,14 @@ import pandas as pd
 
 from .canvas import DOWN, INK, NEUTRAL, PAPER, SOFT_INK, UP, direction_colour, words
 from .legend import BREAK_LABELS, HOLLOW_KINDS, VOLUME_COLOUR, zone_colour, zone_look
-from .traces import Box, Chart, Label, Trace, lines, outlines, points, rectangle, stories, texts
+from .traces import Box, Label, Plane, Trace, lines, outlines, points, rectangle, stories, texts
 
 # %% ../../nbs/figures/04_forms.ipynb #55b5c5f7
 Name = tuple[float, str, str]  # price, text, colour
 
 
 def _alive_labels(
-    patterns: pd.DataFrame, chart: Chart, names: Callable[[Any], Iterable[Name]]
+    patterns: pd.DataFrame, chart: Plane, names: Callable[[Any], Iterable[Name]]
 ) -> list[Label]:
     "Labels right of the last candle for what is still in force; `names` gives those of a pattern."
     place = [chart.edge + (chart.edge - chart.end) / 4]
@@ -46,7 +46,7 @@ def _zone_names(zone: Any) -> list[Name]:
     return [(zone.level, short[zone.kind], colour)] if zone.kind in short else []
 
 # %% ../../nbs/figures/04_forms.ipynb #c956e7d3
-def draw_zones(zones: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Trace]:
+def draw_zones(zones: pd.DataFrame, chart: Plane, taken: list[Box]) -> list[Trace]:
     "Hollow from formed to known, filled from known to the end; a value area with its point of control."
     kind = zones["kind"].iloc[0]
     opacity, dash = zone_look(kind)
@@ -69,7 +69,7 @@ def _range_names(dealing: Any) -> list[Name]:
     ]
 
 
-def draw_ranges(ranges: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Trace]:
+def draw_ranges(ranges: pd.DataFrame, chart: Plane, taken: list[Box]) -> list[Trace]:
     "Dealing ranges: premium and discount tinted, the equilibrium between them."
     traces = []
     for dealing, story in zip(ranges.itertuples(), stories(ranges, chart.digits), strict=True):
@@ -81,7 +81,7 @@ def draw_ranges(ranges: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Tr
 
 # %% ../../nbs/figures/04_forms.ipynb #7012af52
 def _break_labels(
-    breaks: pd.DataFrame, left: pd.Series, right: pd.Series, chart: Chart, strong: bool
+    breaks: pd.DataFrame, left: pd.Series, right: pd.Series, chart: Plane, strong: bool
 ) -> list[Label]:
     "Labels in the middle of the lines, else at a quarter or three quarters."
     labels = []
@@ -96,7 +96,7 @@ def _break_labels(
 
 
 def _take_lines(
-    breaks: pd.DataFrame, left: pd.Series, right: pd.Series, chart: Chart, taken: list[Box]
+    breaks: pd.DataFrame, left: pd.Series, right: pd.Series, chart: Plane, taken: list[Box]
 ) -> None:
     "Keep other labels off: one label per line, even where a shift is a change of character too."
     for pattern, a, b in zip(breaks.itertuples(), left, right, strict=True):
@@ -106,7 +106,7 @@ def _take_lines(
             taken.append(Box(x0 + 14, x1 - 14, low, low + 12))
 
 
-def draw_breaks(breaks: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Trace]:
+def draw_breaks(breaks: pd.DataFrame, chart: Plane, taken: list[Box]) -> list[Trace]:
     "A line from the broken swing to the breaking candle, with its label."
     strong = breaks["scale"].iloc[0] != "internal"
     left, right = breaks["formed_at"].clip(lower=chart.start), breaks["known_at"] - chart.step
@@ -116,7 +116,7 @@ def draw_breaks(breaks: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Tr
     return lines(breaks, left, right, chart, **look) + labels
 
 # %% ../../nbs/figures/04_forms.ipynb #38d12bd9
-def draw_swings(swings: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Trace]:
+def draw_swings(swings: pd.DataFrame, chart: Plane, taken: list[Box]) -> list[Trace]:
     "Triangles where swings formed, with HH, HL, LH or LL."
     strong = swings["scale"].iloc[0] != "internal"
     shift, size = 0.008 * (chart.highest - chart.lowest), 10 if strong else 8
@@ -130,7 +130,7 @@ def draw_swings(swings: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Tr
     return points(swings, swings["formed_at"], chart, **marker) + texts(labels, chart, taken)
 
 
-def draw_marks(marks: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Trace]:
+def draw_marks(marks: pd.DataFrame, chart: Plane, taken: list[Box]) -> list[Trace]:
     "Sweeps as crosses, runs as arrows, on the candle that decided, with a thin line from the level's origin."
     decided, sweep = marks["known_at"] - chart.step, marks["kind"].iloc[0] == "liquidity_sweep"
     arrows = ["arrow-up" if direction > 0 else "arrow-down" for direction in marks["direction"]]
@@ -163,7 +163,7 @@ def _level_names(level: Any) -> list[Name]:
     return [(level.level, _level_name(level), direction_colour(level.direction))]
 
 
-def _gone_labels(levels: pd.DataFrame, chart: Chart) -> list[Label]:
+def _gone_labels(levels: pd.DataFrame, chart: Plane) -> list[Label]:
     "Names at the begin of those levels that are gone and were there for a while."
     brief, labels = 0.03 * (chart.end - chart.start), []
     for level in levels[levels["ended_at"].notna()][::-1].itertuples():
@@ -174,7 +174,7 @@ def _gone_labels(levels: pd.DataFrame, chart: Chart) -> list[Label]:
     return labels
 
 
-def draw_levels(levels: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Trace]:
+def draw_levels(levels: pd.DataFrame, chart: Plane, taken: list[Box]) -> list[Trace]:
     "Thin lines from known to the end, with their names."
     weightiest_last = levels.sort_values("strength", kind="stable")
     labels = _alive_labels(weightiest_last, chart, _level_names) + _gone_labels(weightiest_last, chart)
@@ -182,7 +182,7 @@ def draw_levels(levels: pd.DataFrame, chart: Chart, taken: list[Box]) -> list[Tr
     return drawn + texts(labels, chart, taken)
 
 # %% ../../nbs/figures/04_forms.ipynb #b4dc1693
-DRAW: dict[str, Callable[[pd.DataFrame, Chart, list[Box]], list[Trace]]] = {
+DRAW: dict[str, Callable[[pd.DataFrame, Plane, list[Box]], list[Trace]]] = {
     "zone": draw_zones,
     "range": draw_ranges,
     "break": draw_breaks,

@@ -27,7 +27,7 @@ from smc_ml.figures.legend import (
     members,
     sample_of,
 )
-from .traces import Box, Chart, Trace, candle_step, chart_of, price_range
+from .traces import Box, Plane, Trace, candle_step, chart_of, price_range
 
 # %% ../../nbs/figures/05_patterns.ipynb #96bf495c
 _LASTING = [kind for group in GROUPS for kind in group.kinds if group.form in ("zone", "range", "level")]
@@ -76,7 +76,7 @@ def _strongest(zones: pd.DataFrame, most: int) -> pd.DataFrame:
     return ranked[ranked["formed_at"].isin(clusters)][::-1]
 
 # %% ../../nbs/figures/05_patterns.ipynb #db07ec68
-def _mark_boxes(seen: pd.DataFrame, chart: Chart, shown: Collection[str]) -> list[Box]:
+def _mark_boxes(seen: pd.DataFrame, chart: Plane, shown: Collection[str]) -> list[Box]:
     "Places of the crosses and arrows that are shown; no label is to lie there."
     groups = [group for group in GROUPS if group.form == "mark" and is_shown(group, shown)]
     marks = seen[seen["kind"].isin([kind for group in groups for kind in group.kinds])]
@@ -87,7 +87,7 @@ def _mark_boxes(seen: pd.DataFrame, chart: Chart, shown: Collection[str]) -> lis
 def _traces_of(
     group: PatternGroup,
     found: pd.DataFrame,  # its patterns
-    chart: Chart,
+    chart: Plane,
     strongest: int,
     visible: bool,
     taken: list[Box],
@@ -108,7 +108,7 @@ def _traces_of(
 
 
 def _group_traces(
-    seen: pd.DataFrame, chart: Chart, strongest: int, shown: Collection[str]
+    seen: pd.DataFrame, chart: Plane, strongest: int, shown: Collection[str]
 ) -> dict[PatternGroup, list[Trace]]:
     "The traces of each group that has patterns; what is shown at first chooses places for its labels first."
     traces, taken = {}, _mark_boxes(seen, chart, shown)

@@ -24,7 +24,7 @@ from smc_ml.candles import (
 )
 from ..config import UserError
 from .config import PatternConfig
-from .detectors import CALENDAR, DETECTORS, ZONE_DETECTORS, Detector
+from .detectors import CALENDAR, ZONE_DETECTORS, Detector, detectors_by
 from smc_ml.patterns.events import (
     ENDED,
     EVENT_RECORD,
@@ -41,7 +41,7 @@ from smc_ml.patterns.events import (
 )
 from .names import ENDED_HOW, KINDS, LABELS, PATTERN_KINDS, SCALES, ZONE_KINDS
 from .sessions import period_names, schedule
-from .zones import run_zones, zone_traits
+from .zones import configured_traits, run_zones
 from ..rows import check_lengths, check_rows
 
 # %% ../../nbs/patterns/13_detection.ipynb #a334970c
@@ -92,13 +92,13 @@ def detect_events(
     "All events, a part for each detector, numbered through; and the life events of all of them."
     found: dict[str, np.ndarray] = {}
     life_events, count = [], 0
-    for row in DETECTORS:
+    for row in detectors_by(config):
         events, happened = _find(row, found, candles, config, step)
         found[row.name] = _numbered(events, count)
         count += len(events)
         life_events.append(happened)
     zones = by_close([found[name] for name in ZONE_DETECTORS], len(candles))
-    turned, happened = run_zones(candles, zones, zone_traits(config.kinds), config.zone_age, count)
+    turned, happened = run_zones(candles, zones, configured_traits(config), config.zone_age, count)
     return [*found.values(), _numbered(turned, count)], join([*life_events, happened])
 
 # %% ../../nbs/patterns/13_detection.ipynb #83e8b8e8

@@ -38,7 +38,7 @@ EVENT_RECORD = np.dtype(
     [("number", "i8"), ("formed", "i8"), ("formed_time", "i8"), ("known", "i8")]  # formed, known: rows
     + [(name, "f8") for name in ("top", "bottom", "level", "strength", "volume")]
     + [(name, "i1") for name in ("kind", "direction", "scale", "label")]
-    + [(f"codes_{CODES}", "i4")]
+    + [(f"codes_{CODES}", "i2"), ("upside_down", "i2")]  # 1: the chart stores the zone bottom above top
 )
 
 # %% ../../nbs/patterns/02_events.ipynb #b6c4bf93

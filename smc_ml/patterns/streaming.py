@@ -21,7 +21,7 @@ from ..candles import TIMEFRAMES, CandleError, as_candles, validate_candles
 from ..config import UserError
 from .config import PatternConfig
 from .detection import check_series, event_table
-from .detectors import CALENDAR, DETECTORS
+from .detectors import CALENDAR, DETECTORS, detectors_by
 from smc_ml.patterns.events import (
     CANDLE_RECORD,
     CODES,
@@ -32,7 +32,7 @@ from smc_ml.patterns.events import (
     prepare,
 )
 from .sessions import period_names, schedule
-from .zones import WATCH, ZONE_RECORD, doubled, zone_life_events, zone_traits
+from .zones import WATCH, ZONE_RECORD, configured_traits, doubled, zone_life_events
 
 # %% ../../nbs/patterns/14_streaming.ipynb #e798b70e
 class Candle(NamedTuple):
@@ -145,7 +145,7 @@ def _calls(config: PatternConfig, step: int) -> list[_Call]:
     "The rows that have something to do."
     sources = {row.name: number for number, row in enumerate(DETECTORS)} | {CALENDAR: _PERIODS}
     calls = []
-    for number, row in enumerate(DETECTORS):
+    for number, row in enumerate(detectors_by(config)):
         if row.runs(config, step):
             source = _EVERYTHING if len(row.reads) > 1 else sources[row.reads[0]] if row.reads else _NOTHING
             fixed = (*row.arguments(config, step), *row.state(config))
@@ -155,7 +155,7 @@ def _calls(config: PatternConfig, step: int) -> list[_Call]:
 # %% ../../nbs/patterns/14_streaming.ipynb #a9accc20
 def _ring(config: PatternConfig) -> np.ndarray:
     "As many candles as a power of two above every look back."
-    longest = max(config.atr_window, *(row.looks_back(config) for row in DETECTORS))
+    longest = max(config.atr_window, *(row.looks_back(config) for row in detectors_by(config)))
     return np.zeros(1 << int(longest + 2).bit_length(), CANDLE_RECORD)
 
 
@@ -189,10 +189,10 @@ class _Memory:
         self.ring, self.calendar = _ring(config), _Calendar(config, self.step)
         self.preparation = config.atr_window, (config.maximum_hole + 1) * self.step, config.weekends_closed
         self.calls, self.found = _calls(config, self.step), [slice(0)] * len(DETECTORS)
-        self.traits, self.zones = zone_traits(config.kinds), held_state()
+        self.traits, self.zones = configured_traits(config), held_state()
         self.held, self.watches = np.zeros(256, ZONE_RECORD), np.zeros(256, WATCH)
-        room = sum(row.room(config) for row in DETECTORS)
-        life_room = sum(row.life_room(config) for row in DETECTORS)
+        room = sum(row.room(config) for row in detectors_by(config))
+        life_room = sum(row.life_room(config) for row in detectors_by(config))
         self.out = np.zeros(room + 256, EVENT_RECORD)
         self.life_events = np.zeros(life_room + 1024, LIFE_EVENT_RECORD)
         self.counting = np.arange(len(self.out))
@@ -200,6 +200,8 @@ class _Memory:
     def number(self, first: int) -> None:
         "Number the events of a close, found or still to be found, from `first` on."
         np.add(self.counting, first, out=self.out["number"])
+        if self.config.swings == "leg":  # the one field that most detectors leave as it is
+            self.out["upside_down"] = 0
 
     def make_room(self) -> None:
         "Twice the room for zones and for what happens to them."
@@ -253,6 +255,8 @@ def _find(m: _Memory, row: int, mask: int, opened: int) -> tuple[int, int]:
             count, noted = count + events, noted + happened
         elif source >= 0:
             count += run(ring, mask, row, end, out[found[source]], *fixed, out[count:])[1]
+        elif source == _EVERYTHING:
+            count += run(ring, mask, row, end, out[:count], *fixed, out[count:])[1]
         elif source == _PERIODS:
             count += run(ring, mask, row, end, m.calendar.at(opened), *fixed, out[count:])[1]
         else:

@@ -30,7 +30,7 @@ def _files(folder: Path) -> dict[str, Path]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
-            raise BundleError(f"{path} is a link: put the file itself there, or make the bundle again")
+            raise BundleError(f"{path} is a link: put the file itself there")
         if path.is_file() and path != folder / MANIFEST:
             found[path.relative_to(folder).as_posix()] = path
     return found
@@ -80,7 +80,9 @@ def _manifest(folder: Path, digest: str | None) -> tuple[dict[str, Any], str]:
         content = (folder / MANIFEST).read_bytes()
         told = json.loads(content)
     except OSError:
-        raise BundleError(f"{folder / MANIFEST}: no such file: make the bundle with smc bundle") from None
+        raise BundleError(
+            f"{folder / MANIFEST}: no such file: what is there is not whole, make it again"
+        ) from None
     except ValueError:
         raise BundleError(f"{folder / MANIFEST}: no manifest can be read from it: make it again") from None
     found = hashlib.sha256(content).hexdigest()
@@ -104,7 +106,7 @@ def check_bundle(
     folder = Path(folder)
     told, found = _manifest(folder, digest)
     there, files = file_hashes(folder), told["files"]
-    remedy = "make the bundle again with smc bundle, or copy it anew"
+    remedy = "make it again, or copy it anew"
     for name in sorted(files.keys() | there.keys()):
         if name not in there:
             raise BundleError(f"{folder}: {name} is missing: {remedy}")

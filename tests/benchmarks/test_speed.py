@@ -12,6 +12,7 @@ import pytest
 import talib
 import torch
 from conftest import BTC, by_timeframe, real_candles
+from test_presets import Chart
 
 from smc_ml.features.table import feature_table, smc_features
 from smc_ml.indicators.momentum import CCIIndicator, RSIIndicator
@@ -77,6 +78,18 @@ def test_all_kinds(benchmark, long_walk, candles):
     assert len(table) > candles
     if candles == 200_000:
         within(benchmark, 0.3)
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["smc_ml", "plain loops"])
+def test_the_chart_s_reading(benchmark, long_walk, slow):
+    "The preset beside the plain loops that say what the chart draws."
+    candles, group = long_walk.iloc[:10_000], "patterns of the chart's reading, 10000 candles"
+    benchmark.group, benchmark.name = group, "plain loops" if slow else "smc_ml, preset tradingview"
+    read = (lambda: Chart(candles, False, False, "atr").draw()) if slow else None
+    preset = PatternConfig.preset("tradingview", periods=())
+    benchmark.pedantic(read or (lambda: detect_patterns(candles, preset)), warmup_rounds=1, rounds=3)
+    if not slow:
+        within(benchmark, 0.1)
 
 
 @pytest.mark.parametrize("candles", SIZES)
