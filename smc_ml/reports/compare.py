@@ -117,7 +117,7 @@ def same_candles(runs: Sequence[ComparedRun]) -> bool:
 def _expectancy(run: ComparedRun) -> Interval | None:
     "Mean R after costs with its interval; None where no trade was taken."
     parts = [run.headline.get(f"net_r{end}") for end in ("", "_low", "_high")]
-    return None if None in parts else Interval(*map(float, parts))
+    return None if None in parts else Interval(*(float(part) for part in parts if part is not None))
 
 
 def comparison_opening(runs: Sequence[ComparedRun]) -> Opening:
