@@ -22,7 +22,7 @@ SNAPSHOT = $$(grep -oE 'md5: .{12}' data.dvc | cut -c6-)
 BENCHMARKS := --benchmark-enable --benchmark-only --benchmark-sort=name --benchmark-group-by=group
 
 SHELL := /bin/bash
-.PHONY: help install hooks writable export clean repro files update experiments pin lab test coverage controls table proofs \
+.PHONY: help install hooks writable export clean repro files update experiments pin demo hero lab test coverage controls table proofs \
         mutants bench check readme lock
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -58,8 +58,7 @@ repro: export  ## run the whole pipeline; read reports/index.html
 
 files: export  ## run it on your own candles: make files FILES="BTCUSDT=btc.parquet ETHUSDT=eth.parquet"
 	@test -n "$(FILES)" || { echo 'say which: $(EXAMPLE)'; exit 1; }
-	smc files params.yaml $(FILES)
-	smc run
+	smc files $(FILES) --run
 
 update: export  ## fetch what is new, then run what has changed
 	smc run -f -s collect
@@ -72,8 +71,11 @@ pin: install  ## commit the snapshot that the last run used
 	smc mend
 	git commit -m "Pin the candles $(SNAPSHOT)" -- data.dvc dvc.lock headline.json reports
 
+demo: install  ## an edge that was planted, and none, side by side: what a verdict means
+	smc demo
+
 lab: export  ## explore the notebooks
-	python -m smc_ml.processor jupyter lab nbs
+	python -m smc_ml.processor jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs
 
 test: install  ## every test but the long proofs, on two cores
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -103,7 +105,10 @@ check: install  ## notebooks clean, modules equal them, README current; style, f
 	mypy
 	pytest -q tests/test_repository.py
 
-readme: export  ## write README.md from nbs/index.ipynb
+hero: install  ## draw the picture at the head of README.md anew
+	python tools/hero.py
+
+readme: export  ## write README.md from nbs/index.ipynb, with its maps and numbers
 	python tools/readme.py
 
 lock: install  ## resolve the dependencies anew into requirements.lock

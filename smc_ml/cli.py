@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'SettingsFile', 'SettingsFileOption', 'init', 'demo', 'doctor', 'check', 'files', 'run_pipeline', 'report',
-           'mend', 'run_tuning', 'run_table', 'run_comparison', 'controls']
+           'mend', 'run_tuning', 'run_table', 'run_comparison', 'run_bundling', 'controls']
 
 # %% ../nbs/11_cli.ipynb #b30b25e8
 import contextlib
@@ -314,6 +314,37 @@ def run_comparison(
         print(next_step("smc table", "models of the last run on the same trades"))
 
 # %% ../nbs/11_cli.ipynb #2661d08e
+@app.command(
+    "bundle",
+    epilog=examples(
+        "smc bundle                                # of the last run, into artifacts/bundles",
+        "smc bundle --into served/5m               # into another folder",
+        "smc bundle --check artifacts/bundles/5m   # is every byte of it as it was made?",
+    ),
+)
+def run_bundling(
+    settings: SettingsFile = Path("params.yaml"),
+    into: Annotated[
+        Path | None, typer.Option("--into", help="the folder; replaced as a whole", metavar="DIR")
+    ] = None,
+    look: Annotated[
+        Path | None, typer.Option("--check", help="look at a bundle that is there", metavar="DIR")
+    ] = None,
+) -> None:
+    """One folder that holds all a prediction needs.
+
+    Models, ensemble, features, settings, spans, hashes and scores of the last run, with a manifest.
+    """
+    with plainly():
+        _hold()
+        into = into and into.resolve()
+        settings = settings if look else at_root(settings)
+        from smc_ml.commands.bundling import bundled, looked_at
+
+        print(*(looked_at(look) if look else bundled(Path(), settings, into)), sep="\n")
+        print(next_step("smc report", "what its models are worth"))
+
+
 @app.command(epilog=examples("smc controls   # resumes where it was stopped"))
 def controls(settings: SettingsFile = Path("params.yaml")) -> None:
     "The long form of the controls (hours; resumes)."

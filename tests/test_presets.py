@@ -340,3 +340,20 @@ def test_a_trial_with_a_preset_is_another_trial():
         trial_id(Trial("train", "model", {"patterns": config})) for config in (own, preset, PatternConfig())
     ]
     assert names[0] == names[2] != names[1]
+
+
+def test_a_hole_begins_a_chart_of_its_own(bitcoin):
+    "Half a day is taken out: what is found is what two charts show, and nothing lives on across the hole."
+    candles = resample(bitcoin.iloc[:9000], "5m", "15m")
+    candles = candles.drop(candles.index[1400:1450])
+    charts = [Chart(part, False, False, "atr").draw() for part in (candles.iloc[:1400], candles.iloc[1400:])]
+    at, second = 1400, charts[1]
+    moved = {p: (*p[:3], p[3] + at, p[4] + at, *p[5:]) for p in second.found}
+    later, ends = list(moved.values()), {moved[p]: row + at for p, row in second.ends.items()}
+    ends |= charts[0].ends
+    found, ours = drawn(candles, PatternConfig.preset("tradingview", periods=()), {p[0] for p in later})
+    assert sorted(found) == sorted(charts[0].found + later)
+    interrupted = {zone for zone in ours if ours[zone] == at and zone[4] < at}
+    assert {zone: row for zone, row in ours.items() if zone not in interrupted} == ends
+    zones = [zone for zone in charts[0].found if zone[0] in ("order_block", "fair_value_gap")]
+    assert interrupted == {zone for zone in zones if zone not in charts[0].ends} and len(interrupted) > 10

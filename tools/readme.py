@@ -1,4 +1,4 @@
-"""Write the tables of nbs/index.ipynb and, from that notebook, README.md.
+"""Write the tables and numbers of nbs/index.ipynb and, from that notebook, README.md; numbers of others too.
 
 With --check only say whether both are current (exit 1 if not).
 """
@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import claims
 import nbformat
 from nbconvert import MarkdownExporter
 
@@ -116,7 +117,7 @@ def index_notebook() -> nbformat.NotebookNode:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = with_maps(cell.source)
+            cell.source = claims.renewed(with_maps(cell.source))
     return notebook
 
 
@@ -133,7 +134,16 @@ def main(check: bool) -> None:
     "Write both files, or only check them."
     if not NOTEBOOK.exists():
         sys.exit("nbs/index.ipynb is missing: README.md is made from it")
-    notebook, text = index_notebook(), readme()
+    try:
+        others = [each for each in claims.renewed_files() if each[0] != NOTEBOOK]
+        notebook, text = index_notebook(), readme()
+    except claims.ClaimError as error:
+        sys.exit(str(error))
+    if old := [str(path.relative_to(ROOT)) for path, before, after in others if before != after]:
+        if check:
+            sys.exit(f"numbers that are no longer those of their artefacts in {', '.join(old)}: make readme")
+        for path, _, after in others:
+            path.write_text(after, encoding="utf-8")
     stale = notebook != nbformat.read(NOTEBOOK, as_version=4)
     if not check:
         if stale:
