@@ -154,7 +154,7 @@ _HEADLINE = {
     "net_r": "mean_r",
     "trades": "trades",
     "dsr": "independent_dsr",
-}  # of headline.json -> of `MEASURES`
+}  # of headline.json -> of `MEASURE_WORDS`
 _ACCOUNT = ("mean_gross_r", "total_return", "maximum_drawdown", "break_even_cost_basis_points")
 
 
