@@ -1,4 +1,4 @@
-"""Pages of the report in a browser: nothing overflows a phone, no request leaves, tables filter and download."""
+"""Pages of the report in a browser: nothing overflows a phone, no request leaves, tables filter and save."""
 
 import base64
 import html
