@@ -1,4 +1,4 @@
-"""A bundle says what the run said, from its folders to its command; a calculator says what the table says on real candles."""
+"""A bundle says what the run said, from its folders to its command; a calculator what the table says."""
 
 import contextlib
 import json

@@ -8,8 +8,9 @@ __all__ = ['BUNDLES', 'bundle_lines', 'bundled', 'looked_at']
 # %% ../../nbs/commands/10_bundling.ipynb #b779179d
 from pathlib import Path
 
-from ..serving.bundle import Bundle, make_bundle
+from ..serving.bundle import Bundle
 from ..serving.finished import finished_run
+from ..serving.making import make_bundle
 from ..settings import read_settings
 
 # %% ../../nbs/commands/10_bundling.ipynb #472219a1

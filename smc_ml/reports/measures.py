@@ -31,6 +31,9 @@ class Measure(NamedTuple):
 _R = "R is the distance from the entry to the stop"
 MEASURE_WORDS = {
     # trades and accounts
+    "pessimistic": Measure("worst case"),
+    "expected": Measure("base case"),
+    "optimistic": Measure("best case"),
     "trades": Measure("trades", "count"),
     "events": Measure("events", "count"),
     "win_rate": Measure("win rate", "percent", "share of trades with something left after costs"),
