@@ -212,15 +212,21 @@ def run_pipeline(
         _run(root, context.args)
 
 
-@app.command(epilog=examples("smc report", "smc report --open   # in the browser"))
+@app.command(
+    epilog=examples(
+        "smc report", "smc report --open   # in the browser", "smc report --json   # for programs"
+    )
+)
 def report(
     show: Annotated[bool, typer.Option("--open", help="open the report in the browser")] = False,
+    json: Annotated[bool, typer.Option("--json", help="verdict and numbers as JSON")] = False,
 ) -> None:
     "What the last run found, and where its report is."
-    from smc_ml.commands.result import last_result
+    from smc_ml.commands.result import last_result, result_record
 
     with plainly():
-        print(*last_result(project_root(), show), sep="\n")
+        root = project_root()
+        print(result_record(root) if json else "\n".join(last_result(root, show)))
 
 
 @app.command(epilog=examples("smc mend"))

@@ -4,8 +4,8 @@ In a markdown cell, or a markdown file below nbs/, a number stands between two c
 
     <!-- claim: headline.json#auc .3f -->0.601<!-- /claim -->
 
-File and key (dots lead into nested records), then how it is written, as in `format`. `make readme` writes each
-of them anew; `make check` fails where one is stale. What a person measured by hand stands in
+File and key (dots lead into nested records), then how it is written, as in `format`. `make readme`
+writes each anew; `make check` fails where one is stale. What was measured by hand stands in
 tools/measured.json, with how and when.
 """
 

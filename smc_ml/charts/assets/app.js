@@ -41,7 +41,7 @@ class App {
     this.build();
     const LC = window.LightweightCharts;
     this.chart = LC.createChart(this.pane, {autoSize: true, layout: {attributionLogo: true, fontFamily: "system-ui, sans-serif"},
-      crosshair: {mode: 0}, timeScale: {timeVisible: true, rightOffset: 8, minBarSpacing: .01},
+      crosshair: {mode: 0}, timeScale: {timeVisible: true, rightOffset: 8, minBarSpacing: .01, enableConflation: true},
       handleScroll: {vertTouchDrag: false}, rightPriceScale: {scaleMargins: {top: .1, bottom: .08}}});
     this.series = this.chart.addSeries(LC.CandlestickSeries, {borderVisible: false});
     this.drawing = new Drawing(this);

@@ -10,7 +10,9 @@ function shade(hex, opacity) {
 
 // Labels that keep clear of each other: a label takes the first of its places that is free, or none.
 class Labels {
-  constructor(context, size) { this.context = context; this.size = size; this.taken = []; }
+  constructor(context, size, ground) {
+    Object.assign(this, {context, size, ground: shade(ground, .75), taken: [[0, 0, Math.min(480, size.width), 24]]});   // prices on top
+  }
 
   width(text) { return this.context.measureText(text).width; }
 
@@ -21,6 +23,10 @@ class Labels {
       if (box[0] < 0 || box[2] > this.size.width || box[1] < 0 || box[3] > this.size.height) continue;
       if (this.taken.some(other => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) continue;
       this.taken.push(box);
+      this.context.strokeStyle = this.ground;   // a rim of the ground, so that it can be read on candles
+      this.context.lineWidth = 3;
+      this.context.lineJoin = "round";
+      this.context.strokeText(text, x, y);
       this.context.fillStyle = colour;
       this.context.fillText(text, x, y);
       return true;
@@ -90,7 +96,7 @@ class Drawing {
 
   over() {
     const {g} = this;
-    this.labels = new Labels(g, this.size);
+    this.labels = new Labels(g, this.size, this.app.colours.ground);
     this.trades();
     const strongestFirst = [...this.shown.patterns].reverse();
     for (const form of ["break", "mark", "level", "swing"]) {
