@@ -59,7 +59,9 @@ def keep_durations(root: Path, seconds: Mapping[str, float]) -> None:
     with suppress(OSError):
         write_whole(root / DURATIONS, json.dumps(known, indent=1).encode())
         if (root / TIMES_SCRIPT).parent.is_dir():
-            write_whole(root / TIMES_SCRIPT, f"window.smcTimes = {json.dumps(known, sort_keys=True)};\n".encode())
+            write_whole(
+                root / TIMES_SCRIPT, f"window.smcTimes = {json.dumps(known, sort_keys=True)};\n".encode()
+            )
 
 
 def time_in_words(seconds: float) -> str:
