@@ -6,16 +6,85 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/12___init__.ipynb #d005eba3
+# %% ../nbs/12___init__.ipynb #b2152dbe
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-# %% ../nbs/12___init__.ipynb #77754bc6
-_HOMES = {"Ensemble": "smc_ml.ensemble.estimator", "load_ensemble": "smc_ml.ensemble.estimator"}
+# %% ../nbs/12___init__.ipynb #a72398d8
+__doc__ = """Smart Money Concepts: patterns, trades, models and honest accounts, from a session or a script.
+
+    import smc_ml as smc
+    from sklearn.model_selection import cross_val_score
+
+    candles = smc.load("BTCUSDT_5m.csv")                      # or smc.simulate(days=90)
+    patterns = smc.detect(candles)                            # where each sits, and when one could know it
+    smc.plot(candles, patterns)                               # a chart to scroll and zoom
+    trades = smc.label(candles, patterns)                     # how a trade from each ended, net of costs
+    samples = smc.dataset(smc.features(candles, patterns), trades)
+    folds = smc.walk_forward(samples)                         # purged, in time's order
+    model = smc.models.XGBoost()                              # or any estimator of scikit-learn's kind
+    cross_val_score(model, samples.X, samples.y, cv=folds, scoring="roc_auc")
+    account = smc.backtest(candles, samples, model, folds)
+    smc.judge(account)
+
+Nothing looks ahead: a pattern counts from its `known_at`, a feature from the close of its candle, a trade
+from the next open. `help(smc.load)` and the like say what each call takes, gives and refuses; `dir(smc)`
+lists all names.
+"""
+
+_FACADE = {
+    "markets": ("load", "simulate", "resample"),
+    "looking": ("detect", "plot"),
+    "samples": ("label", "describe_features", "dataset", "walk_forward"),
+    "accounts": ("backtest", "judge"),
+    "settings": (
+        "create_data_collection_config",
+        "create_pattern_config",
+        "create_labeling_config",
+        "create_feature_config",
+    ),
+}
+_HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() for name in names} | {
+    "Market": "smc_ml.candles",
+    "Costs": "smc_ml.costs",
+    "HistoricalDataCollector": "smc_ml.data.collection.collector",
+    "SMCPatternLabeler": "smc_ml.labels.outcomes",
+    "get_pattern_statistics": "smc_ml.labels.statistics",
+    "SMCFeatureEngineer": "smc_ml.datasets.engineer",
+    "SMCDataset": "smc_ml.datasets.samples",
+    "FeatureEngineeringPipeline": "smc_ml.features.families",
+    "TechnicalIndicatorFeatures": "smc_ml.features.families",
+    "MarketMicrostructureFeatures": "smc_ml.features.families",
+    "SMCTrainingPipeline": "smc_ml.stages.pipeline",
+    "create_training_config": "smc_ml.stages.pipeline",
+    "Ensemble": "smc_ml.ensemble.estimator",
+    "load_ensemble": "smc_ml.ensemble.estimator",
+    "TechnicalIndicator": "smc_ml.indicators.base",
+    "RSIIndicator": "smc_ml.indicators.momentum",
+    "CCIIndicator": "smc_ml.indicators.momentum",
+    "ADXIndicator": "smc_ml.indicators.trend",
+    "WaveTrendIndicator": "smc_ml.indicators.trend",
+    "SuperTrendIndicator": "smc_ml.indicators.trailing",
+    "ChandelierExitIndicator": "smc_ml.indicators.trailing",
+}
+_PACKAGES = ("features", "models")  # `features` can be called, `models` holds the estimators
+
+__all__ = sorted([*_HOMES, *_PACKAGES])
 
 
 def __getattr__(name: str) -> Any:
     "A name of the package, from the module that makes it."
-    if name not in _HOMES:
-        raise AttributeError(f"module 'smc_ml' has no attribute {name!r}: it has {', '.join(_HOMES)}")
-    return getattr(import_module(_HOMES[name]), name)
+    if name in _PACKAGES:
+        return import_module(f"smc_ml.{name}")
+    if name in _HOMES:
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
+    near = get_close_matches(name, __all__, 1)
+    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(__all__)}"
+    raise AttributeError(f"module 'smc_ml' has no attribute {name!r}: {hint}")
+
+
+def __dir__() -> list[str]:
+    "All names, loaded or not."
+    return sorted({*globals(), *__all__})

@@ -137,9 +137,7 @@ def test_the_timeframe_is_read_from_the_candles(based, found):
 def test_the_labeler_detects_on_any_base(based):
     base, (symbol,) = based.timeframe, based
     config = LabelingConfig(timeframes=BASES[base][0][:2])
-    labels = SMCPatternLabeler(config, pattern_config=short(base)).label_historical_data(
-        only(based).iloc[:3000], symbol
-    )
+    labels = SMCPatternLabeler(config, pattern_config=short(base)).label(only(based).iloc[:3000], symbol)
     assert set(labels["timeframe"]) == set(BASES[base][0][:2])
 
 
@@ -148,7 +146,7 @@ def test_only_multiples_of_the_base_are_traded(base, odd):
     candles = only(Market({"WALK": minutes()}, "1m").at(base))
     labeler = SMCPatternLabeler(LabelingConfig(timeframes=[odd]), pattern_config=short(base))
     with pytest.raises(LabelError, match=f"WALK: {odd} patterns cannot be traded on {base} candles: take"):
-        labeler.label_historical_data(candles, "WALK")
+        labeler.label(candles, "WALK")
 
 
 # ---- horizons

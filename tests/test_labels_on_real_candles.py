@@ -689,9 +689,7 @@ def test_an_end_that_is_not_known_yet_changes_nothing(bitcoin, ending, entry):
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_what_a_label_says_agrees_with_itself_and_with_the_candles(real, patterns, entry):
-    labels = SMCPatternLabeler(LabelingConfig(entry=entry)).label_historical_data(
-        real, "BTCUSDT", patterns=patterns
-    )
+    labels = SMCPatternLabeler(LabelingConfig(entry=entry)).label(real, "BTCUSDT", patterns=patterns)
     assert list(labels.columns) == list(LABEL_COLUMNS)
     filled, side = labels[labels["filled"]], labels["direction"][labels["filled"]]
     assert (len(filled) == len(labels)) == (entry == "next_open")
@@ -735,24 +733,15 @@ def test_the_labeler_finds_the_patterns_by_itself(real):
     found = detect_timeframes(by_timeframe(candles))
     labeler = SMCPatternLabeler()
     pd.testing.assert_frame_equal(
-        labeler.label_historical_data(candles, "BTCUSDT"),
-        labeler.label_historical_data(candles, "BTCUSDT", patterns=found),
+        labeler.label(candles, "BTCUSDT"),
+        labeler.label(candles, "BTCUSDT", patterns=found),
     )
     hourly = resample(real, "5m", "1h")
-    assert (
-        len(
-            SMCPatternLabeler(LabelingConfig(timeframes=["1h"])).label_historical_data(
-                hourly, "BTCUSDT", "1h"
-            )
-        )
-        > 20
-    )
+    assert len(SMCPatternLabeler(LabelingConfig(timeframes=["1h"])).label(hourly, "BTCUSDT", "1h")) > 20
 
 
 def test_statistics_count_every_event_once(real, patterns):
-    labels = SMCPatternLabeler(LabelingConfig(entry="limit_middle")).label_historical_data(
-        real, "BTCUSDT", patterns=patterns
-    )
+    labels = SMCPatternLabeler(LabelingConfig(entry="limit_middle")).label(real, "BTCUSDT", patterns=patterns)
     table = get_pattern_statistics(labels)
     assert table["events"].sum() == len(labels) and table["trades"].sum() == labels["filled"].sum()
     assert ((table["win_low"] <= table["win_rate"]) & (table["win_rate"] <= table["win_high"])).all()
@@ -795,19 +784,19 @@ def test_patterns_and_candles_that_do_not_belong_together_are_refused(real, ethe
     with pytest.raises(
         LabelError, match=r"ETHUSDT: \d+ of \d+ patterns lie at prices without candles: .* of another symbol"
     ):
-        labeler.label_historical_data(ether.iloc[:12_000], "ETHUSDT", patterns=patterns)
+        labeler.label(ether.iloc[:12_000], "ETHUSDT", patterns=patterns)
     with pytest.raises(LabelError, match="BTCUSDT: the patterns are of ETHUSDT"):
-        labeler.label_historical_data(real, "BTCUSDT", patterns=patterns.assign(symbol="ETHUSDT"))
+        labeler.label(real, "BTCUSDT", patterns=patterns.assign(symbol="ETHUSDT"))
     with pytest.raises(LabelError, match="BTCUSDT: a pattern is known at .* but the candles are from"):
-        labeler.label_historical_data(real.iloc[:5000], "BTCUSDT", patterns=patterns)
+        labeler.label(real.iloc[:5000], "BTCUSDT", patterns=patterns)
     with pytest.raises(LabelError, match="BTCUSDT: a pattern is known at .* but the candles are from"):
-        labeler.label_historical_data(real.iloc[5000:], "BTCUSDT", patterns=patterns)
+        labeler.label(real.iloc[5000:], "BTCUSDT", patterns=patterns)
     with pytest.raises(LabelError, match="labels.timeframes is 15m, but the patterns are of 1h"):
-        labeler.label_historical_data(real, "BTCUSDT", patterns=patterns[patterns["timeframe"] == "1h"])
+        labeler.label(real, "BTCUSDT", patterns=patterns[patterns["timeframe"] == "1h"])
     with pytest.raises(LabelError, match="15m patterns cannot be traded on 1h candles"):
-        labeler.label_historical_data(resample(real, "5m", "1h"), "BTCUSDT", "1h", patterns)
+        labeler.label(resample(real, "5m", "1h"), "BTCUSDT", "1h", patterns)
     with pytest.raises(LabelError, match="no timeframe '7m'"):
-        labeler.label_historical_data(real, "BTCUSDT", "7m")
+        labeler.label(real, "BTCUSDT", "7m")
     with pytest.raises(LabelError, match="0 days 00:05:00 apart"):
         label_patterns(real, patterns, "BTCUSDT", timeframe="15m")
     with pytest.raises(LabelError, match="BTCUSDT: no candles"):
@@ -818,7 +807,7 @@ def test_finer_candles_of_another_market_or_timeframe_are_refused(real, ether, p
     quarters, hourly = (resample(real, "5m", timeframe) for timeframe in ("15m", "1h"))
 
     def label(finer):
-        return SMCPatternLabeler().label_historical_data(quarters, "BTCUSDT", "15m", patterns, finer)
+        return SMCPatternLabeler().label(quarters, "BTCUSDT", "15m", patterns, finer)
 
     with pytest.raises(
         LabelError,
@@ -914,9 +903,9 @@ def test_nothing_to_label_is_said(real, patterns):
 
 
 def test_no_patterns_are_no_labels(real, patterns):
-    assert list(
-        SMCPatternLabeler().label_historical_data(real, "BTCUSDT", patterns=patterns[:0]).columns
-    ) == list(LABEL_COLUMNS)
+    assert list(SMCPatternLabeler().label(real, "BTCUSDT", patterns=patterns[:0]).columns) == list(
+        LABEL_COLUMNS
+    )
 
 
 @pytest.mark.parametrize(

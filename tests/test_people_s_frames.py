@@ -312,7 +312,7 @@ DOORS = {
     "feature_table": lambda frame: feature_table(frame, wanted=["price_momentum"]),
     "horizon_targets": horizon_targets,
     "label_patterns": lambda frame: label_patterns(frame, PATTERNS, "candles", LABELS),
-    "SMCPatternLabeler": lambda frame: SMCPatternLabeler(LABELS).label_historical_data(frame, "candles"),
+    "SMCPatternLabeler": lambda frame: SMCPatternLabeler(LABELS).label(frame, "candles"),
     "confluence": lambda frame: confluence(frame, PATTERNS),
     "pattern_figure": lambda frame: pattern_figure(frame, PATTERNS),
 }

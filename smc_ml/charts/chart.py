@@ -24,6 +24,7 @@ from smc_ml.charts.layers import (
     kind_rows,
     offered_timeframes,
     packed_patterns,
+    reaching,
     seconds,
     session_columns,
     trade_columns,
@@ -150,7 +151,8 @@ class Chart:
             "sessions": session_columns(candles.index[0], candles.index[-1]) if step < 14_400 else None,
         }
         if symbol in self.patterns:
-            parts["patterns"] = packed_patterns(self.patterns[symbol], self.timeframes, digits)
+            patterns = reaching(self.patterns[symbol], candles.index[0])
+            parts["patterns"] = packed_patterns(patterns, self.timeframes, digits)
         if symbol in self.trades and len(self.trades[symbol]):
             parts["trades"] = trade_columns(self.trades[symbol], step, digits)
         return parts

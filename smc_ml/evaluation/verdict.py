@@ -140,6 +140,8 @@ def _because(found: Evidence, kind: VerdictKind, least: float | None, largest: f
         return "A search as long as this one may have found it by luck."
     if found.trades and _side(found.expectancy, 0.0) == 1:
         return "The ranking does not explain the profit."
+    if least is None and np.isnan(largest):
+        return "How small an edge this much data would show was not measured."
     if least is None:
         tried = f"up to {largest:g} " if np.isfinite(largest) else ""
         return f"No planted edge {tried}is seen{after} in 80 % of such markets."

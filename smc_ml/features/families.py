@@ -92,7 +92,7 @@ class FamilyFeatures(TransformerMixin, BaseEstimator):
 
 
 class TechnicalIndicatorFeatures(FamilyFeatures):
-    "The family technical."
+    "Candles of one symbol -> features of the family technical, NaN in the warm-up."
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class TechnicalIndicatorFeatures(FamilyFeatures):
 
 
 class MarketMicrostructureFeatures(FamilyFeatures):
-    "The family microstructure."
+    "Candles of one symbol -> features of the family microstructure, NaN where quotes are lacking."
 
     def __init__(
         self,

@@ -6,6 +6,7 @@
 __all__ = ['OUTCOMES', 'LABEL_COLUMNS', 'label_patterns', 'label_symbols', 'SMCPatternLabeler']
 
 # %% ../../nbs/labels/04_outcomes.ipynb #2273289a
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -368,7 +369,7 @@ class SMCPatternLabeler:
         }
         return detect_timeframes(series, self.pattern_config.model_copy(update={"timeframes": tuple(wanted)}))
 
-    def label_historical_data(
+    def label(
         self,
         candles: pd.DataFrame,
         symbol: str,
@@ -384,3 +385,24 @@ class SMCPatternLabeler:
         return _numbered(
             label_patterns(candles, found, symbol, self.config, self.costs, base, self.pattern_config, finer)
         )
+
+    async def label_historical_data(
+        self,
+        candles: pd.DataFrame,
+        symbol: str,
+        timeframe: str | None = None,  # of `candles`; None: read from their index
+        patterns: pd.DataFrame | None = None,  # None: found here
+        finer: pd.DataFrame | None = None,  # shorter candles, which settle what is in doubt
+    ) -> pd.DataFrame:
+        "What `label` gives, made in a thread of its own, so that whatever else awaits goes on."
+        return await asyncio.to_thread(self.label, candles, symbol, timeframe, patterns, finer)
+
+    def get_pattern_statistics(
+        self,
+        labels: pd.DataFrame,  # of `label`
+        by: str | Sequence[str] = ("kind", "direction"),  # columns of `labels`, or session
+    ) -> pd.DataFrame:
+        "`get_pattern_statistics` of the labels: counts, win rate and mean R with 95 % intervals, by group."
+        from smc_ml.labels.statistics import get_pattern_statistics
+
+        return get_pattern_statistics(labels, by)

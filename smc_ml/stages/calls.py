@@ -106,12 +106,12 @@ def daily_t_interval(
     return Interval(sums.mean() / error, sums.mean() / error - half, sums.mean() / error + half)
 
 # %% ../../nbs/stages/14_calls.ipynb #f7b45725
-def _of_ranking(run: PipelineRun) -> dict[str, float | None]:
-    "The headlines of the ensemble's ranking."
-    ensemble = run.scores.set_index("model").loc["ensemble"]
+def _of_ranking(run: PipelineRun, model: str) -> dict[str, float | None]:
+    "The headlines of a model's ranking."
+    ranked = run.scores.set_index("model").loc[model]
     bounds = ("", "_low", "_high")
     names = ("log_loss_gain", "auc", "ic", "advantage")
-    rows = (_with_bounds(name, *(ensemble[name + end] for end in bounds)) for name in names)
+    rows = (_with_bounds(name, *(ranked[name + end] for end in bounds)) for name in names)
     return {name: value for row in rows for name, value in row.items()}
 
 
@@ -129,10 +129,13 @@ def _of_trades(run: PipelineRun) -> dict[str, float | None]:
     return record
 
 
-def headlines(run: PipelineRun) -> dict[str, float | int | None]:
+def headlines(
+    run: PipelineRun,
+    model: str = "ensemble",  # whose account it is
+) -> dict[str, float | int | None]:
     "One flat record: the headlines, each with its 95 % interval, and counts; None for what is not known."
     counts = {"events": int(run.scores["events"].iloc[-1]), "trades": len(run.trades)}
-    return counts | _of_ranking(run) | _of_trades(run)
+    return counts | _of_ranking(run, model) | _of_trades(run)
 
 
 def pipeline_result(
