@@ -95,7 +95,7 @@ controls: export  ## the long form of the controls: more markets, every model; h
 	smc controls params.yaml
 
 table: export  ## compare every model on the same trades and folds of the last run; resumes where it stopped
-	smc compare
+	smc table
 
 proofs: install  ## the long proofs: the controls with the whole ensemble, fifty killed runs
 	pytest -m slow
