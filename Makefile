@@ -23,7 +23,7 @@ BENCHMARKS := --benchmark-enable --benchmark-only --benchmark-sort=name --benchm
 
 SHELL := /bin/bash
 .PHONY: help install hooks writable export clean repro files update experiments pin demo hero lab test coverage controls table proofs \
-        mutants bench check readme lock
+        mutants bench check readme lock docs
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
@@ -77,6 +77,14 @@ demo: install  ## an edge that was planted, and none, side by side: what a verdi
 lab: export  ## explore the notebooks
 	python -m smc_ml.processor jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs
 
+docs: export _docs/.venv/installed  ## the documentation, offline; open _docs/site/index.html
+	python -m smc_ml.processor python tools/docs.py
+
+_docs/.venv/installed: tools/docs.lock | install
+	test -x _docs/.venv/bin/python || uv venv --quiet --python .venv/bin/python _docs/.venv
+	uv pip install --quiet --python _docs/.venv/bin/python --require-hashes -r tools/docs.lock
+	@touch $@
+
 test: install  ## every test but the long proofs, on two cores
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -87,7 +95,7 @@ controls: export  ## the long form of the controls: more markets, every model; h
 	smc controls params.yaml
 
 table: export  ## compare every model on the same trades and folds of the last run; resumes where it stopped
-	smc compare
+	smc table
 
 proofs: install  ## the long proofs: the controls with the whole ensemble, fifty killed runs
 	pytest -m slow

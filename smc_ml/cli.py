@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'SettingsFile', 'SettingsFileOption', 'init', 'demo', 'doctor', 'check', 'files', 'run_pipeline', 'report',
-           'mend', 'run_tuning', 'run_comparison', 'run_bundling', 'controls']
+           'mend', 'run_tuning', 'run_table', 'run_comparison', 'run_bundling', 'controls']
 
 # %% ../nbs/11_cli.ipynb #b30b25e8
 import contextlib
@@ -272,10 +272,10 @@ def run_tuning(
 
 # %% ../nbs/11_cli.ipynb #0727ed53
 @app.command(
-    "compare",
-    epilog=examples("smc compare                     # all models", "smc compare logistic xgboost"),
+    "table",
+    epilog=examples("smc table                     # all models", "smc table logistic xgboost"),
 )
-def run_comparison(
+def run_table(
     models: Annotated[
         list[str] | None, typer.Argument(help="their names; none: all", metavar="MODEL")
     ] = None,
@@ -293,6 +293,31 @@ def run_comparison(
 
         print(compared_models(settings, models or ()))
         print(next_step("smc tune MODEL", "look for better settings of one"))
+
+# %% ../nbs/11_cli.ipynb #c0a9b3e1
+@app.command(
+    "compare",
+    epilog=examples(
+        "smc compare HEAD~1 HEAD",
+        "smc compare main workspace            # what lies in the folder, beside a branch",
+        "smc compare wider-stops more-trees    # experiments, as dvc exp show names them",
+    ),
+)
+def run_comparison(
+    revisions: Annotated[
+        list[str] | None,
+        typer.Argument(help="commits, experiments or workspace; none: HEAD and workspace", metavar="REV"),
+    ] = None,
+) -> None:
+    """Runs side by side: what differs, and what came of it.
+
+    Parameters that differ, headline numbers with intervals, accounts: a page, and its gist here.
+    """
+    with plainly():
+        from smc_ml.reports.compare import WORKSPACE, compare_runs
+
+        print(compare_runs(project_root(), revisions or ["HEAD", WORKSPACE]))
+        print(next_step("smc table", "models of the last run on the same trades"))
 
 # %% ../nbs/11_cli.ipynb #2661d08e
 @app.command(

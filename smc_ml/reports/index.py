@@ -26,6 +26,7 @@ from .openings import Opening
 from .pages import BEHIND, Card, card_page, page, rendered, write_page, write_plotly
 from .run import RunSummary, as_summary, banner_of
 from ..trading.sentences import charged_points
+from ..writing import write_whole
 
 # %% ../../nbs/reports/05_index.ipynb #428a39f2
 Tile = tuple[str, str, str]  # name, value and note
@@ -232,4 +233,6 @@ def build_report(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     write_page(index, folder / "index.html")
+    if not (times := folder / "times.js").exists():  # a run writes what stages took
+        write_whole(times, b"")
     return stages

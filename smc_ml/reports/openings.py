@@ -137,7 +137,7 @@ def _labels(metrics: Metrics) -> Opening:
                 f"{shown(exits.get('target'), 'percent')} reached the target, "
                 f"{shown(exits.get('stop'), 'percent')} the stop",
             ),
-            ("mean cost", shown(metrics["cost_r"], "r"), "of a trade, fees and slippage"),
+            ("mean cost", shown(metrics["cost_r"], "r").lstrip("+"), "of a trade, fees and slippage"),
         ),
     )
 

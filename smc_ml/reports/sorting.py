@@ -73,13 +73,14 @@ def _heading_html(column: Column, order: str) -> str:
 def sortable_table(
     columns: Sequence[Column],
     rows: Iterable[Sequence[Cell]],
-    by: int = 0,  # the column by which the rows are sorted as they come
+    by: int | None = 0,  # the column by which the rows are sorted as they come; None: by none
     quiet: Iterable[bool] = (),  # whether a row is written softly; none: no row
     name: str = "",  # of the file that is downloaded; none: the title of the page
 ) -> Html:
     "The table with its style and script; one of more than twelve rows is filtered and downloaded too."
     orders = ["none"] * len(columns)
-    orders[by] = "ascending" if columns[by].ascending else "descending"
+    if by is not None:
+        orders[by] = "ascending" if columns[by].ascending else "descending"
     head = "".join(map(_heading_html, columns, orders))
     cells = ["".join(map(_cell_html, row)) for row in rows]
     soft = [*quiet] or [False] * len(cells)

@@ -22,7 +22,9 @@ from ..figures.account import interval_figure
 from ..figures.models import accuracy_plot
 from ..figures.outcomes import cost_plot
 from ..figures.patterns import pattern_figure
+from ..figures.pipeline import pipeline_html
 from .config import ReportConfig
+from .pages import BEHIND
 from .run import RunSummary, hash_of
 from ..tables import ArtifactError, read_table
 from ..trading.sentences import charged_points, interval_sentence
@@ -86,6 +88,14 @@ def _patterns(root: Path, config: ReportConfig) -> Any:
     return pattern_figure(window, found[found["timeframe"] == config.timeframe], title)
 
 
+def _pipeline(root: Path) -> str:
+    "The stages as dvc.yaml has them, each leading to its page."
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    shown_stages = {name: stage for name, stage in stages.items() if name != "code"}
+    own = {name: f"pages/{name}.html" for name in shown_stages if name != "report"}
+    return pipeline_html(shown_stages, own | {"train": f"pages/{BEHIND}.html"})
+
+
 def _figures(
     root: Path, scores: pd.DataFrame, backtest: dict[str, Any], config: ReportConfig
 ) -> dict[str, Any]:
@@ -95,6 +105,7 @@ def _figures(
         "equity": _equity(root, backtest),
         "costs": _costs(root, backtest),
         "patterns": _patterns(root, config),
+        "pipeline": _pipeline(root),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
 
@@ -108,6 +119,7 @@ SOURCES = {  # the file that each part of the page was read from
     "equity": "artifacts/backtest",
     "findings": "reports/metrics: information.json, judgement.json and controls.json",
     "patterns": "artifacts/patterns and artifacts/candles",
+    "pipeline": "dvc.yaml",
     "spans": "artifacts/candles",
     "parameters": "params.yaml",
 }

@@ -95,6 +95,7 @@
     const button = document.createElement("button");
     button.type = "button";
     button.append(...heading.childNodes);
+    if (!button.textContent.trim()) button.setAttribute("aria-label", "sort by the names of the rows");
     heading.append(button);
     heading.scope = "col";
     heading.setAttribute("aria-sort", "none");
