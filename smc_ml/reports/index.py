@@ -10,7 +10,7 @@ import base64
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,22 +212,26 @@ def build_report(
     folder: str | os.PathLike,  # gets index.html and pages/
     cards: Sequence[Card] = (),  # of the models, behind the page that compares them
     openings: Mapping[str, Opening] | None = None,  # what the page of each stage says first
+    others: Mapping[Stage, Callable[[Sequence[Stage]], str]] | None = None,  # HTML of pages without notebook
 ) -> list[Stage]:
-    "Write `index.html`, a page for each stage and card, and one plotly script; returns the stages."
+    "Write `index.html`, a page for each stage, card and other, and one plotly script; returns the stages."
     summary, folder = as_summary(summary), Path(folder)
     stages = distinct_titles([stage_of(path) for path in notebooks])
-    counts = Counter([*(stage.name for stage in stages), *(card.name for card in cards)])
+    listed = [*stages, *(others or {})]
+    counts = Counter([*(stage.name for stage in listed), *(card.name for card in cards)])
     if doubled := sorted(name for name, count in counts.items() if count > 1):
-        raise ReportError(f"two notebooks are named {doubled[0]}: their pages would overwrite each other")
-    index = index_html(summary, stages, cards)
+        raise ReportError(f"two pages are named {doubled[0]}: they would overwrite each other")
+    index = index_html(summary, listed, cards)
     fresh = folder / ".pages.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         for path, stage in zip(notebooks, stages, strict=True):
             opening = (openings or {}).get(stage.name)
-            page(path, fresh / f"{stage.name}.html", stages, opening=opening, banner=banner_of(summary))
+            page(path, fresh / f"{stage.name}.html", listed, opening=opening, banner=banner_of(summary))
         for card in cards:
-            card_page(card, fresh / f"{card.name}.html", stages)
+            card_page(card, fresh / f"{card.name}.html", listed)
+        for stage, html in (others or {}).items():
+            write_page(html(listed), fresh / f"{stage.name}.html")
         write_plotly(fresh / "plotly.min.js")
         _take_place(fresh, folder / "pages")
     finally:
