@@ -196,6 +196,7 @@ def test_the_report_is_whole_and_needs_no_network(project):
     assert {page.stem for page in pages} == {
         *(name for name in STAGES if name not in ("code", "train", "report")),
         *(f"train_{model}" for model in MODELS),
+        "setups",
     }
     for page in (index, *pages):
         html = page.read_text()
