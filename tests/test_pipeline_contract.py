@@ -223,7 +223,6 @@ def test_git_holds_none_of_what_dvc_holds():
 @pytest.mark.parametrize("name", STAGES)
 def test_what_a_stage_reads_is_made_by_an_earlier_one(name):
     made = {
-        "dvc.yaml",
         "params.yaml",
         "requirements.lock",
         "reports/notebooks",
