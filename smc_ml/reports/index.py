@@ -88,8 +88,8 @@ def numbers_of(headline: Mapping[str, Any]) -> list[Tile]:
     "The three numbers that carry the verdict, of `headline.json`: information, profit, and the search."
     told = []
     for name, form in (("auc", "score"), ("net_r", "r")):
-        own = (headline.get(f"{name}{end}") for end in ("", "_low", "_high"))
-        value, _, bounds = with_interval(*own, form).partition(" (")
+        middle, low, high = (headline.get(f"{name}{end}") for end in ("", "_low", "_high"))
+        value, _, bounds = with_interval(middle, low, high, form).partition(" (")
         told.append((value, f"95 % CI {bounds.removesuffix(')')}" if bounds else "no confidence interval"))
     (auc, auc_bounds), (mean, mean_bounds) = told
     trades = shown(headline.get("trades"), "count")
