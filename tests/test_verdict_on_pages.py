@@ -10,8 +10,9 @@ from smc_ml.controls.nulls import null_sentences
 from smc_ml.controls.planted import power_curve, power_sentences
 from smc_ml.controls.record import models_of
 from smc_ml.reports.index import index_html
+from smc_ml.reports.numbers import shown
 from smc_ml.reports.run import RunSummary
-from smc_ml.reports.summary import findings_of, verdict_of
+from smc_ml.reports.summary import findings_of, headline_of, verdict_of
 
 EDGES = (0.0, 0.15, 0.3, 0.45)
 
@@ -42,7 +43,7 @@ def page(scores: pd.DataFrame, expectancy: float, dsr_is_credible: bool, seen: t
     said = " ".join(power_sentences(information, profit))
     controls = {"power": {"edge": information.edge}, "power_after_costs": {"edge": profit.edge}}
     controls |= {"largest_edge": EDGES[-1], "sentences": {"smallest edge that would be seen": said}}
-    judgement = {"credible": dsr_is_credible, "sentence": "The search."}
+    judgement = {"credible": dsr_is_credible, "sentence": "The search.", "independent_dsr": 0.97}
     ensemble = scores.set_index("model").loc["ensemble"].to_dict()
     found = verdict_of(ensemble, backtest, judgement, controls)
     summary = RunSummary(
@@ -55,6 +56,7 @@ def page(scores: pd.DataFrame, expectancy: float, dsr_is_credible: bool, seen: t
         results="1",
         lock_hash="2",
         findings=findings_of(judgement, controls),
+        headline=headline_of(ensemble, backtest, judgement),
     )
     return re.sub(r"<style>.*?</style>", "", index_html(summary, []), flags=re.DOTALL), found, said
 
@@ -74,13 +76,15 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_sentence_tile_table_and_controls_agree(name):
+def test_sentence_numbers_table_and_controls_agree(name):
     *run, kind = RUNS[name]
     html, found, said = page(*run)
     assert found.kind == kind
     answer = re.search(r'<p class="verdict">(.*?)</p>', html)[1]
-    tile = re.search(r'<div class="name">verdict</div><div class="value">(.*?)</div>', html)[1]
-    assert answer.replace("&#39;", "'") == found.answer and tile == found.short
+    tiles = re.findall(r'<div class="value">(.*?)</div>', html)[:3]
+    assert answer.replace("&#39;", "'") == found.answer
+    auc, expectancy = run[0]["auc"].iloc[-1], run[1]
+    assert tiles == [shown(auc, "score"), shown(expectancy, "r"), "0.970"]
     informed = re.findall(r"<td>(yes|not shown)</td>", html)
     assert informed == ["not shown", "yes" if run[0] is SEEN else "not shown"]
     assert ("model ranks setups better than chance" in found.reasons) == (run[0] is SEEN)
@@ -90,7 +94,7 @@ def test_sentence_tile_table_and_controls_agree(name):
     }
     if kind == "absent":
         least = re.search(r"at least (0\.\d\d)", answer)[1]
-        assert least in tile and f"an edge of {least} is seen" in said
+        assert f"an edge of {least} is seen" in said
     if "this amount of data cannot show it" in said.split(". ")[0]:
         assert "No edge" not in answer
 

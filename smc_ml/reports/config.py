@@ -17,7 +17,7 @@ class ReportConfig(Section):
 
     model_config = {"title": "report"}
     timeframe: str = Field("15m", description="timeframe of the chart with patterns")
-    candles: int = Field(250, ge=50, le=1000, description="candles in that chart")
+    candles: int = Field(2000, ge=50, le=20_000, description="candles in that chart, of each symbol")
 
     @field_validator("timeframe")
     @classmethod

@@ -32,11 +32,11 @@ class RunSummary:
     results: str  # `hash_of` of its metrics
     lock_hash: str  # of `hash_of` of requirements.lock
     edge: float | dict[str, float] | None = None  # planted by the simulator; a number, or one a symbol
-    # accuracy, costs, equity, patterns, more: matplotlib, plotly or HTML
+    # chart, accuracy, costs, equity, more: a `Chart`, matplotlib, plotly or HTML
     figures: dict[str, Any] = field(default_factory=dict)
     # what the run is compared with, the sentence found, and the page that shows it
     findings: list[tuple[str, str, str]] = field(default_factory=list)
-    # verdict, scores, backtest, accuracy, costs, equity, patterns, spans, parameters -> file
+    # verdict, scores, backtest, chart, accuracy, costs, equity, spans, parameters -> file
     artifacts: dict[str, str] = field(default_factory=dict)
     headline: dict[str, Any] = field(default_factory=dict)  # of `headline_of`
     title: str = "Do the patterns carry an edge?"

@@ -16,17 +16,17 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ..candles import candle_facts, candles_path, read_market
+from ..candles import TIMEFRAMES, Market, candle_facts, candles_path, read_market
+from ..charts.chart import Chart
 from ..evaluation.verdict import Detectable, Verdict, evidence_of, verdict
 from ..figures.account import interval_figure
 from ..figures.models import accuracy_plot
 from ..figures.outcomes import cost_plot
-from ..figures.patterns import pattern_figure
 from ..figures.pipeline import pipeline_html
 from .config import ReportConfig
 from .pages import BEHIND
 from .run import RunSummary, hash_of
-from ..tables import ArtifactError, read_table
+from ..tables import ArtifactError, read_table, read_tables
 from ..trading.sentences import charged_points, interval_sentence
 
 # %% ../../nbs/reports/06_summary.ipynb #ef2bc043
@@ -78,14 +78,21 @@ def _costs(root: Path, backtest: dict[str, Any]) -> Any | None:
     return cost_plot(costs, even, charged) if len(costs) and charged is not None else None
 
 
-def _patterns(root: Path, config: ReportConfig) -> Any:
-    "The last candles of the first symbol with their patterns."
+def _chart(root: Path, config: ReportConfig, simulated: bool) -> Chart:
+    "The last candles of each symbol with their patterns and the trades of the account."
     market = read_market(root / "artifacts/candles", config.timeframe)
-    symbol = next(iter(market))
-    found = read_table(root / f"artifacts/patterns/{symbol}.parquet")
-    window = market[symbol].iloc[-config.candles :]
-    title = f"{symbol}, {config.timeframe}: hollow until known, filled from then on"
-    return pattern_figure(window, found[found["timeframe"] == config.timeframe], title)
+    window = {symbol: table.iloc[-config.candles :] for symbol, table in market.items()}
+    least, begin = TIMEFRAMES[config.timeframe], min(table.index[0] for table in window.values())
+    patterns = {
+        symbol: table[table["timeframe"].astype(str).map(TIMEFRAMES) >= least]
+        for symbol, table in read_tables(root / "artifacts/patterns").items()
+        if symbol in window
+    }
+    trades = read_table(root / "artifacts/backtest/trades.parquet")
+    trades = trades[trades["entry_at"] >= begin] if len(trades) else trades
+    title = f"{'Simulated candles' if simulated else 'Candles'} with their patterns and trades"
+    own = Market(window, config.timeframe, calendar=market.calendar)
+    return Chart(own, patterns, trades=trades if len(trades) else None, title=title)
 
 
 def _pipeline(root: Path) -> str:
@@ -96,15 +103,13 @@ def _pipeline(root: Path) -> str:
     return pipeline_html(shown_stages, own | {"train": f"pages/{BEHIND}.html"})
 
 
-def _figures(
-    root: Path, scores: pd.DataFrame, backtest: dict[str, Any], config: ReportConfig
-) -> dict[str, Any]:
+def _figures(root: Path, scores: pd.DataFrame, backtest: dict[str, Any], chart: Chart) -> dict[str, Any]:
     "The figures of the index page."
     figures = {
         "accuracy": accuracy_plot(scores),
         "equity": _equity(root, backtest),
         "costs": _costs(root, backtest),
-        "patterns": _patterns(root, config),
+        "chart": chart,
         "pipeline": _pipeline(root),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
@@ -118,7 +123,7 @@ SOURCES = {  # the file that each part of the page was read from
     "costs": "artifacts/backtest/costs.parquet",
     "equity": "artifacts/backtest",
     "findings": "reports/metrics: information.json, judgement.json and controls.json",
-    "patterns": "artifacts/patterns and artifacts/candles",
+    "chart": "artifacts/candles, artifacts/patterns and artifacts/backtest",
     "pipeline": "dvc.yaml",
     "spans": "artifacts/candles",
     "parameters": "params.yaml",
@@ -193,9 +198,10 @@ def summarise(config: ReportConfig, root: str | os.PathLike = ".") -> RunSummary
     )
     scores = read_table(root / "artifacts/ensemble/scores.parquet")
     ensemble = scores.set_index("model").loc["ensemble"].to_dict()
+    simulated = _planted_edge(facts) is not None
     return RunSummary(
         verdict=verdict_of(ensemble, backtest, judgement, controls),
-        simulated=_planted_edge(facts) is not None,
+        simulated=simulated,
         edge=_planted_edge(facts),
         scores=scores,
         backtest=backtest,
@@ -203,7 +209,7 @@ def summarise(config: ReportConfig, root: str | os.PathLike = ".") -> RunSummary
         parameters=yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")),
         results=hash_of(*(metrics / f"{name}.json" for name in ("backtest", "judgement", "controls"))),
         lock_hash=hash_of(root / "requirements.lock"),
-        figures=_figures(root, scores, backtest, config),
+        figures=_figures(root, scores, backtest, _chart(root, config, simulated)),
         findings=findings_of(judgement, controls, information),
         artifacts=SOURCES,
         headline=headline_of(ensemble, backtest, judgement),
