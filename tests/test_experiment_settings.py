@@ -36,7 +36,7 @@ def changed(before: str, after: str) -> list[str]:
 @pytest.mark.parametrize(
     "override, expected",
     [
-        ("report.candles=250", []),
+        ("report.candles=2000", []),
         ("labels.target_r=2.0", ["-  target_r: 1.5", "+  target_r: 2.0"]),
         ("train.models=[logistic,xgboost]", ["-  - lightgbm", "-  - lstm", "-  - patchtst"]),
         ("splits.train_days=90", None),
@@ -61,7 +61,7 @@ def test_an_override_changes_its_own_line_and_the_settings_stay_valid(tmp_path, 
 
 def test_the_files_of_a_run_are_written_in_the_same_form(tmp_path):
     text = with_files(SETTINGS, ["BTC=a b.csv", "ETH=one", "ETH=two"], "1" * 12)
-    assert overridden(tmp_path, text, "report.candles=250") == text
+    assert overridden(tmp_path, text, "report.candles=2000") == text
     collect = yaml.safe_load(text)["collect"]
     assert collect["files"] == {"BTC": "a b.csv", "ETH": ["one", "two"]}
     assert (collect["symbols"], collect["files_digest"], collect["end"]) == (["BTC", "ETH"], "1" * 12, None)
