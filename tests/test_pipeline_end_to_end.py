@@ -197,6 +197,7 @@ def test_the_report_is_whole_and_needs_no_network(project):
         *(name for name in STAGES if name not in ("code", "train", "report")),
         *(f"train_{model}" for model in MODELS),
         "setups",
+        "tear_sheet",
     }
     for page in (index, *pages):
         html = page.read_text()

@@ -172,12 +172,13 @@ _STEPS = {  # by verdict: what to do, and the page that helps with it
         ("Try it on days and markets that nobody has looked at: this run cannot be its own proof.", ""),
         ("See how much of it is left once everything that was tried is counted.", "judgement"),
         ("See which setups it comes from.", "setups"),
+        ("Read the account in full: drawdowns, months, every trade.", "tear_sheet"),
         ("See how much costs may rise before it is gone.", "backtest"),
     ),
     "absent": (
         ("Do not trade it; another choice of settings on the same days is one more trial.", "judgement"),
         ("See how small an edge this amount of data would show.", "controls"),
-        ("See what is lost to costs, and what to the market.", "backtest"),
+        ("See what is lost to costs, and what to the market.", "tear_sheet"),
     ),
     "unknown": (
         ("Give it more days or more markets: see how small an edge so many would show.", "controls"),
