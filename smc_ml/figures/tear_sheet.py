@@ -50,7 +50,7 @@ def _sizes(axes: Axes, results: pd.Series) -> None:
     "How often each size of result occurs, wins and losses in their colours."
     edges = np.histogram_bin_edges(results.clip(-3, 5), bins=40)
     for own, colour in ((results[results > 0], UP), (results[results <= 0], DOWN)):
-        axes.hist(own.clip(-3, 5), bins=edges, color=colour)
+        axes.hist(own.clip(-3, 5), bins=edges.tolist(), color=colour)
     axes.axvline(results.mean(), color=INK, linestyle=":")
     axes.set(title=f"mean {results.mean():+.3f} R (dotted)", xlabel="R after costs", ylabel="trades")
 
