@@ -6,7 +6,7 @@
 __all__ = ['MOST_LISTED', 'TEAR_SHEET', 'numbers_table', 'drawdowns_html', 'calendar_html', 'exits_html', 'trades_html',
            'costs_of_trades', 'tear_sheet_opening', 'tear_sheet_html', 'tear_sheet_beside']
 
-# %% ../../nbs/reports/10_tear_sheet_page.ipynb #44899b93
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #c042bc6d
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +29,11 @@ from .run import RunSummary, banner_of
 from .sorting import Cell, Column, sortable_table, without_parts
 from ..tables import read_table
 from ..trading.account import Backtest
+from ..trading.sentences import charged_points
 from ..trading.setups import profit_factor
 from ..trading.tear_sheet import TearSheet, ratio_sentence, tear_sheet, tear_sheet_sentence
 
-# %% ../../nbs/reports/10_tear_sheet_page.ipynb #49cfe1c2
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #e99d2577
 class _Named(NamedTuple):
     "What a number of the sheet is called, how it is written and what it means."
 
@@ -102,7 +103,7 @@ def numbers_table(
     ]
     return without_parts(sortable_table([Column(""), Column("value")], rows, None, (), name).text)
 
-# %% ../../nbs/reports/10_tear_sheet_page.ipynb #d078459d
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #70b47f78
 def drawdowns_html(
     drawdowns: pd.DataFrame,  # of `drawdown_table`
 ) -> str:
@@ -151,7 +152,7 @@ def exits_html(
     ]
     return without_parts(sortable_table(columns, rows, 1, (), "exits").text)
 
-# %% ../../nbs/reports/10_tear_sheet_page.ipynb #302762a0
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #6e02cedc
 MOST_LISTED = 3000
 _COSTS = {"fees": "fees", "slippage": "slippage", "funding": "funding"}
 _PRICES = ("entry", "stop", "target", "exit_price")
@@ -185,17 +186,21 @@ def trades_html(
     rows = [_trade_row(trade) for trade in latest.to_dict("records")]
     return without_parts(sortable_table([Column(one) for one in headings], rows, 0, (), "trades").text)
 
-# %% ../../nbs/reports/10_tear_sheet_page.ipynb #ae02f916
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #d26c1767
 TEAR_SHEET = Stage(
     "tear_sheet", "Tear sheet", "The account in full: drawdowns, months, trades, costs and ratios."
 )
 
 
-def costs_of_trades(trades: pd.DataFrame) -> dict[str, float]:
-    "What was paid, in the quote currency, and expectancy before and after it, in R."
+def costs_of_trades(
+    trades: pd.DataFrame,
+    backtest: Mapping[str, Any],  # its metrics: break_even_cost_basis_points and what is charged
+) -> dict[str, float | None]:
+    "What was paid (quote currency), expectancy before and after it (R), and what would be too much."
     paid = {name: float(trades[name].sum()) for name in _COSTS}
     means = {name: float(trades[name].mean()) for name in ("gross_r", "cost_r", "realised_r")}
-    return paid | means
+    borne = {"break_even": backtest.get("break_even_cost_basis_points"), "charged": charged_points(backtest)}
+    return paid | means | borne
 
 
 _COST_WORDS = {
@@ -205,6 +210,8 @@ _COST_WORDS = {
     "gross_r": _Named("expectancy before costs", "r"),
     "cost_r": _Named("cost of a trade", "r"),
     "realised_r": _Named("expectancy after costs", "r"),
+    "break_even": _Named("break-even cost per side", "points", "at which the trades would earn nothing"),
+    "charged": _Named("charged per side", "points", "half the spread included"),
 }
 
 
@@ -274,9 +281,9 @@ def _ratio_part(sheet: TearSheet, judged: Mapping[str, Any]) -> _Part:
     return _Part("Ratios, and the search that found them", Markup("<br>").join([*told, year]))
 
 
-def _listed_parts(trades: pd.DataFrame) -> list[_Part]:
+def _listed_parts(trades: pd.DataFrame, backtest: Mapping[str, Any]) -> list[_Part]:
     "What was paid, and each trade."
-    costs = numbers_table(costs_of_trades(trades), _COST_WORDS, "costs")
+    costs = numbers_table(costs_of_trades(trades, backtest), _COST_WORDS, "costs")
     whole = len(trades) <= MOST_LISTED
     which = f"All {len(trades):,}" if whole else f"The last {MOST_LISTED:,} of {len(trades):,}"
     told = f"{which} trades, the last on top."
@@ -287,13 +294,15 @@ def tear_sheet_html(
     account: Backtest,
     judged: Mapping[str, Any],  # metrics of the judgement
     cash: float,  # at the start
+    backtest: Mapping[str, Any] | None = None,  # metrics of the backtest; None: not known
     stages: Sequence[Stage] = (),  # whose pages lie beside it, for the links on top
     banner: str = "",  # what to know before reading any number
     home: str = "../index.html",  # seen from the page
 ) -> str:
     "The page of an account."
     sheet, some = tear_sheet(account, cash), len(account.trades) > 0
-    traded, listed = (_trade_parts(account, sheet), _listed_parts(account.trades)) if some else ([], [])
+    traded = _trade_parts(account, sheet) if some else []
+    listed = _listed_parts(account.trades, backtest or {}) if some else []
     return rendered(
         "tear_sheet.html.j2",
         title=TEAR_SHEET.title,
@@ -318,4 +327,5 @@ def tear_sheet_beside(
     account = Backtest(*(read_table(folder / f"{name}.parquet") for name in ("trades", "equity_expected")))
     judged = json.loads((Path(root) / "reports/metrics/judgement.json").read_text(encoding="utf-8"))
     cash = float(summary.parameters["backtest"]["initial_cash"])
-    return {TEAR_SHEET: lambda stages: tear_sheet_html(account, judged, cash, stages, banner_of(summary))}
+    given = account, judged, cash, summary.backtest
+    return {TEAR_SHEET: lambda stages: tear_sheet_html(*given, stages, banner_of(summary))}

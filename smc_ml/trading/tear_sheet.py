@@ -246,12 +246,14 @@ def tear_sheet(
     )
 
 # %% ../../nbs/trading/07_tear_sheet.ipynb #f898cdb6
-def _beside_search(judged: Mapping[str, Any]) -> str:
-    "What a ratio has to be read with: trials, luck, deflated ratio, overfitting."
-    parts = [f"{judged['trials']:,} trials"]
-    if judged.get("independent_maximum") is not None:
+def _beside_search(judged: Mapping[str, Any], sharpe: bool) -> str:
+    "What a ratio is read with: trials and overfitting; a Sharpe ratio with luck and its deflated form too."
+    independent = judged.get("independent_trials")
+    counted = f", as {independent:,} independent ones" if independent else ""
+    parts = [f"{judged['trials']:,} trials{counted}"]
+    if sharpe and judged.get("independent_maximum") is not None:
         parts.append(f"expected best by luck {in_words(judged['independent_maximum'], '.2f')}")
-    for name, label in (("independent_dsr", "DSR"), ("pbo", "PBO")):
+    for name, label in {"independent_dsr": "DSR", "pbo": "PBO"}.items() if sharpe else [("pbo", "PBO")]:
         value = judged.get(name)
         parts.append(f"{label} {'not known' if value is None else in_words(value, '.2f')}")
     return ", ".join(parts)
@@ -260,14 +262,15 @@ def _beside_search(judged: Mapping[str, Any]) -> str:
 def ratio_sentence(
     name: str,  # Sharpe ratio, Sortino ratio, Calmar ratio
     ratio: Interval | float,
-    judged: Mapping[str, Any],  # metrics of the judgement: trials, independent_maximum, independent_dsr, pbo
+    judged: Mapping[str, Any],  # metrics of the judgement: trials, independent_*, pbo
 ) -> str:
     "A risk-adjusted figure with its interval and what the search makes of it."
     value = ratio.value if isinstance(ratio, Interval) else ratio
+    beside = _beside_search(judged, name.startswith("Sharpe"))
     if not np.isfinite(value):
-        return f"{name} not known ({_beside_search(judged)})"
+        return f"{name} not known ({beside})"
     bounds = f"{ratio.bounds('.2f')}; " if isinstance(ratio, Interval) else ""
-    return f"{name} {in_words(value, '.2f')} ({bounds}{_beside_search(judged)})"
+    return f"{name} {in_words(value, '.2f')} ({bounds}{beside})"
 
 
 def tear_sheet_sentence(sheet: TearSheet) -> str:
