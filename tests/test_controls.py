@@ -288,6 +288,7 @@ def test_the_controls_judge_the_account_of_the_backtest(backtest, tmp_path, monk
         for model in settings.train.models
     ]
     combined = combine_models([one.run.predictions for one in trained], outcomes, settings.ensemble)
+    write_tables(patterns, tmp_path / "artifacts/patterns")
     stage = backtest_notebook(tmp_path, monkeypatch, market, combined.mixed, settings)
 
     write_table(run.trades, tmp_path / "run.parquet")

@@ -36,7 +36,7 @@ def test_it_opens_with_its_answer_and_no_ratio_stands_alone():
     page = tear_sheet_html(_account(8), JUDGED, 1000.0)
     assert page == tear_sheet_html(_account(8), JUDGED, 1000.0)
     assert page.index("gained 12.0 %") < page.index("Every trade")
-    assert page.count("12 trials") == 4, "the opening; Sharpe, Sortino and Calmar each beside the search"
+    assert page.count("12 trials") == 5, "the opening; what rolls; Sharpe, Sortino, Calmar"
     assert re.search(r"money lost by losers</small></td><td[^>]*>4\.00<", page), "in money"
     assert re.search(r"risk taken as one</small></td><td[^>]*>2\.00<", page), "in R"
     assert "&lt;b&gt;" in page and "<td><b>" not in page and "<b></td>" not in page
@@ -44,3 +44,11 @@ def test_it_opens_with_its_answer_and_no_ratio_stands_alone():
 
 def test_an_account_without_a_trade_has_a_page():
     assert "No trade was taken" in tear_sheet_html(_account(0), JUDGED, 1000.0)
+
+
+def test_no_section_has_a_sharpe_ratio_without_trials_dsr_and_pbo():
+    page = tear_sheet_html(_account(8), JUDGED, 1000.0).split("<main")[1].split("<script>")[0]
+    sections = [part for part in page.split("<h2>") if "Sharpe" in part or "Does it last?" in part]
+    assert len(sections) == 3, "the opening, what rolls, and the ratios"
+    for section in sections:
+        assert all(word in section for word in ("12 trials", "DSR 0.40", "PBO 0.30")), section[:200]

@@ -213,4 +213,5 @@ def summarise(config: ReportConfig, root: str | os.PathLike = ".") -> RunSummary
         findings=findings_of(judgement, controls, information),
         artifacts=SOURCES,
         headline=headline_of(ensemble, backtest, judgement),
+        search={name: judgement.get(name) for name in ("trials", "independent_trials", "pbo")},
     )

@@ -6,7 +6,7 @@
 __all__ = ['MOST_LISTED', 'TEAR_SHEET', 'numbers_table', 'drawdowns_html', 'calendar_html', 'exits_html', 'trades_html',
            'costs_of_trades', 'tear_sheet_opening', 'tear_sheet_html', 'tear_sheet_beside']
 
-# %% ../../nbs/reports/10_tear_sheet_page.ipynb #c042bc6d
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #090bcee2
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ from ..trading.sentences import charged_points
 from ..trading.setups import profit_factor
 from ..trading.tear_sheet import TearSheet, ratio_sentence, tear_sheet, tear_sheet_sentence
 
-# %% ../../nbs/reports/10_tear_sheet_page.ipynb #e99d2577
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #49cfe1c2
 class _Named(NamedTuple):
     "What a number of the sheet is called, how it is written and what it means."
 
@@ -103,7 +103,7 @@ def numbers_table(
     ]
     return without_parts(sortable_table([Column(""), Column("value")], rows, None, (), name).text)
 
-# %% ../../nbs/reports/10_tear_sheet_page.ipynb #70b47f78
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #d078459d
 def drawdowns_html(
     drawdowns: pd.DataFrame,  # of `drawdown_table`
 ) -> str:
@@ -152,7 +152,7 @@ def exits_html(
     ]
     return without_parts(sortable_table(columns, rows, 1, (), "exits").text)
 
-# %% ../../nbs/reports/10_tear_sheet_page.ipynb #6e02cedc
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #302762a0
 MOST_LISTED = 3000
 _COSTS = {"fees": "fees", "slippage": "slippage", "funding": "funding"}
 _PRICES = ("entry", "stop", "target", "exit_price")
@@ -186,7 +186,7 @@ def trades_html(
     rows = [_trade_row(trade) for trade in latest.to_dict("records")]
     return without_parts(sortable_table([Column(one) for one in headings], rows, 0, (), "trades").text)
 
-# %% ../../nbs/reports/10_tear_sheet_page.ipynb #d26c1767
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #44ae6fd2
 TEAR_SHEET = Stage(
     "tear_sheet", "Tear sheet", "The account in full: drawdowns, months, trades, costs and ratios."
 )
@@ -261,15 +261,16 @@ def _account_part(account: Backtest, sheet: TearSheet) -> _Part:
     return _Part("The account", "", figure, tables)
 
 
-def _trade_parts(account: Backtest, sheet: TearSheet) -> list[_Part]:
+def _trade_parts(account: Backtest, sheet: TearSheet, judged: Mapping[str, Any]) -> list[_Part]:
     "What the trades were like, and whether they still are."
     figure = figure_html(tear_trades_plot(account.trades), "tear-trades")
     in_r = {"profit_factor_r": profit_factor(account.trades["realised_r"].to_numpy(float))}
     tables = numbers_table(sheet.numbers | in_r, _TRADES, "trade_numbers"), exits_html(sheet.exits)
     rolled = figure_html(rolling_plot(sheet.expectancy, sheet.sharpe), "tear-rolling")
+    whole = ratio_sentence("Sharpe ratio", sheet.numbers["sharpe"], judged)
     return [
         _Part("The trades", _streak_sentence(sheet.streaks), figure, tables),
-        _Part("Does it last?", "", rolled),
+        _Part("Does it last?", f"The whole span: {whole}.", rolled),
     ]
 
 
@@ -301,7 +302,7 @@ def tear_sheet_html(
 ) -> str:
     "The page of an account."
     sheet, some = tear_sheet(account, cash), len(account.trades) > 0
-    traded = _trade_parts(account, sheet) if some else []
+    traded = _trade_parts(account, sheet, judged) if some else []
     listed = _listed_parts(account.trades, backtest or {}) if some else []
     return rendered(
         "tear_sheet.html.j2",

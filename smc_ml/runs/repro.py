@@ -102,7 +102,12 @@ _NUMBERS_SAID = re.compile(
 def headline_lines(root: Path) -> list[str]:
     "The three numbers that carry the verdict, a line each; none where `headline.json` is not there."
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((root / "headline.json").read_text(encoding="utf-8"))
+        found, judged = (
+            json.loads((root / name).read_text(encoding="utf-8"))
+            for name in ("headline.json", "reports/metrics/judgement.json")
+        )
+        trials, alone = (_number(judged, name, ",", "") for name in ("trials", "independent_trials"))
+        search = f"{trials} trials, as {alone} independent ones, PBO {_number(judged, 'pbo', '.2f', '')}"
         rows = (
             ("AUC (chance: 0.500)", "auc", ".3f", ""),
             ("expectancy after costs", "net_r", "+.3f", " R"),
@@ -110,7 +115,7 @@ def headline_lines(root: Path) -> list[str]:
         )
         tails = {
             "net_r": f", {found.get('trades', 0):,} trades",
-            "dsr": " (probability that it is above zero)",
+            "dsr": f" ({search})",
         }
         return [f"  {words:<23} {_number(found, *form)}{tails.get(form[0], '')}" for words, *form in rows]
     return []
