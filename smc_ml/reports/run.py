@@ -39,9 +39,7 @@ class RunSummary:
     # verdict, scores, backtest, chart, accuracy, costs, equity, spans, parameters -> file
     artifacts: dict[str, str] = field(default_factory=dict)
     headline: dict[str, Any] = field(default_factory=dict)  # of `headline_of`
-    search: dict[str, Any] = field(
-        default_factory=dict
-    )  # of the judgement: trials, independent_trials, pbo
+    search: dict[str, Any] = field(default_factory=dict)  # of the judgement: trials, independent_trials, pbo
     title: str = "Do the patterns carry an edge?"
 
 
