@@ -316,6 +316,6 @@ def test_a_notebook_lies_where_its_module_lies(path):
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in LIBRARY}), ids=lambda folder: folder.name)
-def test_no_two_notebooks_of_a_folder_have_one_number(folder):
+def test_the_numbers_of_a_folder_have_no_gaps(folder):
     numbers = [int(path.name[:2]) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
-    assert numbers == sorted(set(numbers))
+    assert numbers == list(range(len(numbers)))

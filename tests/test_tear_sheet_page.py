@@ -47,8 +47,14 @@ def test_an_account_without_a_trade_has_a_page():
 
 
 def test_no_section_has_a_sharpe_ratio_without_trials_dsr_and_pbo():
-    page = tear_sheet_html(_account(8), JUDGED, 1000.0).split("<main")[1].split("<script>")[0]
-    sections = [part for part in page.split("<h2>") if "Sharpe" in part or "Does it last?" in part]
+    long = pd.date_range("2024-01-01", periods=120, freq="1D", tz="UTC")
+    equity = pd.DataFrame({"equity": [1000.0 + 3 * day + 20 * (day % 3) for day in range(120)]}, long)
+    equity = equity.assign(drawdown=-0.01, buy_and_hold=1000.0, exposure=0.5)
+    page = tear_sheet_html(Backtest(_account(8).trades, equity), JUDGED, 1000.0)
+    sections = [
+        part for part in page.split("<main")[1].split("<script>")[0].split("<h2>") if "Sharpe" in part
+    ]
     assert len(sections) == 3, "the opening, what rolls, and the ratios"
     for section in sections:
+        assert re.search(r"Sharpe ratio \d", section), "a number, not a dash"
         assert all(word in section for word in ("12 trials", "DSR 0.40", "PBO 0.30")), section[:200]
