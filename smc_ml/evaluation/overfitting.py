@@ -8,6 +8,7 @@ __all__ = ['FEWEST_PERIODS', 'OverfittingError', 'probabilistic_sharpe_ratio', '
            'Superiority', 'superior_predictive_ability', 'SharpeReport', 'independent_trials', 'sharpe_report']
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #d517bb61
+import math
 from itertools import combinations
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ def expected_maximum_sharpe(
         )
     if trials == 1:
         return 0.0
-    first, second = -ndtri(1 / trials), -ndtri(1 / (trials * np.e))
+    first, second = -ndtri(1 / trials), -ndtri(1 / (trials * math.e))
     return float(np.sqrt(variance) * ((1 - np.euler_gamma) * first + np.euler_gamma * second))
 
 # %% ../../nbs/evaluation/03_overfitting.ipynb #a7cab6f8
