@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Answer', 'answers_in', 'no_answer', 'expected_returns', 'Surroundings', 'stop_risk', 'signal_of', 'TTLCache']
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #f0604e25
+# %% ../../../nbs/live/signals/02_answers.ipynb #24b0c3cf
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
@@ -16,7 +16,7 @@ import pandas as pd
 from ..config import SignalConfig
 from ..messages import Decision, Signal
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #6f934a49
+# %% ../../../nbs/live/signals/02_answers.ipynb #7fbea4eb
 class Answer(NamedTuple):
     "What a source said of one decision."
 
@@ -36,14 +36,15 @@ def answers_in(
 ) -> list[Answer]:
     "The answers of a table, in its order."
     columns = ("signal", "reason", *Answer._fields[2:-1])
-    return [Answer(*one, version) for one in zip(*(table[name].tolist() for name in columns), strict=True)]
+    rows = zip(*(table[name].tolist() for name in columns), strict=True)
+    return [Answer._make((*one, version)) for one in rows]
 
 
 def no_answer(why: str, version: str = "") -> Answer:
     "NEUTRAL for a reason."
-    return Answer("NEUTRAL", why, *[math.nan] * 5, version)
+    return Answer._make(("NEUTRAL", why, *[math.nan] * 5, version))
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #1754fb05
+# %% ../../../nbs/live/signals/02_answers.ipynb #e69530bb
 def expected_returns(
     forecasts: pd.DataFrame,  # of a source: symbol, time, model, target, expected_return
     known_at: pd.Timestamp,  # the close of the decisions
@@ -64,7 +65,7 @@ def expected_returns(
         for symbol, own in found.items()
     }
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #6baf5105
+# %% ../../../nbs/live/signals/02_answers.ipynb #c63421a2
 class Surroundings(NamedTuple):
     "What stands in a signal beside the answer."
 
@@ -80,11 +81,9 @@ def stop_risk(
     minimum_risk: float = 0.0,  # of the labels: smallest distance of a stop, share of the price
 ) -> float:
     "Distance of the stop as a share of the price; NaN where no price is known."
-    return (
-        max(decision.direction * (price - decision.zone_stop) / price, minimum_risk)
-        if price > 0
-        else math.nan
-    )
+    if not price > 0:
+        return math.nan
+    return max(decision.direction * (price - decision.zone_stop) / price, minimum_risk)
 
 
 def signal_of(
@@ -117,7 +116,7 @@ def signal_of(
         decision=decision,
     )
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #304d91b2
+# %% ../../../nbs/live/signals/02_answers.ipynb #9f0a5707
 class TTLCache:
     "What was found lately, by key."
 
@@ -146,10 +145,12 @@ class TTLCache:
         "Hold something; the oldest goes where there is no room."
         self._held.pop(key, None)
         self._held[key] = (now, value)
-        while self._held and (
-            len(self._held) > self.room or now - next(iter(self._held.values()))[0] >= self.life
-        ):
+        while self._held and self._oldest_goes(now):
             self._held.popitem(last=False)
+
+    def _oldest_goes(self, now: pd.Timestamp) -> bool:
+        time, _ = next(iter(self._held.values()))
+        return len(self._held) > self.room or now - time >= self.life
 
     def clear(self) -> None:
         "Hold nothing."
