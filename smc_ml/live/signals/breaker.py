@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CircuitBreaker']
 
-# %% ../../../nbs/live/signals/01_breaker.ipynb #a86af5cc
+# %% ../../../nbs/live/signals/01_breaker.ipynb #ba589963
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-# %% ../../../nbs/live/signals/01_breaker.ipynb #ca79d863
+# %% ../../../nbs/live/signals/01_breaker.ipynb #3ebea8ae
 class CircuitBreaker:
     "Whether a source is asked."
 

@@ -6,7 +6,7 @@
 __all__ = ['MINUTE', 'Situation', 'SignalFilter', 'ConfidenceFilter', 'position_score', 'ScoreFilter', 'likeliest_regime',
            'RegimeFilter', 'RateFilter']
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #3c4feff9
+# %% ../../../nbs/live/signals/03_filters.ipynb #080d2cc7
 import math
 import re
 from collections import deque
@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..messages import ClosedCandles, Holding, Resolved, Signal
+from ..messages import ClosedCandles, Holding, Signal
+from ..outcomes import Resolved
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #cc670347
+# %% ../../../nbs/live/signals/03_filters.ipynb #43d3bbc0
 class Situation(NamedTuple):
     "What is known at a close beside the answers."
 
@@ -41,7 +42,7 @@ class SignalFilter:
         "Candles of a close."
 
     def resolve(self, outcome: Resolved, signal: Signal) -> None:
-        "What became of a signal, from its exit on."
+        "What became of a signal, once it is known."
 
     def took(self, signal: Signal) -> None:
         "A signal that all filters let through."
