@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DecisionAnswer', 'answers_in', 'no_answer', 'expected_returns', 'SignalFacts', 'stop_risk', 'signal_of', 'TTLCache']
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #24b0c3cf
+# %% ../../../nbs/live/signals/02_answers.ipynb #f0604e25
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
@@ -16,7 +16,7 @@ import pandas as pd
 from ..config import SignalConfig
 from ..messages import Decision, Signal
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #22987dc8
+# %% ../../../nbs/live/signals/02_answers.ipynb #1ab2b385
 class DecisionAnswer(NamedTuple):
     "What a source said of one decision."
 
@@ -44,7 +44,7 @@ def no_answer(why: str, version: str = "") -> DecisionAnswer:
     "NEUTRAL for a reason."
     return DecisionAnswer._make(("NEUTRAL", why, *[math.nan] * 5, version))
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #e69530bb
+# %% ../../../nbs/live/signals/02_answers.ipynb #1754fb05
 def expected_returns(
     forecasts: pd.DataFrame,  # of a source: symbol, time, model, target, expected_return
     known_at: pd.Timestamp,  # the close of the decisions
@@ -65,7 +65,7 @@ def expected_returns(
         for symbol, own in found.items()
     }
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #a9557135
+# %% ../../../nbs/live/signals/02_answers.ipynb #2385da6d
 class SignalFacts(NamedTuple):
     "What stands in a signal beside the answer."
 
@@ -116,7 +116,7 @@ def signal_of(
         decision=decision,
     )
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #9f0a5707
+# %% ../../../nbs/live/signals/02_answers.ipynb #66caf21b
 class TTLCache:
     "What was found lately, by key."
 

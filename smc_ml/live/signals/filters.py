@@ -6,7 +6,7 @@
 __all__ = ['MINUTE', 'Situation', 'SignalFilter', 'ConfidenceFilter', 'position_score', 'ScoreFilter', 'likeliest_regime',
            'RegimeFilter', 'RateFilter']
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #080d2cc7
+# %% ../../../nbs/live/signals/03_filters.ipynb #9d4bfaa1
 import math
 import re
 from collections import deque
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ..messages import ClosedCandles, Holding, Signal
-from ..outcomes import Resolved
+from ..outcomes import DecisionOutcome
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #43d3bbc0
+# %% ../../../nbs/live/signals/03_filters.ipynb #7599eb3b
 class Situation(NamedTuple):
     "What is known at a close beside the answers."
 
@@ -41,7 +41,7 @@ class SignalFilter:
     def observe(self, closed: ClosedCandles) -> None:
         "Candles of a close."
 
-    def resolve(self, outcome: Resolved, signal: Signal) -> None:
+    def resolve(self, outcome: DecisionOutcome, signal: Signal) -> None:
         "What became of a signal, once it is known."
 
     def took(self, signal: Signal) -> None:
@@ -54,7 +54,7 @@ class SignalFilter:
     def restore(self, state: Mapping[str, Any]) -> None:
         "As it was when `state` was taken."
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #173454eb
+# %% ../../../nbs/live/signals/03_filters.ipynb #be816936
 class ConfidenceFilter(SignalFilter):
     "Trades what is likely enough to win."
 
@@ -69,7 +69,7 @@ class ConfidenceFilter(SignalFilter):
             return ""
         return f"the confidence of {signal.confidence:.3f} is below {self.least:g}"
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #da84372c
+# %% ../../../nbs/live/signals/03_filters.ipynb #f38a3273
 def position_score(signal: Signal) -> float:
     "Mean of confidence, agreement of the models and share of the interval above 0, of those that are known."
     reach = signal.high - signal.low
@@ -92,7 +92,7 @@ class ScoreFilter(SignalFilter):
         score = position_score(signal)
         return "" if score >= self.least else f"the score of {score:.3f} is below {self.least:g}"
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #7415689b
+# %% ../../../nbs/live/signals/03_filters.ipynb #bb58f18b
 def likeliest_regime(row: Mapping[str, float]) -> str:
     "The name of the likeliest state among features; empty where none is known."
     known = {name: value for name, value in row.items() if re.fullmatch(r"regime_\d+", name)}
@@ -115,7 +115,7 @@ class RegimeFilter(SignalFilter):
             return f"the regime of {signal.symbol} is not known: follow the regimes, or leave this filter off"
         return f"{signal.symbol} is in {state}, in which nothing is traded" if state in self.shunned else ""
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #ec544c87
+# %% ../../../nbs/live/signals/03_filters.ipynb #5e02fc56
 MINUTE = pd.Timedelta("1min")
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REMEMBERED', 'UNRESOLVED', 'SignalError', 'make_filters', 'unjudged', 'SignalProcessor']
 
-# %% ../../../nbs/live/signals/05_processor.ipynb #73aa0736
+# %% ../../../nbs/live/signals/05_processor.ipynb #ec07c767
 import heapq
 import logging
 import math
@@ -18,7 +18,7 @@ import pandas as pd
 from ...config import UserError
 from ..config import LiveConfig, SignalConfig
 from ..messages import AccountState, ClosedCandles, Decision, Notice, Signal
-from ..outcomes import Resolved
+from ..outcomes import DecisionOutcome
 from smc_ml.live.signals.answers import (
     DecisionAnswer,
     SignalFacts,
@@ -50,7 +50,7 @@ from ...serving.asked import _late
 
 _log = logging.getLogger("smc_ml")
 
-# %% ../../../nbs/live/signals/05_processor.ipynb #7f6b4c7c
+# %% ../../../nbs/live/signals/05_processor.ipynb #fc3ce0d4
 class SignalError(UserError):
     "Decisions that do not belong together, or a filter that cannot be made."
 
@@ -75,7 +75,7 @@ def unjudged(config: SignalConfig) -> str:
     named = ", ".join(sorted(set(config.filters)))
     return f"Filters are switched on ({named}): no backtest has judged an account that trades by them."
 
-# %% ../../../nbs/live/signals/05_processor.ipynb #9e40975c
+# %% ../../../nbs/live/signals/05_processor.ipynb #da174523
 REMEMBERED = 86_400.0  # seconds for which a signal is known again
 UNRESOLVED = 30 * REMEMBERED  # seconds for which an outcome is waited for
 
@@ -87,7 +87,7 @@ def _one_close(decisions: Sequence[Decision]) -> pd.Timestamp:
         raise SignalError(f"decisions of {times[0]} and of {times[-1]} together: give those of one close")
     return times[0]
 
-# %% ../../../nbs/live/signals/05_processor.ipynb #2820fe4c
+# %% ../../../nbs/live/signals/05_processor.ipynb #a9a6df65
 class SignalProcessor:
     "From decisions of a close to signals."
 
@@ -110,7 +110,7 @@ class SignalProcessor:
         self.prices: dict[str, float] = {}  # last close of each symbol
         self.counts: Counter[str] = Counter()  # asked, answered, cached, and what was refused by which filter
         self.notices: list[Notice] = []  # that nobody has taken yet
-        self._waiting: list[tuple[int, str, Resolved]] = []  # outcomes, by exit
+        self._waiting: list[tuple[int, str, DecisionOutcome]] = []  # outcomes, by exit
         self._open = TTLCache(UNRESOLVED, 50_000)  # signals whose outcome is not known, by key
 
     @classmethod
@@ -133,7 +133,7 @@ class SignalProcessor:
         for one in self.filters:
             one.observe(closed)
 
-    def resolve(self, outcomes: Iterable[Resolved]) -> None:
+    def resolve(self, outcomes: Iterable[DecisionOutcome]) -> None:
         "Outcomes of decisions, traded or not, in any order; each counts from the close at which it is known."
         for one in outcomes:
             heapq.heappush(self._waiting, (one.known_at.value, one.decision.key, one))

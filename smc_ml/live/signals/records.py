@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['signal_record', 'signal_from', 'resolved_record', 'resolved_from']
 
-# %% ../../../nbs/live/signals/04_records.ipynb #b0e4b781
+# %% ../../../nbs/live/signals/04_records.ipynb #e7e739e9
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 
 from ..messages import Decision, Signal
-from ..outcomes import Resolved
+from ..outcomes import DecisionOutcome
 
-# %% ../../../nbs/live/signals/04_records.ipynb #24adffd9
+# %% ../../../nbs/live/signals/04_records.ipynb #de76fe32
 _TIMES = ("known_at", "formed_at", "pattern_known_at", "entry_at", "exit_at")
 
 
-def _packed(message: Signal | Decision | Resolved) -> dict[str, Any]:
+def _packed(message: Signal | Decision | DecisionOutcome) -> dict[str, Any]:
     found = {}
     for name, value in message._asdict().items():
         if isinstance(value, Decision):
@@ -40,7 +40,7 @@ def _restored(record: Mapping[str, Any]) -> dict[str, Any]:
         found["decision"] = Decision(**_restored(decision))
     return found | {name: pd.Timestamp(found[name], tz="UTC") for name in _TIMES if name in found}
 
-# %% ../../../nbs/live/signals/04_records.ipynb #1d917acf
+# %% ../../../nbs/live/signals/04_records.ipynb #3512d5c8
 def signal_record(signal: Signal) -> dict[str, Any]:
     "A signal as JSON holds it."
     return _packed(signal)
@@ -51,11 +51,11 @@ def signal_from(record: Mapping[str, Any]) -> Signal:
     return Signal(**_restored(record))
 
 
-def resolved_record(outcome: Resolved) -> dict[str, Any]:
+def resolved_record(outcome: DecisionOutcome) -> dict[str, Any]:
     "An outcome as JSON holds it."
     return _packed(outcome)
 
 
-def resolved_from(record: Mapping[str, Any]) -> Resolved:
+def resolved_from(record: Mapping[str, Any]) -> DecisionOutcome:
     "The outcome of a record."
-    return Resolved(**_restored(record))
+    return DecisionOutcome(**_restored(record))

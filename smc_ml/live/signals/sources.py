@@ -6,7 +6,7 @@
 __all__ = ['UnansweredError', 'SignalSource', 'decided_events', 'resolved_events', 'feature_hash', 'PredictorSource',
            'RecordedSource']
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #689151e8
+# %% ../../../nbs/live/signals/00_sources.ipynb #a44ee8be
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -16,12 +16,12 @@ import pandas as pd
 
 from ...config import UserError
 from ..messages import Decision
-from ..outcomes import Resolved
+from ..outcomes import DecisionOutcome
 from ...models.predictions import EVENT_KEYS
 from ...serving.answering import LivePredictor
 from ...serving.asked import NUMBERS, LiveEvent, _signal
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #f8fffb8d
+# %% ../../../nbs/live/signals/00_sources.ipynb #92a41d38
 class UnansweredError(UserError):
     "A source that could not answer."
 
@@ -61,14 +61,14 @@ def decided_events(decisions: Iterable[Decision]) -> pd.DataFrame:
         {"symbol": columns[0], "time": times, "event_id": columns[2], "direction": columns[3]}
     )[list(LiveEvent._fields)]
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #03c5281d
-def resolved_events(outcomes: Sequence[Resolved]) -> pd.DataFrame:
+# %% ../../../nbs/live/signals/00_sources.ipynb #757a8378
+def resolved_events(outcomes: Sequence[DecisionOutcome]) -> pd.DataFrame:
     "Outcomes as an ensemble takes them: symbol, time, event_id, exit_at, won, realised_r."
     facts = pd.DataFrame([(one.exit_at, one.won, one.realised_r) for one in outcomes])
     facts.columns = pd.Index(["exit_at", "won", "realised_r"])
     return pd.concat([decided_events(one.decision for one in outcomes)[list(EVENT_KEYS)], facts], axis=1)
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #7788011a
+# %% ../../../nbs/live/signals/00_sources.ipynb #5753fd81
 def feature_hash(
     rows: np.ndarray | None,  # (rows, features)
     names: Iterable[str],  # of the features
@@ -81,7 +81,7 @@ def feature_hash(
     told = f"{values.shape}|{'|'.join(names)}".encode()
     return hashlib.sha256(told + values.tobytes()).hexdigest()[:32]
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #8dd4100a
+# %% ../../../nbs/live/signals/00_sources.ipynb #5e587eaf
 def _failure(reasons: Iterable[str], members: Iterable[str]) -> str:
     "What a bundle said of a member that did not answer; nothing where all did."
     for reason in dict.fromkeys(reasons):
@@ -149,7 +149,7 @@ class PredictorSource:
         "The ensemble takes them."
         self.predictor.bundle.update(outcomes)
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #874638b1
+# %% ../../../nbs/live/signals/00_sources.ipynb #21f43cc5
 class RecordedSource:
     "Answers as a run has written them, by symbol, time and event."
 
