@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DriftReport', 'DriftDetector']
 
-# %% ../../nbs/monitoring/05_drift.ipynb #a3147a7e
+# %% ../../nbs/monitoring/05_drift.ipynb #a23378c1
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,13 +29,13 @@ from smc_ml.monitoring.summaries import (
     SUMMARIES,
     DayRows,
     MonitoringError,
+    all_symbols,
     day_rows,
     day_summaries,
-    side_by_side,
     usual_spread,
 )
 
-# %% ../../nbs/monitoring/05_drift.ipynb #0896ea37
+# %% ../../nbs/monitoring/05_drift.ipynb #bc8b280f
 class DriftReport(NamedTuple):
     "What a detector says of some days."
 
@@ -64,7 +64,7 @@ class DriftReport(NamedTuple):
             )
         return "; ".join(parts) or f"nothing unusual on {len(self.days)} days"
 
-# %% ../../nbs/monitoring/05_drift.ipynb #d35c0790
+# %% ../../nbs/monitoring/05_drift.ipynb #b85eb3ce
 class _Usual(NamedTuple):
     "The days that a day is compared with."
 
@@ -138,7 +138,7 @@ def _largest(apart: np.ndarray) -> np.ndarray:
     "(columns,): the largest deviation of each column, with its sign."
     return np.take_along_axis(apart, np.abs(apart).argmax(axis=1)[:, None], axis=1)[:, 0]
 
-# %% ../../nbs/monitoring/05_drift.ipynb #6b7e9e7e
+# %% ../../nbs/monitoring/05_drift.ipynb #d7e7b982
 _DAY_COLUMNS = ("day", "p", "level", "alarm", "column", "summary", "deviation", "lasting")
 
 
@@ -180,7 +180,7 @@ class DriftDetector:
 
         Raises a `MonitoringError` where it holds fewer days than the budget of alarms needs.
         """
-        rows = _whole_days(side_by_side(features), self.config.least_share)
+        rows = _whole_days(all_symbols(features), self.config.least_share)
         needed = _needed_days(self.config)
         if len(rows.days) < needed:
             least = min(self.config.alarms_a_month, self.config.broken_alarms_a_month)
@@ -198,7 +198,7 @@ class DriftDetector:
             typical,
             rows.values.shape[1],
         )
-        self._raw = None if raw is None else _learn_raw(side_by_side(raw), rows.days[0])
+        self._raw = None if raw is None else _learn_raw(all_symbols(raw), rows.days[0])
 
     def detect_data_drift(
         self,
@@ -209,8 +209,8 @@ class DriftDetector:
         "Judge each whole day that comes after the reference, in order; later ones see the earlier."
         if self._usual is None:
             raise MonitoringError("no reference yet: call set_reference_distribution first")
-        table = side_by_side(features)
-        raw_table = None if raw is None or self._raw is None else side_by_side(raw)
+        table = all_symbols(features)
+        raw_table = None if raw is None or self._raw is None else all_symbols(raw)
         rows, breaks, apart = [], [], {}
         for day in table.index.floor("D").unique():
             part = table[table.index.floor("D") == day]
@@ -221,7 +221,7 @@ class DriftDetector:
             rows.append(told)
             breaks += found
             apart[day] = by_column
-        differences = () if recomputed is None else self._differences(table, side_by_side(recomputed))
+        differences = () if recomputed is None else self._differences(table, all_symbols(recomputed))
         days = pd.DataFrame(rows, columns=list(_DAY_COLUMNS))
         by_day = pd.DataFrame(apart, index=self._usual.columns).T.rename_axis("day")
         return DriftReport(days, tuple(breaks), differences, by_day)
