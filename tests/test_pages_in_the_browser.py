@@ -32,7 +32,7 @@ from smc_ml.reports.setups_page import SETUPS, setups_html
 from smc_ml.reports.tear_sheet_page import TEAR_SHEET, Beside, tear_sheet_html
 from smc_ml.trading.account import Backtest
 from smc_ml.trading.config import SCENARIOS
-from smc_ml.trading.declined import REASONS
+from smc_ml.trading.declined import SIGNAL_REASONS
 from smc_ml.trading.results import interval_table
 from smc_ml.trading.setups import setup_cells, setup_facts
 
@@ -247,8 +247,8 @@ def _beside(account: Backtest) -> Beside:
     "Its cases, and its signals, half of which were not taken."
     cases = dict.fromkeys(SCENARIOS, account)
     signals = pd.concat([account.trades, account.trades.assign(expected_r=-0.1)], ignore_index=True)
-    reason = np.where(signals["expected_r"].isna(), REASONS[0], REASONS[1])
-    signals = signals.assign(reason=pd.Categorical(reason, REASONS)).fillna({"expected_r": 0.2})
+    reason = np.where(signals["expected_r"].isna(), SIGNAL_REASONS[0], SIGNAL_REASONS[1])
+    signals = signals.assign(reason=pd.Categorical(reason, SIGNAL_REASONS)).fillna({"expected_r": 0.2})
     return Beside(interval_table(cases), {case: one.equity for case, one in cases.items()}, signals)
 
 
