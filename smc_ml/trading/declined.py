@@ -61,7 +61,7 @@ def signal_reasons(
     config: BacktestConfig = BacktestConfig(),
     target: str | None = None,  # None: the only one that is predicted
 ) -> pd.DataFrame:
-    """Each signal by the time of its decision, with `reason`, one of `SIGNAL_REASONS`: taken, or why it was not.
+    """Each signal by the time of its decision, with its `reason`: one of `SIGNAL_REASONS`.
 
     Times are UTC; `probability` and `expected_r` (R after costs) are what was said before, `realised_r` is
     what the label made of it, NaN for an order that was not filled.
