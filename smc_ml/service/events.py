@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Broadcast', 'Watcher']
 
-# %% ../../nbs/service/07_events.ipynb #706352d4
+# %% ../../nbs/service/07_events.ipynb #3699eabb
 import asyncio
 import contextlib
 import json
@@ -19,7 +19,7 @@ from .telling import json_ready
 
 _log = logging.getLogger("smc_ml")
 
-# %% ../../nbs/service/07_events.ipynb #e0119dc3
+# %% ../../nbs/service/07_events.ipynb #e56b244e
 _BEHIND = 64  # messages that a page may be behind
 
 
@@ -69,7 +69,7 @@ class Broadcast:
         finally:
             self._queues.discard(queue)
 
-# %% ../../nbs/service/07_events.ipynb #bb034410
+# %% ../../nbs/service/07_events.ipynb #ac58e3a5
 _LOOKED_THROUGH = 200  # newest rows
 
 
@@ -86,13 +86,14 @@ class Watcher:
     def _new(self) -> list[tuple[str, Mapping[str, Any]]]:
         "Names and facts of what is new; nothing at the first look."
         close = self.reader.last_close()
-        signals, notices = self.reader.signals(_LOOKED_THROUGH), self.reader.notices(_LOOKED_THROUGH)
+        signals = self.reader.signals(newest=_LOOKED_THROUGH)
+        notices = self.reader.notices(newest=_LOOKED_THROUGH)
         keys, said = {signal.key for signal in signals}, set(notices)
         found: list[tuple[str, Mapping[str, Any]]] = []
         if self._signals is not None and self._notices is not None:
-            fresh = [signal for signal in reversed(signals) if signal.key not in self._signals]
+            fresh = [signal for signal in signals if signal.key not in self._signals]
             found += [("signal", signal._asdict()) for signal in fresh]
-            found += [("notice", one._asdict()) for one in reversed(notices) if one not in self._notices]
+            found += [("notice", one._asdict()) for one in notices if one not in self._notices]
             if close != self.seen:
                 found.append(("close", {"known_at": close}))
         self.seen, self._signals, self._notices = close, keys, said

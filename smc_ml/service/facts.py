@@ -15,7 +15,7 @@ import pandas as pd
 from ..evaluation.intervals import mean_interval
 from .sources import LiveStatus
 
-# %% ../../nbs/service/06_facts.ipynb #0c14d746
+# %% ../../nbs/service/06_facts.ipynb #049d3972
 _SCORES = ("accuracy", "log_loss_gain", "auc", "advantage")
 
 
@@ -26,7 +26,7 @@ def _with_bounds(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {part: scores.get(f"{name}{part}") for part in ("", "_low", "_high")}
 
 
-def _judged_by(scores: Mapping[str, Any]) -> dict[str, Any]:
+def _scores_of(scores: Mapping[str, Any]) -> dict[str, Any]:
     "What is shown of the scores of a run."
     found = {f"{name}{part}": value for name in _SCORES for part, value in _with_bounds(scores, name).items()}
     found |= {name: scores[name] for name in ("majority_rate", "events", "days") if name in scores}
@@ -45,30 +45,29 @@ def model_rows(
         failed, training = status.failed.get(name, ""), name in status.training
         state = "failed" if failed else "training" if training else "trained"
         span = {"first": model["train_first"], "last": model["train_last"], "learnt": model["train_events"]}
-        scores = _judged_by(facts["metrics"]["models"].get(name, {}))
+        scores = _scores_of(facts["metrics"]["models"].get(name, {}))
         weight = facts["ensemble"]["weights"].get(name)
         row = {"name": name, "state": state, "why": failed, "of": model["samples"], "weight": weight}
         rows.append(row | span | {"scores": scores})
     members = [row for row in rows if row["of"] == "events"]
     broken = [row["name"] for row in members if row["state"] == "failed"]
-    state = "failed" if broken else "trained"
-    whole = {"name": "ensemble", "state": state, "of": "events", "weight": None}
-    whole |= {"why": f"{', '.join(broken)} failed" if broken else "", "first": None, "last": None}
-    whole |= {"learnt": facts["ensemble"]["events"], "scores": _judged_by(facts["metrics"]["ensemble"])}
-    return [whole, *rows]
+    whole: dict[str, Any] = {"name": "ensemble", "state": "failed" if broken else "trained", "of": "events"}
+    whole |= {"why": f"{', '.join(broken)} failed" if broken else "", "weight": None}
+    whole |= {"first": None, "last": None, "learnt": facts["ensemble"]["events"]}
+    return [whole | {"scores": _scores_of(facts["metrics"]["ensemble"])}, *rows]
 
-# %% ../../nbs/service/06_facts.ipynb #355d54ec
+# %% ../../nbs/service/06_facts.ipynb #b09422e1
 def importance_rows(
     facts: Mapping[str, Any],  # of a bundle
     most: int = 12,  # features
 ) -> list[dict[str, Any]]:
-    "feature, importance, low, high: means over the models that were measured, most important first."
+    "model, feature, importance, low, high of the model that gains most, most important first."
     rows = facts["metrics"].get("importance", [])
-    if not rows:
-        return []
-    table = pd.DataFrame(rows).groupby("feature", sort=True)[["importance", "low", "high"]].mean()
-    table = table.sort_values("importance", ascending=False, kind="stable")
-    return table.head(most).reset_index().to_dict("records")
+    scores = facts["metrics"]["models"]
+    gains = {row["model"]: scores.get(row["model"], {}).get("log_loss_gain", -np.inf) for row in rows}
+    best = max(sorted(gains), key=gains.__getitem__, default=None)
+    own = sorted((row for row in rows if row["model"] == best), key=lambda row: -row["importance"])
+    return own[:most]
 
 
 def is_simulated(
@@ -77,12 +76,12 @@ def is_simulated(
     "Whether the models learnt from a simulated market."
     return any(one.get("source") == "simulated" for one in facts["market"]["series"].values())
 
-# %% ../../nbs/service/06_facts.ipynb #8f2e2c6c
+# %% ../../nbs/service/06_facts.ipynb #f739391c
 def live_score(
     resolved: pd.DataFrame,  # known_at, exit_at, probability, won, realised_r
 ) -> dict[str, Any]:
     "events; accuracy with its interval, the base rate, mean R with its interval: of resolved predictions."
-    known = resolved[resolved["probability"].notna()]
+    known = resolved[resolved["probability"].notna() & resolved["realised_r"].notna()]
     if not len(known):
         return {"events": 0}
     won = known["won"].astype(bool)

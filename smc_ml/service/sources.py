@@ -5,59 +5,59 @@
 # %% auto #0
 __all__ = ['LiveReader', 'LiveStatus', 'LiveSource']
 
-# %% ../../nbs/service/05_sources.ipynb #b97e8270
+# %% ../../nbs/service/05_sources.ipynb #f9965056
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import pandas as pd
 
-from ..live.messages import AccountState, Fill, Notice, Signal
+from ..live.messages import AccountState, Fill, Forecast, Notice, Signal
 
-# %% ../../nbs/service/05_sources.ipynb #752e7dab
+# %% ../../nbs/service/05_sources.ipynb #210107d1
 class LiveReader(Protocol):
-    "What was written, newest first where there is a `limit`."
+    "What was written, oldest first; with `newest`, the newest rows of it."
 
     def last_close(self) -> pd.Timestamp | None:
         "The newest close that was written; None: none yet."
         ...
 
-    def signals(self, limit: int) -> list[Signal]:
-        "The newest signals."
+    def signals(self, *, newest: int | None = None) -> list[Signal]:
+        "Signals."
         ...
 
     def account(self) -> AccountState | None:
-        "The account at the newest close that has one."
+        "The account at the newest close."
         ...
 
     def equity(self) -> pd.DataFrame:
-        "The account's past, by time: known_at, equity, drawdown."
+        "The account by close: equity, drawdown."
         ...
 
-    def fills(self, limit: int) -> list[Fill]:
-        "What the broker did last."
+    def fills(self, since: pd.Timestamp | None = None, *, symbol: str | None = None) -> list[Fill]:
+        "What the broker did with a symbol."
         ...
 
-    def notices(self, limit: int) -> list[Notice]:
-        "What was said last to whoever watches."
+    def notices(self, *, newest: int | None = None) -> list[Notice]:
+        "What was said to whoever watches."
         ...
 
-    def candles(self, symbol: str, rows: int) -> pd.DataFrame:
-        "The newest candles of a symbol, by open time, oldest first."
+    def candles(self, symbol: str, timeframe: str, *, newest: int | None = None) -> pd.DataFrame:
+        "Candles of a symbol, by open time."
         ...
 
-    def forecasts(self) -> pd.DataFrame:
-        "What models of bars said last: symbol, known_at, model, target and their columns."
+    def forecasts(self, *, newest: int | None = None) -> list[Forecast]:
+        "What models of bars said."
         ...
 
     def resolved(self) -> pd.DataFrame:
         "Predictions whose outcome is known: known_at, exit_at, probability, won, realised_r."
         ...
 
-    def predictions(self) -> int:
-        "Predictions that were written."
+    def counts(self) -> dict[str, int]:
+        "How many rows there are, by table; `predictions` among them."
         ...
 
-# %% ../../nbs/service/05_sources.ipynb #ed96208a
+# %% ../../nbs/service/05_sources.ipynb #a72248f9
 class LiveStatus(NamedTuple):
     "How the live process is."
 
