@@ -76,12 +76,13 @@ def is_simulated(
     "Whether the models learnt from a simulated market."
     return any(one.get("source") == "simulated" for one in facts["market"]["series"].values())
 
-# %% ../../nbs/service/06_facts.ipynb #f739391c
+# %% ../../nbs/service/06_facts.ipynb #e24c7e66
 def live_score(
-    resolved: pd.DataFrame,  # known_at, exit_at, probability, won, realised_r
+    resolved: pd.DataFrame,  # known_at, exit_at, probability, won, realised_r; role: the champion's count
 ) -> dict[str, Any]:
     "events; accuracy with its interval, the base rate, mean R with its interval: of resolved predictions."
     known = resolved[resolved["probability"].notna() & resolved["realised_r"].notna()]
+    known = known[known["role"] == "champion"] if "role" in known else known
     if not len(known):
         return {"events": 0}
     won = known["won"].astype(bool)
