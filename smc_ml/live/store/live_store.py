@@ -7,6 +7,7 @@ __all__ = ['Keys', 'COUNTED', 'write_once', 'key_of', 'Written', 'LiveStore']
 
 # %% ../../../nbs/live/store/07_live_store.ipynb #cbcddda0
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,10 +54,13 @@ def _key_columns(table: sa.Table) -> list[sa.Column]:
     return list(unique[0].columns if unique else table.primary_key.columns)
 
 
-def _insert(connection: sa.Connection, table: sa.Table) -> Any:
-    "An insert of the database's own dialect."
-    kind: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
-    return kind.insert(table)
+@cache
+def _writes(dialect: str, name: str) -> tuple[Any, tuple[sa.Column, ...]]:
+    "The statement that writes a row once, and the columns of its key."
+    kind: Any = sqlite if dialect == "sqlite" else postgresql
+    keys = _key_columns(_T[name])
+    statement = kind.insert(_T[name]).on_conflict_do_nothing(index_elements=keys).returning(*keys)
+    return statement, tuple(keys)
 
 
 def write_once(
@@ -67,26 +71,35 @@ def write_once(
     "Write rows whose key is not there; the keys of those that were written."
     if not rows:
         return set()
-    keys = _key_columns(_T[name])
-    statement = _insert(connection, _T[name]).on_conflict_do_nothing(index_elements=keys).returning(*keys)
+    statement, _ = _writes(connection.dialect.name, name)
     return {tuple(row) for row in connection.execute(statement, list(rows))}
 
 
 def key_of(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
     "The key of a row."
-    return tuple(row[column.name] for column in _key_columns(_T[name]))
+    return tuple(row[column.name] for column in _writes("sqlite", name)[1])
+
+
+@cache
+def _keeps(dialect: str) -> Any:
+    "The statement that replaces states."
+    kind: Any = sqlite if dialect == "sqlite" else postgresql
+    insert = kind.insert(_T["states"])
+    changed = {column: insert.excluded[column] for column in ("known_at", "digest", "content")}
+    return insert.on_conflict_do_update(index_elements=["book", "name"], set_=changed)
 
 
 def _keep_states(
     connection: sa.Connection, states: Mapping[str, bytes], known_at: pd.Timestamp, book: str
 ) -> None:
     "Replace states by name."
-    for name, content in sorted(states.items()):
-        digest = digest_of_bytes(content)
-        row = {"book": book, "name": name, "known_at": known_at, "digest": digest, "content": content}
-        insert = _insert(connection, _T["states"]).values(**row)
-        changed = {column: insert.excluded[column] for column in ("known_at", "digest", "content")}
-        connection.execute(insert.on_conflict_do_update(index_elements=["book", "name"], set_=changed))
+    rows = [
+        {"name": name, "content": content, "digest": digest_of_bytes(content)}
+        for name, content in sorted(states.items())
+    ]
+    if rows:
+        whose = {"book": book, "known_at": known_at}
+        connection.execute(_keeps(connection.dialect.name), [row | whose for row in rows])
 
 # %% ../../../nbs/live/store/07_live_store.ipynb #b889ac7d
 COUNTED = ("predictions", "outcomes", "signals", "orders", "fills", "accounts", "holdings")

@@ -87,7 +87,7 @@ TABLES = [  # name, key, columns, foreign key, indexed beside the book, whether 
         "orders",
         "order_id",
         "text order_id, no_text signal_key, text symbol action, time known_at, number position zone_stop, "
-        "text reason",
+        "text reason, number probability expected_r size",
         {"signal_key": "signals.key"},
         "known_at",
         True,
@@ -95,7 +95,8 @@ TABLES = [  # name, key, columns, foreign key, indexed beside the book, whether 
     (
         "fills",
         "order_id what time",
-        "text order_id symbol, time time known_at, text what, number units price fee slippage funding profit",
+        "text order_id symbol, time time known_at, text what, "
+        "number units price fee slippage funding profit, text reason",
         {"order_id": "orders.order_id"},
         "known_at",
         True,
