@@ -1,4 +1,4 @@
-"""A service over a real database, for tests: what a live process would have written, and one that stands for it."""
+"""A service over a real database, for tests: what a live process would write, and one that stands for it."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""The service over a real database: what it tells, whom it tells, what it bears, what a browser shows of it."""
+"""The service over a real database: what it tells, and whom, what it bears, what a browser shows of it."""
 
 import asyncio
 import json
