@@ -320,7 +320,7 @@ def test_readers_get_what_they_ask_for(store):
     assert store.unresolved() == [prediction_of(decision_at(11, place)) for place in range(2)]
     assert store.unresolved(time_of(10)) == []
     resolved = store.resolved(time_of(3), time_of(6))
-    assert resolved["exit_at"].between(time_of(3), time_of(6)).all() and len(resolved) == 4
+    assert resolved["exit_at"].between(time_of(3), time_of(6)).all() and len(resolved) == 5
     assert (resolved["exit_at"] > resolved["known_at"]).all() and set(resolved["direction"]) <= {-1, 1}
 
 
