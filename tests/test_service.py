@@ -248,7 +248,7 @@ def test_the_page_shows_what_the_database_holds(store, tmp_path):
         assert page.evaluate("location.pathname") == "/login"
         page.evaluate(f"document.querySelector('[name=token]').value = {json.dumps(TOKEN)}")
         page.click(".login button")
-        page.wait_for("document.body.dataset.listening === 'yes' && document.body.dataset.looks > 0")
+        page.wait_for("document.body?.dataset.listening === 'yes' && document.body.dataset.looks > 0")
         page.wait_for("document.querySelector('#chart')?.dataset.ready === 'yes'")
         account, signal = store.account(), store.signals(newest=1)[0]
         shown = tiles(page, "tiles")
