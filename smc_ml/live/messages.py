@@ -90,9 +90,12 @@ class Order(NamedTuple):
     symbol: str
     action: str  # BUY, SELL or CLOSE
     known_at: pd.Timestamp
-    position: float  # signed share of the equity that is wanted
+    position: float  # signed share of the equity, at most: its size follows from the entry that it gets
     zone_stop: float
     reason: str = ""  # of a close
+    probability: float = float("nan")  # of a win; NaN of a close
+    expected_r: float = float("nan")  # the better expectation is entered first; NaN of a close
+    size: float = 1.0  # multiples of a plain one's
 
 
 class Fill(NamedTuple):
@@ -109,6 +112,7 @@ class Fill(NamedTuple):
     slippage: float  # quote currency
     funding: float  # paid since the entry, quote currency
     profit: float  # of the whole trade, after all costs; NaN at an entry
+    reason: str = ""  # of a cancelled order or a close
 
 
 class Holding(NamedTuple):
