@@ -41,7 +41,7 @@ DATABASE = "artifacts/tracking/mlflow.db"  # within the project
 
 
 def _mlflow() -> Any:
-    "MLflow, without telemetry, pickle and chatter."
+    "MLflow, without telemetry, models that run code when they are read, and chatter."
     os.environ.update(_ALWAYS)
     for name, value in _UNLESS_SET.items():
         os.environ.setdefault(name, value)
