@@ -63,6 +63,8 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "create_deployment_config": "smc_ml.tracking.config",
     "Ensemble": "smc_ml.ensemble.estimator",
     "load_ensemble": "smc_ml.ensemble.estimator",
+    "DriftDetector": "smc_ml.monitoring.drift",
+    "create_monitoring_config": "smc_ml.monitoring.config",
     "TechnicalIndicator": "smc_ml.indicators.base",
     "RSIIndicator": "smc_ml.indicators.momentum",
     "CCIIndicator": "smc_ml.indicators.momentum",
