@@ -60,6 +60,7 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "create_training_config": "smc_ml.stages.pipeline",
     "MLflowManager": "smc_ml.tracking.manager",
     "ExperimentManager": "smc_ml.tracking.experiments",
+    "ModelDeployer": "smc_ml.tracking.deployer",
     "create_deployment_config": "smc_ml.tracking.config",
     "Ensemble": "smc_ml.ensemble.estimator",
     "load_ensemble": "smc_ml.ensemble.estimator",

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Rollout', 'PromotionConfig', 'DeploymentConfig', 'create_deployment_config']
 
-# %% ../../nbs/tracking/00_config.ipynb #5cfb1f63
+# %% ../../nbs/tracking/00_config.ipynb #6531ff92
 from typing import Any, Literal
 
 from pydantic import Field
 
 from ..config import Section
 
-# %% ../../nbs/tracking/00_config.ipynb #454e341f
+# %% ../../nbs/tracking/00_config.ipynb #4bfe42ea
 class PromotionConfig(Section):
     "When a challenger takes the champion's place."
 
@@ -26,7 +26,7 @@ class PromotionConfig(Section):
     fewest_events: int = Field(300, ge=1, description="events that both were judged on, at least")
     need_edge: bool = Field(True, description="whether the verdict on its run must be that an edge is shown")
 
-# %% ../../nbs/tracking/00_config.ipynb #5ee3f9cd
+# %% ../../nbs/tracking/00_config.ipynb #c2595988
 Rollout = Literal["blue_green", "rolling", "canary"]
 
 
@@ -37,9 +37,10 @@ class DeploymentConfig(Section):
     strategy: Rollout = Field("blue_green", description="how a bundle comes into service")
     canary_share: float = Field(0.1, gt=0, lt=1, description="share of the events that a canary answers")
     workers: int = Field(1, ge=1, description="processes that a rolling change walks through")
-    shadow: bool = Field(
-        True, description="whether the bundle before answers too, unseen, so that outcomes compare both"
+    trial: int = Field(
+        500, ge=0, description="outcomes for which the bundle before a new one answers too, unseen; 0: none"
     )
+    settle: int = Field(20, ge=1, description="answers after which a rolling change goes on")
     failures: int = Field(3, ge=1, description="failed answers among the last `window` that end a bundle")
     window: int = Field(200, ge=1, description="answers that are looked back at")
     slowest_ms: float = Field(
