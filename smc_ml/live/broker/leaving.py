@@ -13,7 +13,7 @@ import pandas as pd
 
 from ...labels.barriers import EXIT_REASONS, TARGET, _exit_within
 from .contract import BrokerRules
-from .entering import Position
+from .entering import OpenTrade
 from .recent import RecentCandles, TradedCandle, traded_candle
 from ...trading.account import _leave
 from smc_ml.trading.costs import (
@@ -34,7 +34,7 @@ class Leaving(NamedTuple):
     at_open: bool  # before anything is entered there
 
 
-def _by_barrier(position: Position, candle: TradedCandle, rules: BrokerRules) -> tuple[Leaving | None, bool]:
+def _by_barrier(position: OpenTrade, candle: TradedCandle, rules: BrokerRules) -> tuple[Leaving | None, bool]:
     "The end by stop, target or time limit, and whether it comes at the open."
     if position.bars == rules.labels.maximum_bars:
         return Leaving("timeout", candle.open, True), True
@@ -48,7 +48,7 @@ def _by_barrier(position: Position, candle: TradedCandle, rules: BrokerRules) ->
 
 
 def _is_liquidated(
-    position: Position, candle: TradedCandle, leaves: bool, at_open: bool, rules: BrokerRules
+    position: OpenTrade, candle: TradedCandle, leaves: bool, at_open: bool, rules: BrokerRules
 ) -> bool:
     "Whether the margin is gone before the position leaves."
     level = position.entry * (1 - position.side * liquidation_distance(rules.backtest))
@@ -66,7 +66,7 @@ def _is_liquidated(
 
 
 def how_it_leaves(
-    position: Position,
+    position: OpenTrade,
     candle: TradedCandle,  # the next one of its symbol, or the one that it entered
     rules: BrokerRules,
     asked: bool = False,  # to close at the open
@@ -83,7 +83,7 @@ def how_it_leaves(
     return Leaving("liquidation", float(_forced_fill(side, bankrupt[0], level, candle.open)), False)
 
 
-def _as_trade(position: Position, candle: TradedCandle, leaving: Leaving) -> pd.DataFrame:
+def _as_trade(position: OpenTrade, candle: TradedCandle, leaving: Leaving) -> pd.DataFrame:
     "A position that leaves, as a trade of one row; a close pays what a time limit does."
     within = pd.Timedelta(0 if leaving.at_open else 1, "ns")  # only the candle is read from it
     return pd.DataFrame(
@@ -109,7 +109,7 @@ class Settled(NamedTuple):
 
 
 def exit_rates(
-    position: Position,
+    position: OpenTrade,
     candle: TradedCandle,  # the newest of `recent`
     leaving: Leaving,
     recent: RecentCandles,
@@ -126,7 +126,7 @@ def exit_rates(
 
 
 def settle(
-    position: Position,
+    position: OpenTrade,
     leaving: Leaving,
     rates: tuple[float, float],  # of `exit_rates`
 ) -> Settled:

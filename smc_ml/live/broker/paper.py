@@ -16,7 +16,7 @@ import pandas as pd
 from ...candles import Market
 from ...costs import FUNDING_INTERVAL, funding_due
 from .contract import BrokerError, BrokerRules, check_broker_rules
-from .entering import Position, entries_of, with_barriers, with_terms
+from .entering import OpenTrade, entries_of, with_barriers, with_terms
 from .leaving import Leaving, exit_rates, how_it_leaves, settle
 from .recent import RecentCandles, TradedCandle, breaks_off, traded_candle
 from ..messages import AccountState, ClosedCandles, Fill, Holding, Order
@@ -30,7 +30,7 @@ def _utc(nanoseconds: int) -> pd.Timestamp:
     return pd.Timestamp(nanoseconds, tz="UTC")
 
 
-def _held(position: Position) -> Holding:
+def _held(position: OpenTrade) -> Holding:
     "A position as the others know it."
     return Holding(
         position.symbol,
@@ -57,7 +57,7 @@ class PaperBroker:
         self.rules, self.recent = rules, RecentCandles(rules)
         self.free = self.peak = self.equity = rules.backtest.initial_cash
         self.known_at: pd.Timestamp | None = None
-        self.positions: dict[str, Position] = {}  # by symbol
+        self.positions: dict[str, OpenTrade] = {}  # by symbol
         self.waiting: dict[str, Order] = {}  # in the order in which they came
         self.opens: dict[str, float] = {}
         self.closes: dict[str, float] = {}
@@ -214,7 +214,7 @@ class PaperBroker:
                     self._cancel(order, f"nothing is held in {order.symbol}")
         return found
 
-    def _leave(self, position: Position, leaving: Leaving, candle: TradedCandle, reason: str = "") -> None:
+    def _leave(self, position: OpenTrade, leaving: Leaving, candle: TradedCandle, reason: str = "") -> None:
         "Book the end of a position."
         del self.positions[position.symbol]
         if not position.units:
@@ -313,7 +313,7 @@ class PaperBroker:
         terms = entry, fee, slippage, config.leverage_limit, 1e-9 * config.initial_cash
         units, margin, self.free, spent = _enter(event["position"], equity, self.free, *terms)
         value = abs(units) * entry
-        position = Position(
+        position = OpenTrade(
             order.order_id,
             order.symbol,
             side,
