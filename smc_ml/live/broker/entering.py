@@ -72,7 +72,7 @@ CHARGED_BY = (
     "entry_at",
     "exit_at",
     "exit_reason",
-)  # what costs are read from
+)  # what costs read
 
 
 def with_terms(
