@@ -22,7 +22,7 @@ from .index import figure_html
 from .measures import measured_cell
 from .numbers import shown
 from .openings import Opening
-from .pages import rendered
+from .pages import links_to, rendered
 from .run import RunSummary, banner_of
 from .sorting import Cell, Column, sortable_table, without_parts
 from ..tables import read_table, read_tables
@@ -133,10 +133,7 @@ def setups_html(
         "setups.html.j2",
         title=SETUPS.title,
         banner=banner,
-        links=[
-            {"name": one.title or one.name, "href": f"{one.name}.html", "here": one.name == SETUPS.name}
-            for one in stages
-        ],
+        links=links_to(stages, SETUPS.name),
         home=home,
         script=None,
         opening=Opening("No trade was taken, so there is no setup to judge.")

@@ -76,6 +76,7 @@ class SymbolFeatures:
     ):
         self.features, self.patterns, self.higher = features, dict(patterns), dict(higher)
         self.held = {name: HeldRows(room, len(features.names)) for name, room in rooms.items()}
+        self.said: list[PatternUpdate] = []  # of the last close; at first those of the history
 
     def admit(self, candle: Mapping[str, Any]) -> Candle:
         "The candle for the streams of patterns; a `CandleError` for what is none, or none that comes next."
@@ -89,6 +90,7 @@ class SymbolFeatures:
         for name, stream in self.patterns.items():
             closed = self.higher[name].add(candle) if name in self.higher else [candle]
             said += [stream.update(one) for one in closed]
+        self.said = said
         return said
 
     def take(
@@ -143,6 +145,7 @@ def _opened(
         others=None if others is None else others[:cut],
     )
     found = SymbolFeatures(stream, streams, higher, rooms)
+    found.said = said
     if not len(candles):
         return found
     rows = stream.feed(candles[cut:], after, None if others is None else others[cut:])
