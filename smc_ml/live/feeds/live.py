@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIVE_RETRY', 'LiveFeed', 'ExchangeFeed', 'OandaFeed']
 
-# %% ../../../nbs/live/feeds/05_live.ipynb #4a700723
+# %% ../../../nbs/live/feeds/05_live.ipynb #6439fd20
 import asyncio
 import math
 import time
@@ -29,7 +29,7 @@ from .ordering import CandleOrder, Span
 from .streams import CandleStream, ConnectionLost, StreamRow
 from ..messages import ClosedCandles
 
-# %% ../../../nbs/live/feeds/05_live.ipynb #ee14db73
+# %% ../../../nbs/live/feeds/05_live.ipynb #0e6a093d
 # a feed does not wait long
 LIVE_RETRY = RetryPolicy(attempts=3, first_wait=0.5, longest_wait=10.0, timeout=10.0)
 
@@ -88,7 +88,7 @@ class _Gaps:
             opened += self.step.value
         return pd.Timestamp(opened, tz="UTC")
 
-# %% ../../../nbs/live/feeds/05_live.ipynb #c745dc53
+# %% ../../../nbs/live/feeds/05_live.ipynb #c38340a9
 class LiveFeed(CandleFeed):
     "Closed candles of some symbols from now on: what a stream does not bring is asked for at its close."
 
@@ -391,7 +391,7 @@ class LiveFeed(CandleFeed):
 _LONGEST_SILENCE = 900.0  # seconds: the open candle of a long timeframe is spoken of too
 _BETWEEN_LOOKS = 3600.0  # seconds between two looks at the exchange's clock
 
-# %% ../../../nbs/live/feeds/05_live.ipynb #f2529d9a
+# %% ../../../nbs/live/feeds/05_live.ipynb #c79bcf77
 class ExchangeFeed(LiveFeed):
     "Closed candles of Binance or Bybit, spot or perpetual, from their streams and their history."
 
@@ -432,7 +432,7 @@ class ExchangeFeed(LiveFeed):
         "What the user calls a market."
         return self._names[market_id]
 
-# %% ../../../nbs/live/feeds/05_live.ipynb #96da046c
+# %% ../../../nbs/live/feeds/05_live.ipynb #6ba783fe
 class OandaFeed(LiveFeed):
     "Closed candles of a broker's instruments, asked for at each close; the token comes from the environment."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['replayed_market', 'closes', 'Outage', 'ReplayFeed']
 
-# %% ../../../nbs/live/feeds/01_replay.ipynb #e75ce47e
+# %% ../../../nbs/live/feeds/01_replay.ipynb #2e2730ae
 import asyncio
 import math
 import time
@@ -20,7 +20,7 @@ from ...config import UserError
 from .interface import CandleFeed, FeedState, MarketClock
 from ..messages import ClosedCandles
 
-# %% ../../../nbs/live/feeds/01_replay.ipynb #1d8a9061
+# %% ../../../nbs/live/feeds/01_replay.ipynb #798c838d
 def replayed_market(
     source: Market | pd.DataFrame | Mapping[str, pd.DataFrame],  # one table: of `smc.load`, with its symbol
 ) -> Market:
@@ -51,7 +51,7 @@ def _moment(time: str | pd.Timestamp | None, name: str) -> pd.Timestamp | None:
         raise UserError(f'replay: {name} {time!r} is no date: write it like "2023-10-01"') from None
     return moment.tz_localize("UTC") if moment.tz is None else moment.tz_convert("UTC")
 
-# %% ../../../nbs/live/feeds/01_replay.ipynb #6b4a1b24
+# %% ../../../nbs/live/feeds/01_replay.ipynb #50cae5ed
 class _Rows:
     "One symbol's candles as rows."
 
@@ -86,7 +86,7 @@ def closes(
                 places[symbol] = place + 1
         yield pd.Timestamp(opened, tz="UTC") + market.step, candles
 
-# %% ../../../nbs/live/feeds/01_replay.ipynb #840afdc0
+# %% ../../../nbs/live/feeds/01_replay.ipynb #3b4c6476
 class Outage(NamedTuple):
     "A time in which a replay gives nothing; what was missed follows at its end."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StreamRow', 'streamed_rows', 'ConnectionLost', 'CandleStream']
 
-# %% ../../../nbs/live/feeds/04_streams.ipynb #4674106c
+# %% ../../../nbs/live/feeds/04_streams.ipynb #3394f24f
 import asyncio
 import re
 from collections import deque
@@ -17,7 +17,7 @@ import pandas as pd
 
 from ...data.sources.exchanges import COLUMNS, ExchangeSource
 
-# %% ../../../nbs/live/feeds/04_streams.ipynb #26efdb7d
+# %% ../../../nbs/live/feeds/04_streams.ipynb #5ffcb281
 class StreamRow(NamedTuple):
     "A candle as it was streamed."
 
@@ -56,7 +56,7 @@ def streamed_rows(exchange: str, message: Mapping[str, Any]) -> Iterator[StreamR
         except (KeyError, TypeError, ValueError):
             continue
 
-# %% ../../../nbs/live/feeds/04_streams.ipynb #2e96d8b6
+# %% ../../../nbs/live/feeds/04_streams.ipynb #6017df0f
 _GROUP = {"binance": 100, "bybit": 10}  # symbols in one request
 _ROOM = 10_000  # rows that wait to be read; what is lost beyond is fetched
 
