@@ -236,9 +236,11 @@ def killed_and_gone_on(place: str, kills: int, seed: int, until: int) -> list[in
     "Kill a writer at random moments and look at what is there; how many closes were at each."
     rng, reached = random.Random(seed), []
     for _ in range(kills):
-        process = FORK.Process(target=write_closes, args=(place, until))
+        begun = FORK.Event()
+        process = FORK.Process(target=write_closes, args=(place, until, begun))
         process.start()
-        time.sleep(rng.uniform(0.02, 0.35))
+        assert begun.wait(60)
+        time.sleep(rng.uniform(0, 0.12))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         with LiveStore(place) as store:
@@ -254,16 +256,16 @@ def killed_and_gone_on(place: str, kills: int, seed: int, until: int) -> list[in
 
 def test_a_process_that_is_killed_leaves_whole_closes(place, tmp_path):
     LiveStore(place).close()
-    reached = killed_and_gone_on(place, 4, 1, 90)
-    assert_same_as_never_killed(place, str(tmp_path / "never_killed.sqlite"), 90)
+    reached = killed_and_gone_on(place, 4, 1, 60)
+    assert_same_as_never_killed(place, str(tmp_path / "never_killed.sqlite"), 60)
     assert 0 < max(reached) and sorted(reached) == reached
 
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_fifty_times_leaves_whole_closes(place, tmp_path):
     LiveStore(place).close()
-    reached = killed_and_gone_on(place, 50, 2, 1500)
-    assert_same_as_never_killed(place, str(tmp_path / "never_killed.sqlite"), 1500)
+    reached = killed_and_gone_on(place, 50, 2, 1000)
+    assert_same_as_never_killed(place, str(tmp_path / "never_killed.sqlite"), 1000)
     assert len(set(reached)) > 20
 
 

@@ -40,7 +40,7 @@ from smc_ml.live.store.messages_as_rows import (
     rows_of,
     table_of,
 )
-from .reading import StoreReader
+from .reading import StoreReader, _within
 from .tables import LIVE_TABLES
 
 # %% ../../../nbs/live/store/07_live_store.ipynb #02c59ea8
@@ -59,8 +59,7 @@ def _writes(dialect: str, name: str) -> tuple[Any, tuple[sa.Column, ...]]:
     "The statement that writes a row once, and the columns of its key."
     kind: Any = sqlite if dialect == "sqlite" else postgresql
     keys = _key_columns(_T[name])
-    statement = kind.insert(_T[name]).on_conflict_do_nothing(index_elements=keys).returning(*keys)
-    return statement, tuple(keys)
+    return kind.insert(_T[name]).on_conflict_do_nothing(index_elements=keys), tuple(keys)
 
 
 def write_once(
@@ -71,8 +70,8 @@ def write_once(
     "Write rows whose key is not there; the keys of those that were written."
     if not rows:
         return set()
-    statement, _ = _writes(connection.dialect.name, name)
-    return {tuple(row) for row in connection.execute(statement, list(rows))}
+    statement, keys = _writes(connection.dialect.name, name)
+    return {tuple(row) for row in connection.execute(statement.returning(*keys), list(rows))}
 
 
 def key_of(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -155,7 +154,17 @@ class LiveStore(StoreReader):
         "Write candles by open time, as a history comes; how many were not there."
         given = candles.rename_axis("open_time").reset_index().to_dict("records")
         rows = [candle_row(symbol, timeframe, candle, self.book) for candle in given]
-        return len(self._transaction(lambda connection: write_once(connection, "candles", rows)))
+        statement, _ = _writes(self._engine.dialect.name, "candles")
+        counted = sa.select(sa.func.count()).where(
+            *_within(_T["candles"], self.book, symbol=symbol), _T["candles"].c.timeframe == timeframe
+        )
+
+        def work(connection: sa.Connection) -> int:
+            before = connection.execute(counted).scalar_one()
+            connection.execute(statement, rows)
+            return connection.execute(counted).scalar_one() - before
+
+        return self._transaction(work) if rows else 0
 
     def keep_states(self, known_at: pd.Timestamp, **states: bytes) -> None:
         "Replace states between closes."
