@@ -129,7 +129,18 @@ def _close_row(messages: Sequence[Any], rows: Rows, known_at: pd.Timestamp, book
 
 # %% ../../../nbs/live/store/08_live_store.ipynb #e3e9edd6
 class LiveStore(StoreReader):
-    "A book of the live database, to write and to read; all methods may be called from any thread."
+    """A book of the live database, to write and to read; all methods may be called from any thread.
+
+    >>> store = smc.LiveStore(folder / "live.sqlite")      # or postgresql://…, or none: the project's file
+    >>> at = pd.Timestamp("2024-01-01 00:05", tz="UTC")
+    >>> store.close_of(at, states={"broker": b"{}"}).new   # with signals, orders, fills, the account
+    True
+    >>> store.close_of(at).new                             # it is there: after a restart nothing is doubled
+    False
+    >>> store.last_close(), store.state("broker")
+    (Timestamp('2024-01-01 00:05:00+0000', tz='UTC'), b'{}')
+    >>> store.close()
+    """
 
     def _transaction(self, work: Any) -> Any:
         "What `work` makes of a connection, in one transaction, again while the database is away."
