@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIVE_RETRY', 'LiveFeed', 'ExchangeFeed', 'OandaFeed']
 
-# %% ../../../nbs/live/feeds/05_live.ipynb #6439fd20
+# %% ../../../nbs/live/feeds/05_live.ipynb #3e9a8bbb
 import asyncio
 import math
 import time
@@ -23,13 +23,13 @@ from ...data.sources.names import EXCHANGE_TIMEFRAMES, SourceError
 from ...data.sources.oanda import OandaSource
 from ...data.sources.paging import timeframe_step
 from ..config import LiveConfig
-from .fetching import fetched_candles, market_before, rows_of
+from .fetching import candle_rows, fetched_candles, market_before
 from .interface import CandleFeed, MarketClock
-from .ordering import CandleOrder, Span
+from .ordering import CandleOrder, MissingSpan
 from .streams import CandleStream, ConnectionLost, StreamRow
 from ..messages import ClosedCandles
 
-# %% ../../../nbs/live/feeds/05_live.ipynb #0e6a093d
+# %% ../../../nbs/live/feeds/05_live.ipynb #d9da9c09
 # a feed does not wait long
 LIVE_RETRY = RetryPolicy(attempts=3, first_wait=0.5, longest_wait=10.0, timeout=10.0)
 
@@ -54,7 +54,7 @@ class _Gaps:
 
     def answered(
         self,
-        span: Span,
+        span: MissingSpan,
         times: set[int],  # open times of the candles that were taken
         refused: set[int],  # of those that were none
     ) -> bool:
@@ -74,13 +74,13 @@ class _Gaps:
         self.absent.setdefault(span.symbol, set()).update(gone)
         return bool(behind)
 
-    def give_up(self, span: Span, before: pd.Timestamp) -> None:
+    def give_up(self, span: MissingSpan, before: pd.Timestamp) -> None:
         "Candles of a span that opened before a time are not waited for any longer."
         until = min(span.until, before)
         opens = range(span.since.value, until.value, self.step.value)
         self.absent.setdefault(span.symbol, set()).update(opens)
 
-    def leading(self, span: Span) -> pd.Timestamp:
+    def leading(self, span: MissingSpan) -> pd.Timestamp:
         "Open time up to which nothing of a span has to be waited for."
         absent, opened = self.absent.get(span.symbol, set()), span.since.value
         while opened < span.until.value and opened in absent:
@@ -88,7 +88,7 @@ class _Gaps:
             opened += self.step.value
         return pd.Timestamp(opened, tz="UTC")
 
-# %% ../../../nbs/live/feeds/05_live.ipynb #c38340a9
+# %% ../../../nbs/live/feeds/05_live.ipynb #64725909
 class LiveFeed(CandleFeed):
     "Closed candles of some symbols from now on: what a stream does not bring is asked for at its close."
 
@@ -327,7 +327,7 @@ class LiveFeed(CandleFeed):
         except SourceError as error:
             self._note("degraded", f"the exchange's clock cannot be asked ({error})")
 
-    def _open_spans(self, order: CandleOrder) -> list[Span]:
+    def _open_spans(self, order: CandleOrder) -> list[MissingSpan]:
         "What has to be asked for now, after what is known to be absent was left out."
         closed = self._now() - pd.Timedelta(seconds=self.config.close_wait)
         for span in order.overdue(closed):
@@ -337,7 +337,7 @@ class LiveFeed(CandleFeed):
         spans = [span for span in order.overdue(closed) if self._gaps.may_ask(span.symbol)]
         return [self._bounded(order, span) for span in spans]
 
-    def _skip(self, order: CandleOrder, span: Span, until: pd.Timestamp) -> None:
+    def _skip(self, order: CandleOrder, span: MissingSpan, until: pd.Timestamp) -> None:
         "Wait no longer, and say for what."
         count = order.skip(span.symbol, until)
         self.tally.missing += count
@@ -346,7 +346,7 @@ class LiveFeed(CandleFeed):
         self._note(level, f"{span.symbol}: {candles} missing from open_time {span.since} on")
         self._news.set()
 
-    def _bounded(self, order: CandleOrder, span: Span) -> Span:
+    def _bounded(self, order: CandleOrder, span: MissingSpan) -> MissingSpan:
         "The newest part of a span that is too long to be fetched."
         earliest = span.until - self.config.backfill_limit * self.step
         if span.since >= earliest:
@@ -355,7 +355,7 @@ class LiveFeed(CandleFeed):
         order.skip(span.symbol, earliest)
         return span._replace(since=earliest)
 
-    async def _fill(self, order: CandleOrder, span: Span) -> None:
+    async def _fill(self, order: CandleOrder, span: MissingSpan) -> None:
         "Ask for a span, and take what there is."
         pause = self._market_seconds(self.config.close_wait)
         try:
@@ -363,7 +363,7 @@ class LiveFeed(CandleFeed):
         except SourceError as error:
             self._cannot_ask(order, span, error)
             return
-        rows = rows_of(table) if len(table) else []
+        rows = candle_rows(table) if len(table) else []
         for row in rows:
             self._put(order, span.symbol, row)
         if self.stream is None:
@@ -373,7 +373,7 @@ class LiveFeed(CandleFeed):
         if self._gaps.answered(span, held, times - held):
             self._gaps.wait(span.symbol, pause)
 
-    def _cannot_ask(self, order: CandleOrder, span: Span, error: SourceError) -> None:
+    def _cannot_ask(self, order: CandleOrder, span: MissingSpan, error: SourceError) -> None:
         "Try again later; while newer candles come, give up what is too old to matter."
         failures = self._gaps.failures.get(span.symbol, 0)
         self._gaps.failures[span.symbol] = failures + 1
@@ -391,7 +391,7 @@ class LiveFeed(CandleFeed):
 _LONGEST_SILENCE = 900.0  # seconds: the open candle of a long timeframe is spoken of too
 _BETWEEN_LOOKS = 3600.0  # seconds between two looks at the exchange's clock
 
-# %% ../../../nbs/live/feeds/05_live.ipynb #c79bcf77
+# %% ../../../nbs/live/feeds/05_live.ipynb #f2529d9a
 class ExchangeFeed(LiveFeed):
     "Closed candles of Binance or Bybit, spot or perpetual, from their streams and their history."
 
@@ -432,7 +432,7 @@ class ExchangeFeed(LiveFeed):
         "What the user calls a market."
         return self._names[market_id]
 
-# %% ../../../nbs/live/feeds/05_live.ipynb #6ba783fe
+# %% ../../../nbs/live/feeds/05_live.ipynb #96da046c
 class OandaFeed(LiveFeed):
     "Closed candles of a broker's instruments, asked for at each close; the token comes from the environment."
 
