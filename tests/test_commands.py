@@ -98,13 +98,10 @@ def _prose(path: Path) -> str:
 
 
 def test_numbers_of_the_docs_name_their_artefacts():
-    pages = {
-        path.name: _prose(path) for path in (ROOT / "nbs/docs").iterdir() if path.suffix in (".md", ".ipynb")
-    }
-    assert (
-        len(pages) > 10
-        and {name: claims.unbound(text) for name, text in pages.items() if claims.unbound(text)} == {}
-    )
+    paths = [path for path in (ROOT / "nbs/docs").iterdir() if path.suffix in (".md", ".ipynb")]
+    pages = {path.name: _prose(path) for path in paths}
+    assert len(pages) > 10
+    assert {name: found for name, text in pages.items() if (found := claims.unbound(text))} == {}
     assert sum(len(claims.CLAIM.findall(text)) for text in pages.values()) >= 4
 
 
