@@ -6,14 +6,14 @@
 __all__ = ['DAYS_OF_A_MONTH', 'DriftConfig', 'PerformanceConfig', 'NotifyConfig', 'ExperimentConfig', 'MonitoringConfig',
            'create_monitoring_config']
 
-# %% ../../nbs/monitoring/00_config.ipynb #63cc5e89
+# %% ../../nbs/monitoring/00_config.ipynb #a08bfe7a
 from typing import Any
 
 from pydantic import Field
 
 from ..config import Section
 
-# %% ../../nbs/monitoring/00_config.ipynb #448a0e59
+# %% ../../nbs/monitoring/00_config.ipynb #8f167c23
 DAYS_OF_A_MONTH = 30.0
 
 
@@ -49,7 +49,7 @@ class DriftConfig(Section):
         "Share of the days that may alarm where nothing has changed."
         return alarms_a_month / DAYS_OF_A_MONTH
 
-# %% ../../nbs/monitoring/00_config.ipynb #e124f993
+# %% ../../nbs/monitoring/00_config.ipynb #14074c89
 class PerformanceConfig(Section):
     "When predictions or trades are worse than they were."
 
@@ -110,7 +110,7 @@ class ExperimentConfig(Section):
     least_gain: float = Field(0.005, gt=0, description="gain that one would act on, nats an event")
     most_weeks: int = Field(104, ge=1, description="weeks after which an experiment ends without a winner")
 
-# %% ../../nbs/monitoring/00_config.ipynb #ef97308e
+# %% ../../nbs/monitoring/00_config.ipynb #600b5c2b
 class MonitoringConfig(Section):
     "Drift, performance and who is told."
 

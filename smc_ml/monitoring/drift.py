@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DriftReport', 'DriftDetector']
 
-# %% ../../nbs/monitoring/05_drift.ipynb #a23378c1
+# %% ../../nbs/monitoring/05_drift.ipynb #96bcef18
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ from smc_ml.monitoring.summaries import (
     usual_spread,
 )
 
-# %% ../../nbs/monitoring/05_drift.ipynb #bc8b280f
+# %% ../../nbs/monitoring/05_drift.ipynb #0896ea37
 class DriftReport(NamedTuple):
     "What a detector says of some days."
 
@@ -64,7 +64,7 @@ class DriftReport(NamedTuple):
             )
         return "; ".join(parts) or f"nothing unusual on {len(self.days)} days"
 
-# %% ../../nbs/monitoring/05_drift.ipynb #b85eb3ce
+# %% ../../nbs/monitoring/05_drift.ipynb #d35c0790
 class _Usual(NamedTuple):
     "The days that a day is compared with."
 
@@ -138,7 +138,7 @@ def _largest(apart: np.ndarray) -> np.ndarray:
     "(columns,): the largest deviation of each column, with its sign."
     return np.take_along_axis(apart, np.abs(apart).argmax(axis=1)[:, None], axis=1)[:, 0]
 
-# %% ../../nbs/monitoring/05_drift.ipynb #d7e7b982
+# %% ../../nbs/monitoring/05_drift.ipynb #8b678832
 _DAY_COLUMNS = ("day", "p", "level", "alarm", "column", "summary", "deviation", "lasting")
 
 

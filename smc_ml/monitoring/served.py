@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Difference', 'compare_served']
 
-# %% ../../nbs/monitoring/04_served.ipynb #483f0964
+# %% ../../nbs/monitoring/04_served.ipynb #a9597b02
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 
 from .summaries import MonitoringError
 
-# %% ../../nbs/monitoring/04_served.ipynb #50ec4f47
+# %% ../../nbs/monitoring/04_served.ipynb #9a6ab23a
 class Difference(NamedTuple):
     "A column whose served values are not the recomputed ones."
 

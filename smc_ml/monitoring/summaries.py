@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUMMARIES', 'MonitoringError', 'DayRows', 'all_symbols', 'day_rows', 'day_summaries', 'usual_spread']
 
-# %% ../../nbs/monitoring/01_summaries.ipynb #c249afb0
+# %% ../../nbs/monitoring/01_summaries.ipynb #3dc8d58f
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..config import UserError
 
-# %% ../../nbs/monitoring/01_summaries.ipynb #9492d3fe
+# %% ../../nbs/monitoring/01_summaries.ipynb #b27cd9e4
 class MonitoringError(UserError):
     "Tables that monitoring cannot use as they are."
 
@@ -31,7 +31,7 @@ class DayRows(NamedTuple):
     days: pd.DatetimeIndex  # UTC
     columns: tuple[str, ...]
 
-# %% ../../nbs/monitoring/01_summaries.ipynb #c6d806d1
+# %% ../../nbs/monitoring/01_summaries.ipynb #a72344fa
 def all_symbols(
     tables: Mapping[str, pd.DataFrame] | pd.DataFrame,  # of features or of raw columns, by symbol
 ) -> pd.DataFrame:
@@ -70,7 +70,7 @@ def day_rows(
     rows[days.get_indexer(day), place] = table.to_numpy(float)
     return DayRows(rows, days, tuple(map(str, table.columns)))
 
-# %% ../../nbs/monitoring/01_summaries.ipynb #bc0df92c
+# %% ../../nbs/monitoring/01_summaries.ipynb #3f777fb3
 def _persistence(values: np.ndarray) -> np.ndarray:
     "Fisher's z of the correlation of each value with the next, along the second axis; 0 where none moved."
     first, second = values[:, :-1], values[:, 1:]
