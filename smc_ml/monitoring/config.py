@@ -49,7 +49,7 @@ class DriftConfig(Section):
         "Share of the days that may alarm where nothing has changed."
         return alarms_a_month / DAYS_OF_A_MONTH
 
-# %% ../../nbs/monitoring/00_config.ipynb #14074c89
+# %% ../../nbs/monitoring/00_config.ipynb #4f9e85cb
 class PerformanceConfig(Section):
     "When predictions or trades are worse than they were."
 
@@ -99,7 +99,7 @@ class ExperimentConfig(Section):
         12.0, gt=0, description="longest time from a decision to its outcome, hours: the length of a block"
     )
     reach: float = Field(
-        0.4,
+        0.25,
         gt=0,
         le=3,
         description="distance within which the challenger is held from the champion, in log odds",

@@ -52,7 +52,7 @@ def rank_of_last(
         float((furthest >= furthest[-1] - _TIE).mean()), tuple(map(int, place)), float(apart[-1][place])
     )
 
-# %% ../../nbs/monitoring/02_ranks.ipynb #ca714388
+# %% ../../nbs/monitoring/02_ranks.ipynb #343c6aec
 def means_of_runs(
     days: np.ndarray,  # (days, …)
     length: int,  # of a run

@@ -13,7 +13,7 @@ import pandas as pd
 
 from .summaries import MonitoringError
 
-# %% ../../nbs/monitoring/04_served.ipynb #9a6ab23a
+# %% ../../nbs/monitoring/04_served.ipynb #50ec4f47
 class Difference(NamedTuple):
     "A column whose served values are not the recomputed ones."
 

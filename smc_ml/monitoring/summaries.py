@@ -31,7 +31,7 @@ class DayRows(NamedTuple):
     days: pd.DatetimeIndex  # UTC
     columns: tuple[str, ...]
 
-# %% ../../nbs/monitoring/01_summaries.ipynb #a72344fa
+# %% ../../nbs/monitoring/01_summaries.ipynb #c6d806d1
 def all_symbols(
     tables: Mapping[str, pd.DataFrame] | pd.DataFrame,  # of features or of raw columns, by symbol
 ) -> pd.DataFrame:
@@ -70,7 +70,7 @@ def day_rows(
     rows[days.get_indexer(day), place] = table.to_numpy(float)
     return DayRows(rows, days, tuple(map(str, table.columns)))
 
-# %% ../../nbs/monitoring/01_summaries.ipynb #3f777fb3
+# %% ../../nbs/monitoring/01_summaries.ipynb #bc0df92c
 def _persistence(values: np.ndarray) -> np.ndarray:
     "Fisher's z of the correlation of each value with the next, along the second axis; 0 where none moved."
     first, second = values[:, :-1], values[:, 1:]
