@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MONITORING_PAGE', 'watched_run', 'monitored']
 
-# %% ../../nbs/commands/08_monitoring.ipynb #b2cc908c
+# %% ../../nbs/commands/08_monitoring.ipynb #bfde2695
 import json
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ..monitoring.watching import WatchedSpan, watch
 from ..reports.monitoring_page import write_monitoring
 from ..tables import read_table, read_tables
 
-# %% ../../nbs/commands/08_monitoring.ipynb #d78e9c1b
+# %% ../../nbs/commands/08_monitoring.ipynb #8d6e625b
 MONITORING_PAGE = "reports/monitoring.html"
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .canvas import DOWN, INK, NEUTRAL, PAPER, UP, canvas, date_axis, need, panels, words
 
-# %% ../../nbs/figures/27_monitoring.ipynb #faebf380
+# %% ../../nbs/figures/27_monitoring.ipynb #cc32352f
 _SHOWN_COLUMNS = 24
 _FARTHEST = 6.0  # standard deviations at which the colour is full
 

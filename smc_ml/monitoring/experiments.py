@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPARED', 'hash_share', 'Experiment', 'ExperimentResult', 'experiment_events', 'compare_arms', 'ABTestingFramework']
 
-# %% ../../nbs/monitoring/12_experiments.ipynb #e086d58b
+# %% ../../nbs/monitoring/12_experiments.ipynb #b0ff3dd6
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,14 @@ from .config import ExperimentConfig
 from .resolved import exit_blocks, known_base_rate, log_losses
 from .sequences import confidence_sequence
 from .summaries import MonitoringError
-from .wealth import PairedTest, paired_blocks, paired_test, weeks_needed, within_reach
+from smc_ml.monitoring.wealth import (
+    PairedTest,
+    WeeksNeeded,
+    paired_blocks,
+    paired_test,
+    weeks_needed,
+    within_reach,
+)
 
 # %% ../../nbs/monitoring/12_experiments.ipynb #752f324f
 def hash_share(
@@ -49,7 +56,7 @@ class Experiment(NamedTuple):
             return self.challenger
         return self.champion
 
-# %% ../../nbs/monitoring/12_experiments.ipynb #cbfdddf5
+# %% ../../nbs/monitoring/12_experiments.ipynb #235011ed
 COMPARED = {
     "log_loss": "loss, nats an event",
     "brier": "Brier score",
@@ -116,7 +123,9 @@ def experiment_events(
         row = table[early].iloc[0]
         raise MonitoringError(f"an outcome of {row['exit_at']} is older than its prediction of {row['time']}")
     table = table.join(_chances(experiment, X, models or {}))[kept]
-    table["arm"] = [experiment.arm(_event_key(row)) for row in table[facts].to_dict("records")]
+    table["arm"] = experiment.champion
+    if experiment.mode == "split":
+        table["arm"] = [experiment.arm(_event_key(row)) for row in table[facts].to_dict("records")]
     return table.sort_values(["exit_at", *facts], kind="stable", ignore_index=True)
 
 # %% ../../nbs/monitoring/12_experiments.ipynb #ed0a061b
@@ -218,7 +227,7 @@ def _decided(
     later = f"; {weeks_needed(past, config=config, runs=60).sentence()}" if len(past) >= 10 else ""
     return "wait", f"go on: nothing is shown after {weeks:.0f} weeks, {shown}{later}"
 
-# %% ../../nbs/monitoring/12_experiments.ipynb #1f937513
+# %% ../../nbs/monitoring/12_experiments.ipynb #3af4d83e
 class ABTestingFramework:
     """Experiments between a champion and a challenger, on stored predictions or live.
 
@@ -270,6 +279,20 @@ class ABTestingFramework:
         "End an experiment; its events are free for others."
         self._named(name)
         return self.experiments.pop(name)
+
+    def plan_experiment(
+        self,
+        name: str,
+        X: pd.DataFrame,  # past events that both arms can score
+        y: pd.DataFrame,  # by the same index: exit_at, won
+        models: Mapping[str, Any] | None = None,  # by arm, with predict_proba; none: columns of X
+        gain: float | None = None,  # nats an event; None: the least one would act on
+    ) -> WeeksNeeded:
+        "How many weeks a gain takes to be shown, before the experiment starts."
+        one = self._named(name)
+        events = experiment_events(one, X, y, models)
+        blocks = paired_blocks(events, one.champion, one.challenger, self.config)
+        return weeks_needed(blocks["difference"].to_numpy(float), gain, self.config)
 
     def _named(self, name: str) -> Experiment:
         "The experiment of a name."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MONITORING', 'performance_table', 'alerts_table', 'monitoring_opening', 'monitoring_html', 'write_monitoring']
 
-# %% ../../nbs/reports/14_monitoring_page.ipynb #2c9e13ff
+# %% ../../nbs/reports/14_monitoring_page.ipynb #a5778b2f
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from .openings import Opening
 from .pages import rendered, write_page
 from .sorting import Cell, Column, sortable_table, without_parts
 
-# %% ../../nbs/reports/14_monitoring_page.ipynb #c2eabaf3
+# %% ../../nbs/reports/14_monitoring_page.ipynb #24376972
 MONITORING = Stage("monitoring", "Monitoring", "Is it still what it was?")
 _NAMES = {
     "log_loss_gain": ("gain in log-loss over the base rate", "loss"),
@@ -84,7 +84,7 @@ def alerts_table(
     ]
     return without_parts(sortable_table(headings, rows, 0, (), "alerts").text) if rows else ""
 
-# %% ../../nbs/reports/14_monitoring_page.ipynb #f2841f02
+# %% ../../nbs/reports/14_monitoring_page.ipynb #06a5b0e7
 def monitoring_opening(
     watched: WatchedSpan,
 ) -> Opening:
@@ -93,12 +93,14 @@ def monitoring_opening(
     row = report.table.loc["log_loss_gain"]
     drifted = len(watched.drift.alarms)
     broken = len({(each.day, each.column) for each in watched.drift.breaks})
+    days = len(watched.drift.days)
+    by_chance = days / 30 * watched.allowed
     bounds = f"{in_words(1000 * row['low'], '+.1f')} to {in_words(1000 * row['high'], '+.1f')}"
     gain = f"{in_words(1000 * row['value'], '+.1f')} mnat" if np.isfinite(row["value"]) else "–"
     tiles = (
         ("gain over the base rate", gain, f"an event; 95 % at every look {bounds}"),
-        ("drift alarms", str(drifted), f"days of {len(watched.drift.days)}; {watched.drift.sentence()}"),
-        ("broken columns", str(broken), f"{watched.expected:.1f} alarms of both kinds expected by chance"),
+        ("drift alarms", str(drifted), f"on {days} days; {by_chance:.1f} by chance where nothing changed"),
+        ("broken columns", str(broken), f"{watched.expected - by_chance:.1f} by chance where none is broken"),
     )
     sentence = report.sentence()
     return Opening(f"{sentence[0].upper()}{sentence[1:]}.", tiles, f"{report.sharpe}")
