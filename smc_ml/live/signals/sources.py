@@ -6,7 +6,7 @@
 __all__ = ['UnansweredError', 'SignalSource', 'decided_events', 'resolved_events', 'feature_hash', 'PredictorSource',
            'RecordedSource']
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #a44ee8be
+# %% ../../../nbs/live/signals/00_sources.ipynb #af8a7d07
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -19,9 +19,9 @@ from ..messages import Decision
 from ..outcomes import DecisionOutcome
 from ...models.predictions import EVENT_KEYS
 from ...serving.answering import LivePredictor
-from ...serving.asked import NUMBERS, LiveEvent, _signal
+from ...serving.asked import NUMBERS, _signal
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #92a41d38
+# %% ../../../nbs/live/signals/00_sources.ipynb #4df25896
 class UnansweredError(UserError):
     "A source that could not answer."
 
@@ -54,12 +54,17 @@ class SignalSource(Protocol):
 
 def decided_events(decisions: Iterable[Decision]) -> pd.DataFrame:
     "Decisions as the events that models are asked for: symbol, time, event_id, direction."
-    rows = [(one.symbol, one.known_at, one.event_id, one.direction) for one in decisions]
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 4
-    times = pd.DatetimeIndex(columns[1], dtype="datetime64[ns, UTC]")
+    given = list(decisions)
+    times = np.array([one.known_at.value for one in given], "datetime64[ns]")
     return pd.DataFrame(
-        {"symbol": columns[0], "time": times, "event_id": columns[2], "direction": columns[3]}
-    )[list(LiveEvent._fields)]
+        {
+            "symbol": pd.Series([one.symbol for one in given], dtype=object),
+            "time": pd.array(times, dtype=pd.DatetimeTZDtype("ns", "UTC")),
+            "event_id": np.array([one.event_id for one in given], np.int64),
+            "direction": np.array([one.direction for one in given], np.int64),
+        },
+        copy=False,
+    )
 
 # %% ../../../nbs/live/signals/00_sources.ipynb #757a8378
 def resolved_events(outcomes: Sequence[DecisionOutcome]) -> pd.DataFrame:
