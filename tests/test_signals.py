@@ -197,8 +197,9 @@ def test_a_model_that_fails_trades_nothing_and_is_left_alone(served, coming, mon
 
     monkeypatch.setattr(predictor.bundle.models["logistic"], "predict_proba", fails)
     found, until = [], None
-    for closed, decisions, _ in coming:
+    for closed, decisions, outcomes in coming:
         predictor.update(closed.candles)
+        processor.resolve(outcomes)  # of events that no model was asked for: nobody learns from them
         if decisions and until is None:
             found += processor.process(decisions)
             if len(asked) == 2:
@@ -208,6 +209,11 @@ def test_a_model_that_fails_trades_nothing_and_is_left_alone(served, coming, mon
     assert {one.side for one in found} == {"NEUTRAL"} and len(asked) == 2
     assert found[0].reason == "models did not answer: logistic failed: no memory"
     assert [notice.level for notice in processor.take_notices()] == ["degraded"]
+    monkeypatch.undo()
+    rest = [one for one in coming if one[1] and one[0].known_at >= until]
+    well = [signal for _, decisions, _ in rest for signal in processor.process(decisions)]
+    assert not any("failed" in signal.reason for signal in well)
+    assert [notice.what for notice in processor.take_notices()] == ["models answers again"]
 
 
 def test_an_answer_is_kept_by_its_rows_until_an_outcome_comes(served, coming):

@@ -6,7 +6,7 @@
 __all__ = ['UnansweredError', 'SignalSource', 'decided_events', 'resolved_events', 'feature_hash', 'PredictorSource',
            'RecordedSource']
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #af8a7d07
+# %% ../../../nbs/live/signals/00_sources.ipynb #a44ee8be
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -19,9 +19,9 @@ from ..messages import Decision
 from ..outcomes import DecisionOutcome
 from ...models.predictions import EVENT_KEYS
 from ...serving.answering import LivePredictor
-from ...serving.asked import NUMBERS, _signal
+from ...serving.asked import NUMBERS, LiveEvent, _signal
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #4df25896
+# %% ../../../nbs/live/signals/00_sources.ipynb #62eabfad
 class UnansweredError(UserError):
     "A source that could not answer."
 
@@ -66,14 +66,14 @@ def decided_events(decisions: Iterable[Decision]) -> pd.DataFrame:
         copy=False,
     )
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #757a8378
+# %% ../../../nbs/live/signals/00_sources.ipynb #a31448ec
 def resolved_events(outcomes: Sequence[DecisionOutcome]) -> pd.DataFrame:
     "Outcomes as an ensemble takes them: symbol, time, event_id, exit_at, won, realised_r."
     facts = pd.DataFrame([(one.exit_at, one.won, one.realised_r) for one in outcomes])
     facts.columns = pd.Index(["exit_at", "won", "realised_r"])
     return pd.concat([decided_events(one.decision for one in outcomes)[list(EVENT_KEYS)], facts], axis=1)
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #5753fd81
+# %% ../../../nbs/live/signals/00_sources.ipynb #7788011a
 def feature_hash(
     rows: np.ndarray | None,  # (rows, features)
     names: Iterable[str],  # of the features
@@ -86,7 +86,7 @@ def feature_hash(
     told = f"{values.shape}|{'|'.join(names)}".encode()
     return hashlib.sha256(told + values.tobytes()).hexdigest()[:32]
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #5e587eaf
+# %% ../../../nbs/live/signals/00_sources.ipynb #69c4fd31
 def _failure(reasons: Iterable[str], members: Iterable[str]) -> str:
     "What a bundle said of a member that did not answer; nothing where all did."
     for reason in dict.fromkeys(reasons):
@@ -151,10 +151,14 @@ class PredictorSource:
         return np.where(inputs.signed, -turned, turned)
 
     def resolve(self, outcomes: pd.DataFrame) -> None:
-        "The ensemble takes them."
-        self.predictor.bundle.update(outcomes)
+        "The ensemble takes those of the events that it was asked for."
+        asked = self.predictor.bundle.ensemble.stream_.places
+        names = list(zip(*(outcomes[key].tolist() for key in EVENT_KEYS), strict=True))
+        known = [LiveEvent(*name, direction=0).key in asked for name in names]
+        if any(known):
+            self.predictor.bundle.update(outcomes[known])
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #21f43cc5
+# %% ../../../nbs/live/signals/00_sources.ipynb #874638b1
 class RecordedSource:
     "Answers as a run has written them, by symbol, time and event."
 
