@@ -154,7 +154,7 @@ class PredictorSource:
         "The ensemble takes those of the events that it was asked for."
         asked = self.predictor.bundle.ensemble.stream_.places
         names = list(zip(*(outcomes[key].tolist() for key in EVENT_KEYS), strict=True))
-        known = [LiveEvent(*name, direction=0).key in asked for name in names]
+        known = [LiveEvent._make((*name, 0)).key in asked for name in names]
         if any(known):
             self.predictor.bundle.update(outcomes[known])
 
