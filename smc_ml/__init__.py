@@ -65,6 +65,8 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "Ensemble": "smc_ml.ensemble.estimator",
     "load_ensemble": "smc_ml.ensemble.estimator",
     "DriftDetector": "smc_ml.monitoring.drift",
+    "PerformanceMonitor": "smc_ml.monitoring.performance",
+    "ABTestingFramework": "smc_ml.monitoring.experiments",
     "create_monitoring_config": "smc_ml.monitoring.config",
     "TechnicalIndicator": "smc_ml.indicators.base",
     "RSIIndicator": "smc_ml.indicators.momentum",
