@@ -121,6 +121,8 @@ if TYPE_CHECKING:  # read by editors, never run; written by tools/names.py
     from smc_ml.live.store.live_store import LiveStore as LiveStore
     from smc_ml.monitoring.config import create_monitoring_config as create_monitoring_config
     from smc_ml.monitoring.drift import DriftDetector as DriftDetector
+    from smc_ml.monitoring.experiments import ABTestingFramework as ABTestingFramework
+    from smc_ml.monitoring.performance import PerformanceMonitor as PerformanceMonitor
     from smc_ml.stages.pipeline import SMCTrainingPipeline as SMCTrainingPipeline
     from smc_ml.stages.pipeline import create_training_config as create_training_config
     from smc_ml.tracking.config import create_deployment_config as create_deployment_config
