@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from .agents.config import AgentConfig
+from .compute.config import ComputeConfig
 from .config import ConfigError, Section
 from .controls.config import ControlsConfig, FullControlsConfig
 from .costs import Costs
@@ -59,6 +60,7 @@ LIVE_SECTIONS: dict[str, type[Section]] = {
     "live": LiveConfig,
     "signals": SignalConfig,
     "risk": RiskConfig,
+    "compute": ComputeConfig,
 }
 
 # %% ../nbs/10_settings.ipynb #3ab6cc74
