@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -137,6 +138,21 @@ class Bundle:
         "The features that models of `events`, or of `bars`, look at, in order; none where there is no model."
         names = self.models_of(samples)
         return tuple(self.descriptions[names[0]]["features"]) if names else ()
+
+    def until(self, time: pd.Timestamp) -> Self:
+        "The same bundle as a replay from then on needs it: its ensemble knows the events decided by then."
+        stream = self.ensemble.stream_
+        members = stream.members()
+        known = members.times <= time.value
+        if known.all():
+            return self
+        if not known.any():
+            first = pd.Timestamp(int(members.times.min()), tz="UTC")
+            raise BundleError(f"the ensemble knows no event by {time}: begin after {first}")
+        earlier = copy(self)
+        ensemble = Ensemble(config=self.ensemble._settings())
+        earlier.ensemble = ensemble._learnt(members.rows(known), self.ensemble.target_)
+        return earlier
 
     def __repr__(self) -> str:
         return f"Bundle({self.market.timeframe}, {', '.join(self.models)}, {self.digest[:12]})"
