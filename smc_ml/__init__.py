@@ -60,6 +60,8 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "create_training_config": "smc_ml.stages.pipeline",
     "Ensemble": "smc_ml.ensemble.estimator",
     "load_ensemble": "smc_ml.ensemble.estimator",
+    "DriftDetector": "smc_ml.monitoring.drift",
+    "create_monitoring_config": "smc_ml.monitoring.config",
     "TechnicalIndicator": "smc_ml.indicators.base",
     "RSIIndicator": "smc_ml.indicators.momentum",
     "CCIIndicator": "smc_ml.indicators.momentum",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from .engines import LiveStoreError, shown
+from .engines import LiveStoreError, place_in_words
 
 # %% ../../../nbs/live/store/04_migrating.ipynb #917ac37a
 NEWEST_MIGRATION = "0001"
@@ -43,8 +43,8 @@ def migrate(engine: sa.Engine) -> str:
             return NEWEST_MIGRATION
     if found is not None and found > NEWEST_MIGRATION:
         raise LiveStoreError(
-            f"{shown(engine.url)}: made by a newer smc_ml (its tables are of {found}, this one knows "
-            f"{NEWEST_MIGRATION}): use that version, or another database"
+            f"{place_in_words(engine.url)}: made by a newer smc_ml (its tables are of {found}, "
+            f"this one knows {NEWEST_MIGRATION}): use that version, or another database"
         )
     with engine.execution_options(writes=True).begin() as connection:
         if connection.dialect.name == "postgresql":

@@ -27,8 +27,14 @@ from smc_ml.live.messages import (
 )
 from .columns import TimeColumn
 from .config import StoreConfig
-from .engines import LiveStoreError, database_place, open_engine, patiently, shown
-from .messages_as_rows import PRICES, decision_of, digest_of_bytes, holding_of, message_of
+from .engines import LiveStoreError, database_place, open_engine, patiently, place_in_words
+from smc_ml.live.store.messages_as_rows import (
+    CANDLE_VALUES,
+    decision_of,
+    digest_of_bytes,
+    holding_of,
+    message_of,
+)
 from .migrating import migrate
 from .tables import LIVE_TABLES
 
@@ -87,7 +93,7 @@ class StoreReader:
         patiently(lambda: migrate(self._engine), self.url, config)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({shown(self.url)}, book {self.book})"
+        return f"{type(self).__name__}({place_in_words(self.url)}, book {self.book})"
 
     def __enter__(self) -> Self:
         return self
@@ -244,7 +250,7 @@ class StoreReader:
         wanted = _with_decision(source).where(
             *_within(source, self.book, None, until), ~sa.exists().where(theirs)
         )
-        rows = self._rows(wanted.order_by(source.c.known_at, source.c.prediction_id))
+        rows = self._rows(wanted.order_by(source.c.known_at, source.c.number))
         return [_decided(row, "predictions") for row in rows]
 
     def resolved(
@@ -268,7 +274,7 @@ class StoreReader:
         ).join(decided, (said.c.book == decided.c.book) & (said.c.digest == decided.c.digest))
         wanted = sa.select(*columns).select_from(joined)
         wanted = wanted.where(*_within(became, self.book, since, until, None, "exit_at"))
-        return self._table(wanted.order_by(became.c.exit_at, said.c.known_at, said.c.prediction_id))
+        return self._table(wanted.order_by(became.c.exit_at, said.c.known_at, said.c.number))
 
     # the account
 
@@ -313,11 +319,11 @@ class StoreReader:
             *_within(source, self.book, since, until, symbol, "open_time"),
             source.c.timeframe == timeframe,
         ]
-        names = ("open_time", *PRICES, "more")
+        names = ("open_time", *CANDLE_VALUES, "more")
         wanted = sa.select(*(source.c[name] for name in names)).where(*where)
         found = self._table(_newest(wanted, [source.c.open_time], newest))[::-1].set_index("open_time")
         more = pd.DataFrame(found["more"].tolist(), index=found.index, dtype=float)
-        return found[list(PRICES)].astype(float).join(more)
+        return found[list(CANDLE_VALUES)].astype(float).join(more)
 
     def features(
         self, symbol: str, since: pd.Timestamp | None = None, until: pd.Timestamp | None = None

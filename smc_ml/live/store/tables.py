@@ -99,6 +99,7 @@ _table(
     *_columns(TextColumn, "reason feature_hash"),
     ForeignKeyConstraint(*_OF_DECISION),
     Index(None, "book", "known_at"),
+    numbered=True,
 )
 _table(
     "outcomes",

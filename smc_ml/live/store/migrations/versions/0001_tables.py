@@ -54,7 +54,7 @@ TABLES = [  # name, key, columns, foreign key, indexed beside the book, whether 
         "number probability low high expected_r disagreement, numbers models, text reason feature_hash",
         DECISION,
         "known_at",
-        False,
+        True,
     ),
     (
         "outcomes",
