@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CloseResult', 'AskedSource', 'recorded_predictions', 'kept_outcome', 'numbered', 'broker_rules', 'LivePath']
 
-# %% ../../nbs/live/04_path.ipynb #731ca4ab
+# %% ../../nbs/live/04_path.ipynb #f83b136e
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pandas as pd
 
@@ -42,7 +42,7 @@ from ..serving.answering import LivePredictor
 from ..serving.asked import NUMBERS
 from ..serving.bundle import Bundle
 
-# %% ../../nbs/live/04_path.ipynb #dcfae1d7
+# %% ../../nbs/live/04_path.ipynb #ea1f0b96
 class CloseResult(NamedTuple):
     "All that happened at a close, by who said it."
 
@@ -82,7 +82,7 @@ class AskedSource(PredictorSource):
             self.ahead = super().forecast()
         return self.ahead
 
-# %% ../../nbs/live/04_path.ipynb #284a3683
+# %% ../../nbs/live/04_path.ipynb #c6b3c8b7
 def recorded_predictions(
     signals: Iterable[Signal],
     said: pd.DataFrame | None,  # of `Bundle.predict`, a row for each decision; None: nobody was asked
@@ -126,7 +126,7 @@ def kept_outcome(outcome: DecisionOutcome, model_version: str) -> PredictionOutc
     name = prediction_name(outcome.decision.key, model_version)
     return PredictionOutcome(name, *times, kind, outcome.won, outcome.realised_r)
 
-# %% ../../nbs/live/04_path.ipynb #ae98b5df
+# %% ../../nbs/live/04_path.ipynb #1a97b940
 def numbered(decisions: Iterable[Decision], known_at: pd.Timestamp) -> list[Decision]:
     "Decisions of a close with numbers that grow with time, in the order in which they stand."
     first = known_at.value // 60_000_000_000 * 1000
@@ -152,16 +152,32 @@ class LivePath:
         role: str = "champion",
     ):
         last = max(candles.index[-1] for candles in history.values()) + TIMEFRAMES[history.timeframe]
-        self.bundle, self.role, self.live = bundle.until(last), role, live
+        self.bundle = bundle.until(last)
         self.predictor = LivePredictor(self.bundle, history)
-        self._connect(signals, risk, live)
+        self._connect(signals, risk, live, role)
         calculator, columns = self.predictor.calculator, list(bundle.market.columns)
         for symbol, stream in self.decisions.items():
             stream.begin(history[symbol], calculator.symbols[symbol].said)
         self.broker.remember(history.map(lambda candles: candles[columns]))
 
-    def _connect(self, signals: SignalConfig, risk: RiskConfig, live: LiveConfig) -> None:
+    @classmethod
+    def going_on(
+        cls,
+        predictor: LivePredictor,  # that was restored
+        signals: SignalConfig = SignalConfig(),
+        risk: RiskConfig = RiskConfig(),
+        live: LiveConfig = LiveConfig(),
+        role: str = "champion",
+    ) -> Self:
+        "A path whose parts have still to be told what they were."
+        path = cls.__new__(cls)
+        path.bundle, path.predictor = predictor.bundle, predictor
+        path._connect(signals, risk, live, role)
+        return path
+
+    def _connect(self, signals: SignalConfig, risk: RiskConfig, live: LiveConfig, role: str) -> None:
         "Make all that needs no history."
+        self.role, self.live = role, live
         symbols, sections = tuple(self.predictor.calculator.symbols), self.bundle.settings
         base, patterns, labels = self.bundle.market.timeframe, sections["patterns"], sections["labels"]
         self.step, costs = TIMEFRAMES[base], sections["costs"].charged_in(self.bundle.market.kind)

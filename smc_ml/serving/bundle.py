@@ -29,7 +29,7 @@ from ..features.catalogue import FeatureCatalogue, read_catalogue
 from ..features.table import feature_catalogue
 from ..models.onnx_rows import checked_graph
 from ..models.out_of_fold import _said
-from ..models.predictions import EVENT_KEYS, prediction_table
+from ..models.predictions import EVENT_KEYS
 from ..models.saving import NETWORK_FILE, feature_versions, load_model, read_description, saved_file
 from ..models.tasks import task_of
 from ..models.windows import WindowError, Windows
@@ -149,10 +149,14 @@ class Bundle:
         if not known.any():
             first = pd.Timestamp(int(members.times.min()), tz="UTC")
             raise BundleError(f"the ensemble knows no event by {time}: begin after {first}")
-        earlier = copy(self)
         ensemble = Ensemble(config=self.ensemble._settings())
-        earlier.ensemble = ensemble._learnt(members.rows(known), self.ensemble.target_)
-        return earlier
+        return self.with_ensemble(ensemble._learnt(members.rows(known), self.ensemble.target_))
+
+    def with_ensemble(self, ensemble: Ensemble) -> Self:
+        "The same bundle with an ensemble that knows fewer or more events."
+        other = copy(self)
+        other.ensemble = ensemble
+        return other
 
     def __repr__(self) -> str:
         return f"Bundle({self.market.timeframe}, {', '.join(self.models)}, {self.digest[:12]})"
@@ -332,4 +336,8 @@ class Bundle:
         if not len(labels):
             return pd.DataFrame()
         said = _said(self.tasks[name], self.models[name], windows, {})
-        return prediction_table(labels, name, 0, said).drop(columns="fold")
+        targets, columns = list(said), next(iter(said.values()))
+        keys = {key: np.tile(labels[key].array, len(targets)) for key in ("symbol", "time")}
+        keys |= {"model": name, "target": np.repeat(targets, len(labels))}
+        numbers = {one: np.concatenate([said[target][one] for target in targets]) for one in columns}
+        return pd.DataFrame(keys | numbers)
