@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'KeptError', 'kept_path', 'restored_path']
 
-# %% ../../nbs/live/05_kept.ipynb #447642f6
+# %% ../../nbs/live/05_kept.ipynb #cf14b75a
 import json
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from ..serving.answering import LivePredictor
 from ..serving.bundle import Bundle
 from ..serving.calculator import restore_calculator, save_calculator
 
-# %% ../../nbs/live/05_kept.ipynb #5a5d70d0
+# %% ../../nbs/live/05_kept.ipynb #d174df0b
 class KeptError(UserError):
     "A state that does not fit what is to go on from it."
 
@@ -70,6 +70,6 @@ def restored_path(
         one.restore(told["decisions"][symbol])
         path.outcomes[symbol].restore(told["outcomes"][symbol])
     path.processor.restore(told["processor"])
-    path.broker = restored_account(told["account"], path.broker.rules)
+    path.broker = path.engine.broker = restored_account(told["account"], path.broker.rules)
     path.engine.restore(told["engine"])
     return path

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CloseResult', 'AskedSource', 'recorded_predictions', 'kept_outcome', 'numbered', 'broker_rules', 'LivePath']
 
-# %% ../../nbs/live/04_path.ipynb #f83b136e
+# %% ../../nbs/live/04_path.ipynb #a7f8f500
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..candles import TIMEFRAMES, Market
 from ..datasets.bars import bar_timeframe
+from ..ensemble.running import Key
 from .broker.contract import BrokerRules
 from .broker.execution import ExecutionEngine
 from .broker.paper import PaperBroker
@@ -42,7 +43,7 @@ from ..serving.answering import LivePredictor
 from ..serving.asked import NUMBERS
 from ..serving.bundle import Bundle
 
-# %% ../../nbs/live/04_path.ipynb #ea1f0b96
+# %% ../../nbs/live/04_path.ipynb #45bde0ad
 class CloseResult(NamedTuple):
     "All that happened at a close, by who said it."
 
@@ -75,6 +76,14 @@ class AskedSource(PredictorSource):
         "What the bundle says, with what each model said."
         self.said = super().predict(events, context, keep)
         return self.said
+
+    def resolve(self, outcomes: pd.DataFrame) -> None:
+        "The ensemble takes those of events that it could be asked for."
+        known = self.predictor.bundle.ensemble.stream_.places
+        keys = zip(*(outcomes[name].tolist() for name in Key._fields), strict=True)
+        asked = [Key(time.value, symbol, number) in known for time, symbol, number in keys]
+        if any(asked):
+            super().resolve(outcomes[asked])
 
     def forecast(self) -> pd.DataFrame:
         "What models of bars say, asked once after a bar has closed."
@@ -126,7 +135,7 @@ def kept_outcome(outcome: DecisionOutcome, model_version: str) -> PredictionOutc
     name = prediction_name(outcome.decision.key, model_version)
     return PredictionOutcome(name, *times, kind, outcome.won, outcome.realised_r)
 
-# %% ../../nbs/live/04_path.ipynb #1a97b940
+# %% ../../nbs/live/04_path.ipynb #a30c717f
 def numbered(decisions: Iterable[Decision], known_at: pd.Timestamp) -> list[Decision]:
     "Decisions of a close with numbers that grow with time, in the order in which they stand."
     first = known_at.value // 60_000_000_000 * 1000
@@ -185,7 +194,7 @@ class LivePath:
         age = live.age_limit * self.step
         self.processor = SignalProcessor([self.source], signals, None, age, labels.minimum_risk)
         self.broker = PaperBroker(broker_rules(self.bundle, symbols))
-        self.engine = ExecutionEngine(self.broker.rules, risk, signals)
+        self.engine = ExecutionEngine(self.broker, self.broker.rules, risk)
         self.decisions = {s: DecisionStream(s, base, labels, patterns) for s in sorted(symbols)}
         self.outcomes = {s: OutcomeStream(base, labels, costs, patterns) for s in sorted(symbols)}
         train, bars = sections["train"], self.bundle.models_of("bars")
@@ -220,7 +229,8 @@ class LivePath:
         signals = self.processor.process(decisions, now, account, None, closed.filled)
         predictions = recorded_predictions(signals, self.source.said, self.role)
         marks.append(perf_counter())
-        orders = self.engine.orders(signals, account)
+        done = self.engine.decide(closed.known_at, signals, account)
+        orders = [one.order for one in done if one.order is not None]
         for order in orders:
             self.broker.place(order)
         marks.append(perf_counter())
@@ -236,7 +246,7 @@ class LivePath:
             orders=tuple(orders),
             fills=fills,
             account=account,
-            notices=(*self.processor.take_notices(), *self.engine.take_notices()),
+            notices=(*self.processor.take_notices(), *self.engine.told()),
             seconds=seconds,
         )
 

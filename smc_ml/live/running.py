@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LiveError', 'Arrival', 'arrival_of', 'LiveRun']
 
-# %% ../../nbs/live/06_running.ipynb #2bff0313
+# %% ../../nbs/live/06_running.ipynb #8d903712
 import asyncio
 import json
 import logging
@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..candles import Market
 from ..config import UserError
+from .broker.stopping import KillSwitch, Stopped
 from .config import LiveConfig, RiskConfig, SignalConfig
 from .feeds.interface import CandleFeed
 from .feeds.replay import closes
@@ -31,25 +32,36 @@ from ..serving.bundle import Bundle
 
 _log = logging.getLogger("smc_ml")
 
-# %% ../../nbs/live/06_running.ipynb #465189e6
+# %% ../../nbs/live/06_running.ipynb #7a2d23d3
 class LiveError(UserError):
     "A book, a bundle and a feed that do not belong together."
 
 
 class Arrival(NamedTuple):
-    "How the candles of a close came."
+    "How the candles of a close came, and whether trading was stopped then."
 
-    filled: bool  # fetched after a gap, or by a clock that is off
-    now: pd.Timestamp | None  # where they came too late; None: in time
+    filled: bool = False  # fetched after a gap, or by a clock that is off
+    now: pd.Timestamp | None = None  # where they came too late; None: in time
+    stopped: Stopped | None = None
 
 
-def arrival_of(closed: ClosedCandles, feed: CandleFeed, live: LiveConfig) -> Arrival:
+class _StoppedAs(KillSwitch):
+    "A switch that stands as it stood at a close."
+
+    def __init__(self, state: Stopped | None = None):
+        super().__init__()
+        self._called = state
+
+
+def arrival_of(
+    closed: ClosedCandles, feed: CandleFeed, live: LiveConfig, stopped: Stopped | None = None
+) -> Arrival:
     "How they came."
     state = feed.state
     off = np.isfinite(state.skew) and abs(state.skew) > live.clock_skew
     late = not closed.filled and state.age > live.age_limit * feed.step.total_seconds()
     now = closed.known_at + pd.Timedelta(seconds=state.age) if late else None
-    return Arrival(bool(closed.filled or off), now)
+    return Arrival(bool(closed.filled or off), now, stopped)
 
 
 class _Since:
@@ -58,22 +70,27 @@ class _Since:
     def __init__(self, content: bytes | None = None):
         told = json.loads(content) if content else {}
         self.arrivals = {
-            int(at): Arrival(filled, None if now is None else pd.Timestamp(now, tz="UTC"))
-            for at, (filled, now) in told.items()
+            int(at): Arrival(
+                filled, None if now is None else pd.Timestamp(now, tz="UTC"), stopped and Stopped(*stopped)
+            )
+            for at, (filled, now, stopped) in told.items()
         }
 
     def note(self, known_at: pd.Timestamp, arrival: Arrival) -> None:
-        if arrival != Arrival(False, None):
+        if arrival != Arrival():
             self.arrivals[known_at.value] = arrival
 
     def at(self, known_at: pd.Timestamp) -> Arrival:
-        return self.arrivals.get(known_at.value, Arrival(False, None))
+        return self.arrivals.get(known_at.value, Arrival())
 
     def content(self) -> bytes:
-        told = {str(at): [one.filled, one.now and one.now.value] for at, one in self.arrivals.items()}
+        told = {
+            str(at): [one.filled, one.now and one.now.value, one.stopped and list(one.stopped)]
+            for at, one in self.arrivals.items()
+        }
         return json.dumps(told, sort_keys=True).encode()
 
-# %% ../../nbs/live/06_running.ipynb #d10e9b55
+# %% ../../nbs/live/06_running.ipynb #4b6f1f4f
 _SINCE = "arrivals"
 
 
@@ -84,9 +101,11 @@ class LiveRun:
         self,
         path: LivePath,
         store: LiveStore,
+        switch: KillSwitch | None = None,  # None: one for this process alone
         kept_every: int = 48,  # closes after which the path is kept
     ):
         self.path, self.store, self.kept_every = path, store, kept_every
+        self.switch = switch or KillSwitch()
         self.last = store.last_close()  # that was written
         self.count, self.since, self.notices = 0, _Since(), deque[Notice]()
         self.seconds: deque[dict[str, float]] = deque(maxlen=10_000)  # of the parts of each close
@@ -100,6 +119,7 @@ class LiveRun:
         signals: SignalConfig = SignalConfig(),
         risk: RiskConfig = RiskConfig(),
         live: LiveConfig = LiveConfig(),
+        switch: KillSwitch | None = None,
         role: str = "champion",
         kept_every: int = 48,
     ) -> Self:
@@ -108,14 +128,15 @@ class LiveRun:
         if store.last_close() is None or None in states.values():
             history = await feed.history(history_needed(bundle))
             path = await asyncio.to_thread(LivePath, bundle, history, signals, risk, live, role)
-            run = cls(path, store, kept_every)
+            run = cls(path, store, switch, kept_every)
             await asyncio.to_thread(run._write_history, history)
             return run
         kept = {name: content for name, content in states.items() if content is not None}
         rules = bundle, signals, risk, live, role
         path = await asyncio.to_thread(restored_path, kept, *rules)
-        run = cls(path, store, kept_every)
+        run = cls(path, store, switch, kept_every)
         await asyncio.to_thread(run._walk_again)
+        await path.engine.begin(store.holdings(), run.path.broker.state().known_at)
         await run._catch_up(feed)
         return run
 
@@ -129,8 +150,7 @@ class LiveRun:
         since = self.store.states()["path"]
         self.since = _Since(self.store.state(_SINCE))
         for known_at, candles in self._written_closes(since):
-            arrival = self.since.at(known_at)
-            result = self.path.take(ClosedCandles(known_at, candles, filled=arrival.filled), arrival.now)
+            result = self._taken(ClosedCandles(known_at, candles), self.since.at(known_at))
             if not self._write(result, None, {}).same:
                 what = f"the close of {known_at} says something else when it is walked again"
                 self.notices.append(Notice(known_at, "store", "degraded", what))
@@ -161,14 +181,14 @@ class LiveRun:
             if self.last is not None and closed.known_at <= self.last:
                 continue
             self.notices.extend(feed.notices())
-            arrival = arrival_of(closed, feed, self.path.live)
+            arrival = arrival_of(closed, feed, self.path.live, self.switch.stopped())
             yield await asyncio.to_thread(self.take, closed, arrival)
 
     def take(self, closed: ClosedCandles, arrival: Arrival | None = None) -> CloseResult:
         "Take a close and write what it says."
-        came = arrival or Arrival(closed.filled, None)
+        came = arrival or Arrival(closed.filled)
         self.since.note(closed.known_at, came)
-        result = self.path.take(closed._replace(filled=came.filled), came.now)
+        result = self._taken(closed, came)
         self.count += 1
         began = perf_counter()
         self._write(result, closed, {_SINCE: self.since.content()})
@@ -178,6 +198,11 @@ class LiveRun:
             self.since = _Since()
             self.store.keep_states(self.last, **kept_path(self.path), **{_SINCE: self.since.content()})
         return result
+
+    def _taken(self, closed: ClosedCandles, came: Arrival) -> CloseResult:
+        "What the path says of a close that came so."
+        self.path.engine.switch = _StoppedAs(came.stopped)
+        return self.path.take(closed._replace(filled=came.filled), came.now)
 
     def _write(self, result: CloseResult, closed: ClosedCandles | None, states: dict[str, bytes]) -> Written:
         "One transaction."

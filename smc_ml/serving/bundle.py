@@ -254,6 +254,8 @@ class Bundle:
         except WindowError as error:
             return numbers, [str(error)] * len(asked)
         places = np.flatnonzero(whole)
+        if not len(places):
+            return numbers, reasons
         said, worth, why = self.answers(windows.take(places))
         going = self.ensemble.stream_.fork()
         for place in sorted(places.tolist(), key=lambda place: asked[place].key):
@@ -337,7 +339,9 @@ class Bundle:
             return pd.DataFrame()
         said = _said(self.tasks[name], self.models[name], windows, {})
         targets, columns = list(said), next(iter(said.values()))
-        keys = {key: np.tile(labels[key].array, len(targets)) for key in ("symbol", "time")}
+        keys: dict[str, Any] = {
+            key: np.tile(labels[key].array, len(targets)) for key in ("symbol", "time")
+        }
         keys |= {"model": name, "target": np.repeat(targets, len(labels))}
         numbers = {one: np.concatenate([said[target][one] for target in targets]) for one in columns}
         return pd.DataFrame(keys | numbers)
