@@ -30,12 +30,12 @@ def entries_of(
     "Orders as the table of events that labels and backtest know, one row an order."
     return pd.DataFrame(
         {
-            "symbol": [order.symbol for order in orders],
+            "symbol": pd.Series([order.symbol for order in orders], dtype=object),
             "direction": [1 if order.action == "BUY" else -1 for order in orders],
             "time": pd.DatetimeIndex([order.known_at for order in orders], tz="UTC"),
             "entry_at": pd.DatetimeIndex(opened, tz="UTC"),
             "exit_at": pd.DatetimeIndex(opened, tz="UTC"),  # not known
-            "exit_reason": "",
+            "exit_reason": pd.Series([""] * len(orders), dtype=object),
             "entry": prices,
             "seen": prices,
             "top": [order.zone_stop for order in orders],

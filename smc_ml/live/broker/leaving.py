@@ -88,13 +88,13 @@ def _as_trade(position: OpenTrade, candle: TradedCandle, leaving: Leaving) -> pd
     within = pd.Timedelta(0 if leaving.at_open else 1, "ns")  # only the candle is read from it
     return pd.DataFrame(
         {
-            "symbol": [position.symbol],
+            "symbol": pd.Series([position.symbol], dtype=object),
             "direction": [position.side],
             "entry": [position.entry],
             "entry_at": pd.DatetimeIndex([position.opened], tz="UTC"),
             "exit_at": pd.DatetimeIndex([candle.opened], tz="UTC") + within,
             "exit_price": [leaving.price],
-            "exit_reason": ["timeout" if leaving.at_open else leaving.what],
+            "exit_reason": pd.Series(["timeout" if leaving.at_open else leaving.what], dtype=object),
         }
     )
 
@@ -117,7 +117,7 @@ def exit_rates(
 ) -> tuple[float, float]:
     "Fee and slippage of leaving, shares of the price."
     trade, config = _as_trade(position, candle, leaving), rules.backtest
-    if _is_bankrupt(trade, config)[0]:
+    if leaving.what == "liquidation" and _is_bankrupt(trade, config)[0]:
         return 0.0, 0.0
     own = rules.charged.model_copy(update={"slippage_rate": position.slippage})
     known = config.model_copy(update={"slippage_range_share": 0.0})

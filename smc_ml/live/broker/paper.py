@@ -15,7 +15,7 @@ import pandas as pd
 
 from ...candles import Market
 from ...costs import FUNDING_INTERVAL, funding_due
-from .contract import BrokerError, BrokerRules, check_broker_rules
+from .contract import Broker, BrokerError, BrokerRules, check_broker_rules
 from .entering import OpenTrade, entries_of, with_barriers, with_terms
 from .leaving import Leaving, exit_rates, how_it_leaves, settle
 from .recent import RecentCandles, TradedCandle, breaks_off, traded_candle
@@ -353,3 +353,6 @@ class PaperBroker:
 
     def _since(self, before: int) -> tuple[Fill, ...]:
         return tuple(fill for number, fill in self.happened if number > before)
+
+
+_: type[Broker] = PaperBroker  # it is one, as far as types tell
