@@ -339,9 +339,7 @@ class Bundle:
             return pd.DataFrame()
         said = _said(self.tasks[name], self.models[name], windows, {})
         targets, columns = list(said), next(iter(said.values()))
-        keys: dict[str, Any] = {
-            key: np.tile(labels[key].array, len(targets)) for key in ("symbol", "time")
-        }
+        keys: dict[str, Any] = {key: np.tile(labels[key].array, len(targets)) for key in ("symbol", "time")}
         keys |= {"model": name, "target": np.repeat(targets, len(labels))}
         numbers = {one: np.concatenate([said[target][one] for target in targets]) for one in columns}
         return pd.DataFrame(keys | numbers)
