@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from ..candles import Market
-from ..charts.chart import Chart
 from ..live.messages import Fill
 from ..patterns.config import PatternConfig
 from ..patterns.detection import detect_market
@@ -147,4 +146,6 @@ class Views:
         market = Market({symbol: candles[columns]}, self.timeframe, calendar)
         patterns = detect_market(market, PatternConfig(**self.facts["settings"]["patterns"]))
         fills = self.reader.fills(since=candles.index[0], symbol=symbol)
+        from smc_ml.charts.chart import Chart  # loads what draws, which nobody may ask for
+
         return str(Chart(market, patterns, trades={symbol: trades_of(fills)}).payload)
