@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'Metric', 'LiveMetrics']
 
-# %% ../../nbs/service/04_metrics.ipynb #47037f14
+# %% ../../nbs/service/04_metrics.ipynb #97bacba4
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from ..live.messages import AccountState, Notice, Signal
 
-# %% ../../nbs/service/04_metrics.ipynb #f1bc56d2
+# %% ../../nbs/service/04_metrics.ipynb #9b986cff
 class Metric(NamedTuple):
     "A metric of the live process."
 
@@ -58,7 +58,7 @@ METRICS = (
     Metric("smc_streams", "gauge", "pages that receive events"),
 )
 
-# %% ../../nbs/service/04_metrics.ipynb #15d0b740
+# %% ../../nbs/service/04_metrics.ipynb #8c08268e
 _KINDS: dict[str, Any] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
 
 
@@ -94,13 +94,14 @@ class LiveMetrics:
         self,
         symbols: Iterable[str],  # of each decision that was asked for
         signals: Iterable[str],  # LONG, SHORT or NEUTRAL
-        seconds: float,  # for all of them
+        seconds: float,  # for all of them; NaN where nobody took the time
         cached: int = 0,  # answers that were kept from before
     ) -> None:
         "The answers of one close."
         for symbol, signal in zip(symbols, signals, strict=True):
             self.of("ml_predictions_total", symbol, signal).inc()
-        self.of("ml_inference_duration_seconds").observe(seconds)
+        if np.isfinite(seconds):
+            self.of("ml_inference_duration_seconds").observe(seconds)
         self.of("ml_cache_hits_total").inc(cached)
 
     def signalled(self, signals: Iterable[Signal], seconds: float | None = None) -> None:
