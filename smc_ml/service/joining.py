@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TakenClose', 'failed_models', 'not_ready', 'LiveProcess']
 
-# %% ../../nbs/service/14_joining.ipynb #ff0aaa19
+# %% ../../nbs/service/14_joining.ipynb #91d264ce
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from .metrics import LiveMetrics
 from .sources import LiveStatus
 from ..serving.answering import LivePredictor
 
-# %% ../../nbs/service/14_joining.ipynb #968f2b40
+# %% ../../nbs/service/14_joining.ipynb #3b10c721
 class TakenClose(Protocol):
     "What happened at a close."
 
@@ -71,7 +71,7 @@ def failed_models(
     answered = any(math.isfinite(one.probability) for one in predictions)
     return failed if failed or answered else dict(before)
 
-# %% ../../nbs/service/14_joining.ipynb #0810b498
+# %% ../../nbs/service/14_joining.ipynb #05df3114
 def not_ready(
     state: Mapping[str, object],  # of a feed
     limit: float,  # seconds after a close from which candles are too old
@@ -108,13 +108,15 @@ class LiveProcess:
         self.limit = live.age_limit * feed.step.total_seconds()
         self.failed: dict[str, str] = {}
         self.training: tuple[str, ...] = ()
+        self.alerts: tuple[Mapping[str, object], ...] = ()  # of monitoring, as it sets them
         self._cached = 0
 
     def status(self) -> LiveStatus:
         "How it is now."
         state = self.feed.state._asdict()
         why = not_ready(state, self.limit, self.failed)
-        return LiveStatus(not why, why, self._stopped(), state, self.failed, self.training)
+        found = self.failed, self.training, self.alerts
+        return LiveStatus(not why, why, self._stopped(), state, *found)
 
     def kill(self, reason: str, close_all: bool) -> None:
         "Enter nothing from now on."
