@@ -9,7 +9,7 @@ __all__ = []
 # %% ../nbs/12___init__.ipynb #b2152dbe
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # %% ../nbs/12___init__.ipynb #a72398d8
 __doc__ = """Smart Money Concepts: patterns, trades, models and honest accounts, from a session or a script.
@@ -58,6 +58,10 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "MarketMicrostructureFeatures": "smc_ml.features.families",
     "SMCTrainingPipeline": "smc_ml.stages.pipeline",
     "create_training_config": "smc_ml.stages.pipeline",
+    "MLflowManager": "smc_ml.tracking.manager",
+    "ExperimentManager": "smc_ml.tracking.experiments",
+    "ModelDeployer": "smc_ml.tracking.deployer",
+    "create_deployment_config": "smc_ml.tracking.config",
     "Ensemble": "smc_ml.ensemble.estimator",
     "load_ensemble": "smc_ml.ensemble.estimator",
     "DriftDetector": "smc_ml.monitoring.drift",
@@ -73,6 +77,46 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
 _PACKAGES = ("features", "models")  # `features` can be called, `models` holds the estimators
 
 __all__ = sorted([*_HOMES, *_PACKAGES])
+
+if TYPE_CHECKING:  # read by editors, never run
+    from smc_ml import features as features
+    from smc_ml import models as models
+    from smc_ml.candles import Market as Market
+    from smc_ml.costs import Costs as Costs
+    from smc_ml.data.collection.collector import HistoricalDataCollector as HistoricalDataCollector
+    from smc_ml.datasets.engineer import SMCFeatureEngineer as SMCFeatureEngineer
+    from smc_ml.datasets.samples import SMCDataset as SMCDataset
+    from smc_ml.ensemble.estimator import Ensemble as Ensemble
+    from smc_ml.ensemble.estimator import load_ensemble as load_ensemble
+    from smc_ml.facade.accounts import backtest as backtest
+    from smc_ml.facade.accounts import judge as judge
+    from smc_ml.facade.looking import detect as detect
+    from smc_ml.facade.looking import plot as plot
+    from smc_ml.facade.markets import load as load
+    from smc_ml.facade.markets import resample as resample
+    from smc_ml.facade.markets import simulate as simulate
+    from smc_ml.facade.samples import dataset as dataset
+    from smc_ml.facade.samples import describe_features as describe_features
+    from smc_ml.facade.samples import label as label
+    from smc_ml.facade.samples import walk_forward as walk_forward
+    from smc_ml.facade.settings import create_data_collection_config as create_data_collection_config
+    from smc_ml.facade.settings import create_feature_config as create_feature_config
+    from smc_ml.facade.settings import create_labeling_config as create_labeling_config
+    from smc_ml.facade.settings import create_pattern_config as create_pattern_config
+    from smc_ml.features.families import FeatureEngineeringPipeline as FeatureEngineeringPipeline
+    from smc_ml.features.families import MarketMicrostructureFeatures as MarketMicrostructureFeatures
+    from smc_ml.features.families import TechnicalIndicatorFeatures as TechnicalIndicatorFeatures
+    from smc_ml.indicators.base import TechnicalIndicator as TechnicalIndicator
+    from smc_ml.indicators.momentum import CCIIndicator as CCIIndicator
+    from smc_ml.indicators.momentum import RSIIndicator as RSIIndicator
+    from smc_ml.indicators.trailing import ChandelierExitIndicator as ChandelierExitIndicator
+    from smc_ml.indicators.trailing import SuperTrendIndicator as SuperTrendIndicator
+    from smc_ml.indicators.trend import ADXIndicator as ADXIndicator
+    from smc_ml.indicators.trend import WaveTrendIndicator as WaveTrendIndicator
+    from smc_ml.labels.outcomes import SMCPatternLabeler as SMCPatternLabeler
+    from smc_ml.labels.statistics import get_pattern_statistics as get_pattern_statistics
+    from smc_ml.stages.pipeline import SMCTrainingPipeline as SMCTrainingPipeline
+    from smc_ml.stages.pipeline import create_training_config as create_training_config
 
 
 def __getattr__(name: str) -> Any:

@@ -510,7 +510,14 @@ _NOTHING = pd.DataFrame(index=pd.DatetimeIndex([], tz="UTC"))
 
 
 class Market(Mapping[str, pd.DataFrame]):
-    "Candles by symbol, all of one timeframe and one kind: spot, perpetual, forex; None where nobody said."
+    """Candles by symbol, all of one timeframe and one kind: spot, perpetual, forex; None where nobody said.
+
+    Example
+    -------
+    >>> market = smc.Market({"A": candles, "B": candles})
+    >>> list(market), market.timeframe
+    (['A', 'B'], '5m')
+    """
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ __all__ = ['UserError', 'ConfigError', 'Section', 'project_root']
 # %% ../nbs/00_config.ipynb #eb14f093
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,12 @@ class Section(BaseModel):
             name = type(self).model_config.get("title") or type(self).__name__
             known = list(type(self).model_fields)
             raise ConfigError("; ".join(_sentence(name, e, known) for e in error.errors())) from None
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        "What is not as it is where nothing is said, so that signatures and messages fit a screen."
+        for name, field in type(self).model_fields.items():
+            if (value := getattr(self, name)) != field.get_default(call_default_factory=True):
+                yield name, value
 
 # %% ../nbs/00_config.ipynb #5640aa52
 def project_root(start: str | os.PathLike | None = None) -> Path:

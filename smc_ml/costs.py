@@ -21,7 +21,13 @@ FEES: dict[MarketKind, float] = {"perpetual": 0.0004, "spot": 0.001, "forex": 0.
 
 
 class Costs(Section):
-    "What a trade pays, as shares of the price on each side."
+    """What a trade pays, as shares of the price on each side.
+
+    Example
+    -------
+    >>> smc.Costs(fee_rate=0.0002)
+    Costs(fee_rate=0.0002)
+    """
 
     model_config = {"title": "costs"}
     market: MarketKind = Field(

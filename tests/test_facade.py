@@ -1,7 +1,9 @@
 """What `import smc_ml as smc` offers: quick to import, all listed and documented, and every example true."""
 
+import ast
 import doctest
 import inspect
+import pydoc
 import re
 import subprocess
 import sys
@@ -28,7 +30,7 @@ def names(tmp_path_factory):
     samples = smc.dataset(table, trades)
     account = smc.backtest(candles, samples, smc.models.Logistic(), folds=2)
     found = {"candles": candles, "patterns": patterns, "trades": trades, "table": table, "samples": samples}
-    return found | {"account": account, "smc": smc, "folder": tmp_path_factory.mktemp("examples")}
+    return found | {"account": account, "smc": smc, "pd": pd, "folder": tmp_path_factory.mktemp("examples")}
 
 
 def examples(name: str) -> doctest.DocTest | None:
@@ -38,17 +40,8 @@ def examples(name: str) -> doctest.DocTest | None:
     return found if found.examples else None
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in MADE_HERE
-        if name in (*CALLS, "describe_features")
-        or name.startswith("create_")
-        and name != "create_training_config"
-    ],
-)
-def test_the_example_of_each_call_is_true(name, names):
+@pytest.mark.parametrize("name", MADE_HERE)
+def test_the_example_of_each_name_is_true(name, names):
     example = examples(name)
     assert example, f"{name} has no example"
     example.globs = dict(names)
@@ -78,6 +71,35 @@ def test_arguments_have_comments_and_signatures_fit_a_screen(name):
     lacking = [line for line in arguments if "  # " not in line and "title" not in line]
     assert arguments and not lacking
     assert len(str(inspect.signature(call))) < 700 and "Config(" not in str(inspect.signature(call))
+
+
+@pytest.mark.parametrize("name", MADE_HERE)
+def test_signatures_fit_a_screen_and_dump_no_defaults(name):
+    told = str(inspect.signature(getattr(smc, name)))
+    assert len(told) < 700 and not re.search(r"object at 0x", told), told
+
+
+def test_a_year_of_euros_from_a_broker_s_export_is_read(market):
+    path = market / "EURUSD_15m_mt5_2022-10_2023-10.parquet"
+    read = smc.load(path, "EURUSD", offset="Europe/Athens", allow_gaps=True)
+    assert len(read) == 24_424 and str(read.index.tz) == "UTC"
+    facts = read.attrs["smc_ml"]
+    assert facts["symbol"] == "EURUSD" and facts["calendar"] == "forex"
+
+
+def test_editors_read_the_same_names_from_the_same_places():
+    tree = ast.parse(inspect.getsource(smc))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {alias.name: node for node in block.body for alias in node.names}
+    assert set(told) == set(smc.__all__)
+    for name in MADE_HERE:
+        home = ".".join(filter(None, ["smc_ml" * bool(told[name].level), told[name].module]))
+        assert home == smc._HOMES[name], name
+
+
+def test_help_shows_what_is_loaded_later():
+    page = pydoc.plain(pydoc.render_doc(smc))
+    assert "load(source:" in page and "class RSIIndicator" in page and "cross_val_score" in page
 
 
 def fresh(code: str) -> str:

@@ -7,7 +7,7 @@ __all__ = ['SMCFeatureEngineer']
 
 # %% ../../nbs/datasets/01_engineer.ipynb #aaf8e79f
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +38,18 @@ from ..patterns.detection import detect_market
 # %% ../../nbs/datasets/01_engineer.ipynb #f2589a0f
 @dataclass(frozen=True)
 class SMCFeatureEngineer:
-    "Candles -> samples with features and targets."
+    """Candles -> samples with features and targets.
+
+    Patterns are found, traded and measured by its settings. A sample whose features are not all known is
+    left out; one that lacks an optional feature stays, NaN there. Raises a `DatasetError` in one sentence.
+
+    Example
+    -------
+    >>> engineer = smc.SMCFeatureEngineer(smc.create_feature_config())
+    >>> found = engineer.engineer_features(smc.Market({"SIM": candles}), wanted=["smc"])
+    >>> len(found) > 100, found.target_names
+    (True, ('won',))
+    """
 
     features: FeatureConfig = FeatureConfig()
     patterns: PatternConfig = PatternConfig()
@@ -46,7 +57,9 @@ class SMCFeatureEngineer:
     horizons: HorizonConfig = HorizonConfig()
     costs: Costs = Costs()
     weights: WeightConfig = WeightConfig(by="none")
-    families: Sequence[Family] = FEATURE_FAMILIES  # that the settings of the features may name
+    families: Sequence[Family] = field(
+        default_factory=lambda: FEATURE_FAMILIES
+    )  # that the settings of the features may name
 
     def create_feature_config(self, **settings: Any) -> FeatureConfig:
         "The settings of the features with some changed; an unknown one is an error that names it."

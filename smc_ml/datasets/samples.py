@@ -30,7 +30,16 @@ class DatasetError(UserError):
 # %% ../../nbs/datasets/00_samples.ipynb #a4cce237
 @dataclass(frozen=True, eq=False)
 class SMCDataset:
-    "Samples with their features, targets, weights and times."
+    """Samples with their features, targets, weights and times.
+
+    `X` can be indexed as scikit-learn does, `y` has one value a sample, `table` shows both. Raises a
+    `DatasetError` where windows and labels are not of the same samples.
+
+    Example
+    -------
+    >>> isinstance(samples, smc.SMCDataset), len(samples.X) == len(samples.y)
+    (True, True)
+    """
 
     windows: Windows  # the rows before each sample
     labels: pd.DataFrame  # one row per sample, in order: symbol, time, exit_at, entry_at, targets, …

@@ -179,7 +179,19 @@ def _walked_anew(
 
 
 class Ensemble(ClassifierMixin, BaseEstimator):
-    "A method of the ensemble, learnt from out-of-fold predictions and the outcomes known by each event."
+    """A method of the ensemble, learnt from out-of-fold predictions and the outcomes known by each event.
+
+    `fit` walks resolved events in time, `observe` takes what members say of a new one, `update` what became
+    of it. The interval is of the realised R, NaN before enough outcomes are known. Raises a
+    `PredictionError` that names the event and what it lacks.
+
+    Example
+    -------
+    >>> said = account.predictions
+    >>> two = pd.concat([said, said.assign(model="coin", probability=0.5, expected_r=0.0)])
+    >>> smc.Ensemble("mean").fit(two, trades).classes_.tolist()
+    [False, True]
+    """
 
     def __init__(self, method: str | None = None, config: EnsembleConfig = EnsembleConfig()):
         self.method = method  # one of `ENSEMBLE_METHODS`; None: that of the settings
@@ -304,7 +316,16 @@ def _members_from(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Membe
 
 
 def load_ensemble(folder: str | os.PathLike) -> Ensemble:
-    "The ensemble that was saved; an `EnsembleError` where something is missing or was changed."
+    """The ensemble that was saved; an `EnsembleError` where something is missing or was changed.
+
+    Example
+    -------
+    >>> said = account.predictions
+    >>> two = pd.concat([said, said.assign(model="coin", probability=0.5, expected_r=0.0)])
+    >>> smc.Ensemble("hedge").fit(two, trades).save(folder / "saved")
+    >>> smc.load_ensemble(folder / "saved").config.method
+    'hedge'
+    """
     folder = Path(folder)
     try:
         facts = json.loads((folder / "description.json").read_text(encoding="utf-8"))

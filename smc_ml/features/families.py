@@ -92,7 +92,14 @@ class FamilyFeatures(TransformerMixin, BaseEstimator):
 
 
 class TechnicalIndicatorFeatures(FamilyFeatures):
-    "Candles of one symbol -> features of the family technical, NaN in the warm-up."
+    """Candles of one symbol -> features of the family technical, NaN in the warm-up.
+
+    Example
+    -------
+    >>> found = smc.TechnicalIndicatorFeatures().fit_transform(candles[-1000:])
+    >>> len(found), int(found.iloc[-1].isna().sum())
+    (1000, 0)
+    """
 
     def __init__(
         self,
@@ -106,7 +113,17 @@ class TechnicalIndicatorFeatures(FamilyFeatures):
 
 
 class MarketMicrostructureFeatures(FamilyFeatures):
-    "Candles of one symbol -> features of the family microstructure, NaN where quotes are lacking."
+    """Candles of one symbol -> features of the family microstructure: from prices and volume, no quotes.
+
+    NaN in the warm-up. Quotes and depth are the family `book`.
+
+    Example
+    -------
+    >>> bare = candles[["open", "high", "low", "close", "volume"]]
+    >>> found = smc.MarketMicrostructureFeatures().fit_transform(bare[-1000:])
+    >>> len(found), int(found.iloc[-1].isna().sum())
+    (1000, 0)
+    """
 
     def __init__(
         self,
@@ -120,7 +137,18 @@ class MarketMicrostructureFeatures(FamilyFeatures):
 
 # %% ../../nbs/features/16_families.ipynb #ea5c6a83
 class FeatureEngineeringPipeline(TransformerMixin, BaseEstimator):
-    "Candles of one symbol -> features of some families, scaled and selected."
+    """Candles of one symbol -> features of some families, scaled and selected.
+
+    What is learnt is learnt from the candles that `fit` is given, and from no later ones. NaN in the
+    warm-up. Raises a `FeatureError` for a family that is not known.
+
+    Example
+    -------
+    >>> steps = smc.FeatureEngineeringPipeline(families=["smc"]).fit(candles[:9000])
+    >>> found = steps.transform(candles)
+    >>> found.shape == (len(candles), len(steps.get_feature_names_out()))
+    True
+    """
 
     def __init__(
         self,

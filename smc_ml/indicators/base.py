@@ -125,7 +125,13 @@ class IndicatorState:
 
 # %% ../../nbs/indicators/02_base.ipynb #b77e92d4
 class TechnicalIndicator(nn.Module):
-    "Base of indicators as torch modules: `calculate` for all rows, `start` and `update` candle by candle."
+    """Base of indicators as torch modules: `calculate` for all rows, `start` and `update` candle by candle.
+
+    Example
+    -------
+    >>> issubclass(smc.RSIIndicator, smc.TechnicalIndicator), smc.RSIIndicator(period=7).settings["period"]
+    (True, 7)
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("high", "low", "close")  # of the candles that it needs
     _like: torch.Tensor

@@ -20,7 +20,14 @@ def _beyond(values: torch.Tensor, oversold: float, overbought: float) -> dict[st
 
 # %% ../../nbs/indicators/03_momentum.ipynb #62ac9558
 class RSIIndicator(TechnicalIndicator):
-    "Relative strength index (Wilder 1978): `rsi`, 0 to 100, known from row `period` on; equal to TA-Lib's."
+    """Relative strength index (Wilder 1978): `rsi`, 0 to 100, known from row `period` on; equal to TA-Lib's.
+
+    Example
+    -------
+    >>> found = smc.RSIIndicator(period=14).calculate(candles)
+    >>> list(found), bool((found["rsi"][14:] >= 0).all())
+    (['rsi', 'buy_signals', 'sell_signals'], True)
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("close",)
 
@@ -53,7 +60,13 @@ class RSIIndicator(TechnicalIndicator):
 
 # %% ../../nbs/indicators/03_momentum.ipynb #6c964772
 class CCIIndicator(TechnicalIndicator):
-    "Commodity channel index (Lambert 1980): `cci`, known from row period - 1 on; equal to TA-Lib's."
+    """Commodity channel index (Lambert 1980): `cci`, known from row period - 1 on; equal to TA-Lib's.
+
+    Example
+    -------
+    >>> list(smc.CCIIndicator().calculate(candles))
+    ['cci', 'buy_signals', 'sell_signals']
+    """
 
     def __init__(
         self,

@@ -18,6 +18,11 @@ class SuperTrendIndicator(TechnicalIndicator):
     """SuperTrend (Seban): `supertrend`, in units of price, and `direction`, +1 or -1; equal to TA-Lib's.
 
     Known from row `period` on. Buy where the close turns the direction up, sell where it turns it down.
+
+    Example
+    -------
+    >>> list(smc.SuperTrendIndicator().calculate(candles))
+    ['supertrend', 'direction', 'buy_signals', 'sell_signals']
     """
 
     def __init__(
@@ -55,6 +60,11 @@ class ChandelierExitIndicator(TechnicalIndicator):
     """Chandelier exit (LeBeau): `long_stop`, `short_stop`, in units of price, and `direction`, +1 or -1.
 
     Known from row `period` on. Buy where the close turns the direction up, sell where it turns it down.
+
+    Example
+    -------
+    >>> list(smc.ChandelierExitIndicator().calculate(candles))
+    ['long_stop', 'short_stop', 'direction', 'buy_signals', 'sell_signals']
     """
 
     def __init__(

@@ -18,6 +18,11 @@ class ADXIndicator(TechnicalIndicator):
 
     The directional indices are known from row `period` on, the ADX from row 2 · period - 1 on. Buy while the
     ADX is above `threshold` and +DI above -DI, sell while it is and -DI is above +DI.
+
+    Example
+    -------
+    >>> list(smc.ADXIndicator().calculate(candles))
+    ['adx', 'plus_di', 'minus_di', 'buy_signals', 'sell_signals']
     """
 
     def __init__(
@@ -66,6 +71,11 @@ class WaveTrendIndicator(TechnicalIndicator):
 
     Buy on the row on which `wt1` crosses above `wt2` while `wt2` is below `oversold`; sell on the row on
     which it crosses below while `wt2` is above `overbought`.
+
+    Example
+    -------
+    >>> list(smc.WaveTrendIndicator().calculate(candles))
+    ['wt1', 'wt2', 'buy_signals', 'sell_signals']
     """
 
     def __init__(

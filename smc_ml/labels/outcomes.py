@@ -350,7 +350,20 @@ def label_symbols(
 # %% ../../nbs/labels/04_outcomes.ipynb #ee36ee8b
 @dataclass(frozen=True)
 class SMCPatternLabeler:
-    "Patterns of a series, and the outcome of a trade from each."
+    """Patterns of a series, and the outcome of a trade from each.
+
+    A trade enters at the open after its decision, ends at stop, target or time limit, and pays its costs;
+    `label_historical_data` is the same as `label`, to be awaited. Raises a `LabelError` in one sentence.
+
+    Example
+    -------
+    >>> labeler = smc.SMCPatternLabeler(smc.create_labeling_config(target_r=1.5))
+    >>> labels = labeler.label(candles, "SIM", patterns=patterns)
+    >>> set(labels["exit_reason"]) <= {"stop", "target", "timeout"}
+    True
+    >>> int(labeler.get_pattern_statistics(labels)["events"].sum()) == len(labels)
+    True
+    """
 
     config: LabelingConfig = LabelingConfig()
     costs: Costs = Costs()

@@ -74,7 +74,15 @@ def get_pattern_statistics(
     labels: pd.DataFrame,
     by: str | Sequence[str] = ("kind", "direction"),  # columns of `labels`, or session
 ) -> pd.DataFrame:
-    "One row per group: counts, win rate and mean R with 95 % intervals, expectancy of an event."
+    """One row per group: counts, win rate and mean R with 95 % intervals, expectancy of an event.
+
+    NaN where a group has no filled order; intervals are by blocks of days.
+
+    Example
+    -------
+    >>> list(smc.get_pattern_statistics(trades, by="kind").index)
+    ['order_block', 'fair_value_gap', 'liquidity_sweep']
+    """
     names = _grouping(labels, by)
     events = by_session(labels) if "session" in names and "session" not in labels else labels
     result, filled = events["realised_r"], events["filled"].astype(bool)

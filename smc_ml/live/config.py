@@ -13,7 +13,7 @@ from pydantic import Field
 from ..config import Section
 
 # %% ../../nbs/live/00_config.ipynb #9e87244b
-Filter = Literal["confidence", "correlation", "regime", "score", "sharpe", "technical", "rate"]
+Filter = Literal["confidence", "correlation", "regime", "score", "sharpe", "technical", "rate", "enhancer"]
 
 
 class SignalConfig(Section):
@@ -28,15 +28,27 @@ class SignalConfig(Section):
     correlation: float = Field(
         0.8, ge=0, le=1, description="correlation: largest correlation of returns with an open position"
     )
+    correlation_bars: int = Field(
+        288, ge=30, description="correlation: base candles whose returns are compared"
+    )
     regimes: tuple[str, ...] = Field(
         (), strict=False, description="regime: states of the market in which nothing is traded"
     )
     score: float = Field(0.5, ge=0, le=1, description="score: smallest score of a position that is traded")
     sharpe: float = Field(
-        0.0, description="sharpe: smallest deflated Sharpe ratio, a year, of the resolved signals of a symbol"
+        0.0,
+        description="sharpe: smallest Sharpe ratio, a year, of a symbol's resolved signals, "
+        "less what the best of as many trials shows by luck",
     )
+    sharpe_trials: int = Field(1, ge=1, description="sharpe: trials that were made before, for each symbol")
     model_weight: float = Field(
         0.7, ge=0, le=1, description="technical: weight of the models; the technical signals have the rest"
+    )
+    agreement: float = Field(
+        0.5, ge=0, le=1, description="technical: smallest weighted agreement of both that is traded"
+    )
+    enhancer_outcomes: int = Field(
+        500, ge=1, description="enhancer: resolved outcomes before which nothing is traded"
     )
     rate: int = Field(10, ge=1, description="rate: signals a minute that are traded")
     cache_seconds: float = Field(300.0, ge=0, description="time for which an answer is kept, seconds")

@@ -37,7 +37,13 @@ def create_training_config(
     | None = None,  # where trades and predictions are kept for the next time; None: nowhere
     **sections: Section | Mapping[str, Any],  # as in params.yaml
 ) -> PipelineConfig:
-    "What `SMCTrainingPipeline` runs on; an unknown section or key is an error that names it."
+    """What `SMCTrainingPipeline` runs on; an unknown section or key is an error that names it.
+
+    Example
+    -------
+    >>> smc.create_training_config(candles, models=["logistic"]).settings.train.models
+    ('logistic',)
+    """
     if unknown := sections.keys() - PipelineSettings.model_fields.keys():
         known = ", ".join(PipelineSettings.model_fields)
         raise UserError(f"there is no section {min(unknown)}: known are {known}")
@@ -52,7 +58,18 @@ def create_training_config(
 
 # %% ../../nbs/stages/17_pipeline.ipynb #66e21063
 class SMCTrainingPipeline:
-    "Patterns, labels, features, models, ensemble and account of a market, one after the other."
+    """Patterns, labels, features, models, ensemble and account of a market, one after the other.
+
+    The stages of the pipeline without their files: `headlines` has the numbers with their 95 % intervals.
+    Raises a `UserError` of the step that cannot go on.
+
+    Example
+    -------
+    >>> few = {"splits": {"n_folds": 2}, "train": {"models": ["logistic"], "steps": 1}}
+    >>> pipeline = smc.SMCTrainingPipeline(smc.create_training_config({"SIM": candles[:8000]}, **few))
+    >>> list(pipeline.run_complete_pipeline().headlines())
+    ['value', 'low', 'high', 'chance']
+    """
 
     learnt: LearntMarket  # trades, and what every model says of them
     run: PipelineRun  # the ensemble, its scores, and the account that follows it

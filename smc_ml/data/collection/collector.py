@@ -107,7 +107,21 @@ def run_anywhere(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 # %% ../../../nbs/data/collection/08_collector.ipynb #dab3272d
 class HistoricalDataCollector:
-    "Keeps the raw series of a configuration up to date and says what there is."
+    """Keeps the raw series of a configuration up to date and says what there is.
+
+    `collect` writes a Parquet file for each symbol and goes on where it stopped; `smc.load` reads them.
+    Raises a `UserError` that names the symbol, the first bad time and the remedy.
+
+    Example
+    -------
+    >>> place = str(folder / "kept")
+    >>> config = smc.create_data_collection_config(start="2024-01-01", end="2024-01-03", folder=place)
+    >>> collector = smc.HistoricalDataCollector(config)
+    >>> list(collector.collect())
+    ['SIM-A', 'SIM-B']
+    >>> collector.get_collection_summary()["rows"].tolist()
+    [576, 576]
+    """
 
     def __init__(
         self,

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CircuitBreaker']
 
-# %% ../../../nbs/live/signals/01_breaker.ipynb #ba589963
+# %% ../../../nbs/live/signals/01_breaker.ipynb #a86af5cc
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-# %% ../../../nbs/live/signals/01_breaker.ipynb #3ebea8ae
+# %% ../../../nbs/live/signals/01_breaker.ipynb #863c255c
 class CircuitBreaker:
     "Whether a source is asked."
 
@@ -35,12 +35,12 @@ class CircuitBreaker:
         now: pd.Timestamp,
         why: str,  # in a few words
     ) -> bool:
-        "Count a failure; True where it is left alone from now on."
+        "Count a failure; True where it is left alone from now on, having been asked until now."
         self.failures, self.why = self.failures + 1, why
         if self.failures < self.limit:
             return False
-        self.until = now + self.pause
-        return True
+        first, self.until = self.until is None, now + self.pause
+        return first
 
     def succeeded(self) -> bool:
         "It answered: all is forgotten; True where it had been left alone."
