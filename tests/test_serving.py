@@ -116,7 +116,7 @@ def test_a_bundle_says_what_the_run_said(project, bundled):
 
 def test_models_asked_by_hand_say_what_the_bundle_says(project, bundled):
     bundle, candles = Bundle.load(bundled), read_candles(project / "artifacts/candles/SIM_5m.parquet")
-    predictor = LivePredictor(bundle, Market({"SIM": candles[-4500:]}, "5m"))
+    predictor = LivePredictor(bundle, Market({"SIM": candles[-7200:]}, "5m"))
     asked = ModelsAsked(predictor)
     said, table = asked.ask("SIM", 1).iloc[0], predictor.calculator.get_features_for_ml("SIM", None)
     event = {"symbol": "SIM", "time": table.index[-1] + bundle.step, "event_id": -1, "direction": 1}
@@ -128,6 +128,9 @@ def test_models_asked_by_hand_say_what_the_bundle_says(project, bundled):
     assert asked.ask("SIM", -1).iloc[0]["probability"] != said["probability"]
     other = asked.ask("OTHER", 1).iloc[0]
     assert other["signal"] == "NEUTRAL" and "none of the symbols" in other["reason"]
+    early = LivePredictor(bundle, Market({"SIM": candles[-600:]}, "5m"))
+    why = ModelsAsked(early).ask("SIM", 1).iloc[0]
+    assert (why["signal"], why["reason"]) == ("NEUTRAL", "the features before it are not complete")
     assert len(bundle.ensemble.stream_) == len(Bundle.load(bundled).ensemble.stream_)
 
 
