@@ -73,6 +73,7 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "WaveTrendIndicator": "smc_ml.indicators.trend",
     "SuperTrendIndicator": "smc_ml.indicators.trailing",
     "ChandelierExitIndicator": "smc_ml.indicators.trailing",
+    "LiveStore": "smc_ml.live.store.live_store",
 }
 _PACKAGES = ("features", "models")  # `features` can be called, `models` holds the estimators
 

@@ -110,6 +110,9 @@ def _only_timeframe(root: Path, timeframe: str | None) -> str:
     )
 
 
+_LISTED = ["version", "bundle", "run", "verdict", "candles", "aliases", "serves"]
+
+
 class DeployDesk:
     "The registry and the slots of one timeframe of a project, and what may be done with them."
 
@@ -121,7 +124,7 @@ class DeployDesk:
         self.slots = BundleSlots(root / SERVED / self.timeframe, deployment)
 
     def listed(self) -> pd.DataFrame:
-        "version, bundle, verdict, aliases, serves: every bundle that was noted, and where it serves."
+        "version, bundle, run, verdict, candles, aliases, serves: every bundle that was noted."
         pointer = self.slots.read()
         roles = {pointer.previous: "previous", pointer.candidate: "candidate", pointer.champion: "serves"}
         rows = [
@@ -130,12 +133,13 @@ class DeployDesk:
                 "bundle": one.bundle[:12],
                 "run": one.run_id[:12],
                 "verdict": one.verdict,
+                "candles": one.sources,
                 "aliases": ", ".join(one.aliases),
                 "serves": roles.get(one.bundle, ""),
             }
             for one in self.manager.versions(self.timeframe)
         ]
-        return pd.DataFrame(rows, columns=["version", "bundle", "run", "verdict", "aliases", "serves"])
+        return pd.DataFrame(rows, columns=_LISTED)
 
     def promote(
         self, name: str | None, who: str, why: str, strategy: Rollout | None, when: pd.Timestamp
@@ -155,8 +159,10 @@ class DeployDesk:
             said = answer.sentence
         else:
             said = "It is champion already."
-        told = f"version {version.version} ({version.bundle[:12]}) is champion. {said}"
-        return [told, *self._serve(version, who, why, strategy, when)]
+        told = [f"version {version.version} ({version.bundle[:12]}) is champion. {said}"]
+        if "simulated" in version.sources:
+            told.append("its candles are simulated: it knows nothing of a real market")
+        return [*told, *self._serve(version, who, why, strategy, when)]
 
     def _newest(self) -> str:
         "The newest version."

@@ -62,7 +62,8 @@ def create_deployment_config(
 ) -> DeploymentConfig:
     """Settings of a deployment; a `ConfigError` in one sentence for what does not fit.
 
-        smc.create_deployment_config(strategy="canary", canary_share=0.05)
+    >>> smc.create_deployment_config(strategy="canary", canary_share=0.05).canary_share
+    0.05
 
     Refused: an unknown name, a share outside 0 to 1, a strategy other than blue_green, rolling, canary.
     """

@@ -78,6 +78,7 @@ class BundleVersion(NamedTuple):
     bundle: str  # digest
     verdict: str  # shown, absent or unknown: of its run
     aliases: tuple[str, ...]  # champion, challenger
+    sources: str = ""  # of its candles: simulated, files, binance, …
 
 
 class LoggedRun(NamedTuple):
@@ -89,6 +90,7 @@ class LoggedRun(NamedTuple):
 
 # %% ../../nbs/tracking/03_manager.ipynb #fcf79c8d
 _KEY, _CHANGE, _MOST = "smc.key", "change.", 100  # entries of one call
+_OF_BUNDLE = ("bundle", "verdict", "sources", "dvc_lock_md5", "git_commit")  # tags of a version
 _NAME = re.compile(r"[^\w\-. /:]")  # what no name of a parameter may hold
 
 
@@ -129,6 +131,7 @@ class MLflowManager:
         mlflow, place = _mlflow(), _database(self.uri)
         if place is not None:
             place.parent.mkdir(parents=True, exist_ok=True)
+        was = os.environ.get("MLFLOW_TRACKING_URI")  # which MLflow sets as well
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         try:
@@ -137,6 +140,10 @@ class MLflowManager:
             first = str(error).strip().splitlines()[0].replace(self.uri, without_password(self.uri))
             shown = without_password(self.uri)
             raise TrackingError(f"{shown}: {first}: look at MLFLOW_TRACKING_URI and the server") from None
+        finally:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+            if was is not None:
+                os.environ["MLFLOW_TRACKING_URI"] = was
 
     def _experiment(self, client: Any) -> str:
         "The number of the experiment, which is made where it is not there."
@@ -216,7 +223,7 @@ class MLflowManager:
 
     def _bundle(self, client: Any, run_id: str, record: RunRecord) -> None:
         "The bundle of a run as a version of the registered model of its timeframe."
-        tags = {name: record.tags[name] for name in ("bundle", "verdict", "dvc_lock_md5", "git_commit")}
+        tags = {name: record.tags[name] for name in _OF_BUNDLE if name in record.tags}
         name, where = model_name(record.timeframe), self._experiment(client)
         made = client.create_logged_model(
             where, name=name, source_run_id=run_id, tags=tags, model_type="smc_ml bundle"
@@ -254,6 +261,7 @@ class MLflowManager:
                 one.tags.get("bundle", ""),
                 one.tags.get("verdict", "unknown"),
                 tuple(sorted(aliases.get(str(one.version), ()))),
+                one.tags.get("sources", ""),
             )
             for one in found
         ]
