@@ -57,7 +57,7 @@ class _State:
     "What a process serves with."
 
     pointer: SlotPointer = SlotPointer()
-    signature: tuple[int, int, int] = (-1, -1, -1)
+    signature: bytes = b"nothing was read"
     bundles: Mapping[str, Bundle] = field(default_factory=dict)  # by digest
     refused: Mapping[str, str] = field(default_factory=dict)  # by digest: why it could not be loaded
 
