@@ -117,10 +117,12 @@ def odd_messages(value: float, word: str) -> list[Any]:
     ]
 
 
-def write_closes(place: str, until: int, book: str = "main") -> None:
-    "Go on after the last close of a book, as a restarted process does."
-    with LiveStore(place, book) as store:
+def write_closes(place: str, until: int, written: Any = None) -> None:
+    "Go on after the last close of a book, as a restarted process does; `written.value` counts what it did."
+    with LiveStore(place) as store:
         last = store.last_close()
         begin = 0 if last is None else round((last - FIRST) / STEP) + 1
         for number in range(begin, until):
             store.close_of(time_of(number), **close_at(number))
+            if written is not None:
+                written.value += 1

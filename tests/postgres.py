@@ -65,9 +65,10 @@ class Server(NamedTuple):
         )
         assert done.returncode == 0, done.stderr
 
-    def start(self) -> None:
-        "Without waiting for the disk: processes crash in tests, machines do not."
-        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
+    def start(self, durable: bool = False) -> None:
+        "Without waiting for the disk, unless it is to be durable: processes crash in tests, machines do not."
+        fsync = "on" if durable else "off"
+        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder} -c fsync={fsync}"
         log = str(self.folder / "log")
         self.run("pg_ctl", "-w", "-D", str(self.folder / "data"), "-l", log, "-o", options, "start")
 

@@ -234,6 +234,8 @@ class Bundle:
         except WindowError as error:
             return numbers, [str(error)] * len(asked)
         places = np.flatnonzero(whole)
+        if not len(places):
+            return numbers, reasons
         said, worth, why = self.answers(windows.take(places))
         going = self.ensemble.stream_.fork()
         for place in sorted(places.tolist(), key=lambda place: asked[place].key):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DecisionAnswer', 'answers_in', 'no_answer', 'expected_returns', 'SignalFacts', 'stop_risk', 'signal_of', 'TTLCache']
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #f0604e25
+# %% ../../../nbs/live/signals/02_answers.ipynb #24b0c3cf
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
@@ -16,7 +16,7 @@ import pandas as pd
 from ..config import SignalConfig
 from ..messages import Decision, Signal
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #1ab2b385
+# %% ../../../nbs/live/signals/02_answers.ipynb #22987dc8
 class DecisionAnswer(NamedTuple):
     "What a source said of one decision."
 
@@ -44,7 +44,7 @@ def no_answer(why: str, version: str = "") -> DecisionAnswer:
     "NEUTRAL for a reason."
     return DecisionAnswer._make(("NEUTRAL", why, *[math.nan] * 5, version))
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #1754fb05
+# %% ../../../nbs/live/signals/02_answers.ipynb #e69530bb
 def expected_returns(
     forecasts: pd.DataFrame,  # of a source: symbol, time, model, target, expected_return
     known_at: pd.Timestamp,  # the close of the decisions
@@ -65,7 +65,7 @@ def expected_returns(
         for symbol, own in found.items()
     }
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #2385da6d
+# %% ../../../nbs/live/signals/02_answers.ipynb #a9557135
 class SignalFacts(NamedTuple):
     "What stands in a signal beside the answer."
 
@@ -116,7 +116,7 @@ def signal_of(
         decision=decision,
     )
 
-# %% ../../../nbs/live/signals/02_answers.ipynb #66caf21b
+# %% ../../../nbs/live/signals/02_answers.ipynb #f94292d0
 class TTLCache:
     "What was found lately, by key."
 
@@ -125,9 +125,9 @@ class TTLCache:
         seconds: float,  # for which an entry counts
         room: int = 4096,  # entries
     ):
-        self.life, self.room = pd.Timedelta(seconds, unit="s"), room
+        self.life, self.room = int(seconds * 1e9), room
         self.hits, self.misses = 0, 0
-        self._held: OrderedDict[Hashable, tuple[pd.Timestamp, Any]] = OrderedDict()
+        self._held: OrderedDict[Hashable, tuple[int, Any]] = OrderedDict()  # with the time, ns
 
     def __len__(self) -> int:
         return len(self._held)
@@ -135,7 +135,7 @@ class TTLCache:
     def get(self, key: Hashable, now: pd.Timestamp) -> Any:
         "What is held; None where there is nothing, or it is too old."
         entry = self._held.get(key)
-        if entry is None or not pd.Timedelta(0) <= now - entry[0] < self.life:
+        if entry is None or not 0 <= now.value - entry[0] < self.life:
             self.misses += 1
             return None
         self.hits += 1
@@ -144,11 +144,11 @@ class TTLCache:
     def put(self, key: Hashable, now: pd.Timestamp, value: Any) -> None:
         "Hold something; the oldest goes where there is no room."
         self._held.pop(key, None)
-        self._held[key] = (now, value)
-        while self._held and self._oldest_goes(now):
+        self._held[key] = (now.value, value)
+        while self._held and self._oldest_goes(now.value):
             self._held.popitem(last=False)
 
-    def _oldest_goes(self, now: pd.Timestamp) -> bool:
+    def _oldest_goes(self, now: int) -> bool:
         time, _ = next(iter(self._held.values()))
         return len(self._held) > self.room or now - time >= self.life
 
@@ -156,6 +156,6 @@ class TTLCache:
         "Hold nothing."
         self._held.clear()
 
-    def items(self) -> list[tuple[Hashable, pd.Timestamp, Any]]:
-        "Keys, times and values, oldest first."
-        return [(key, time, value) for key, (time, value) in self._held.items()]
+    def items(self) -> list[tuple[Hashable, Any]]:
+        "Keys and values, oldest first."
+        return [(key, value) for key, (_, value) in self._held.items()]

@@ -5,19 +5,32 @@
 # %% auto #0
 __all__ = ['FEWEST_RETURNS', 'KnownReturns', 'CorrelationFilter']
 
-# %% ../../../nbs/live/signals/05_correlation.ipynb #95c5a586
+# %% ../../../nbs/live/signals/05_correlation.ipynb #cc534d64
 import math
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..messages import ClosedCandles, Signal
 from .filters import SignalFilter, Situation
+from ...serving.calculator import HeldRows
 
-# %% ../../../nbs/live/signals/05_correlation.ipynb #d3a9c667
+# %% ../../../nbs/live/signals/05_correlation.ipynb #333540ba
 FEWEST_RETURNS = 30  # common ones with which a correlation says anything
+
+
+def _correlations(
+    moves: np.ndarray,  # (rows, columns)
+) -> np.ndarray:
+    "(columns, columns); NaN where a column lacks a value or does not vary, and where there are few rows."
+    if len(moves) < FEWEST_RETURNS:
+        return np.full((moves.shape[1],) * 2, np.nan)
+    apart = moves - moves.mean(axis=0)
+    products = apart.T @ apart
+    spread = np.sqrt(products.diagonal())
+    scale = np.where(spread > 0, spread, np.nan)
+    return products / scale / scale[:, None]
 
 
 class KnownReturns:
@@ -25,31 +38,61 @@ class KnownReturns:
 
     def __init__(self, bars: int):  # returns that are looked at
         self.bars = bars
-        self._closes: deque[tuple[int, dict[str, float]]] = deque(maxlen=bars + 1)
+        self.places: dict[str, int] = {}  # of symbols
+        self._held = HeldRows(bars + 1, 0)  # logarithms of closes; NaN where a symbol has no candle
+        self._told: tuple[np.ndarray, np.ndarray] | None = None  # returns, and correlations of whole columns
 
     def observe(self, closed: ClosedCandles) -> None:
         "The closes of a close."
         prices = {symbol: float(candle["close"]) for symbol, candle in closed.candles.items()}
-        self._closes.append((closed.known_at.value, prices))
+        self._widen([symbol for symbol in prices if symbol not in self.places])
+        row = np.full(len(self.places), np.nan)
+        row[[self.places[symbol] for symbol in prices]] = np.log(list(prices.values()))
+        self._held.add(closed.known_at.value, row)
+        self._told = None
+
+    def _widen(self, symbols: Sequence[str]) -> None:
+        "Room for symbols that were not there."
+        if not symbols:
+            return
+        times, rows = self._held.last(self._held.room)
+        self.places |= {symbol: len(self.places) + at for at, symbol in enumerate(symbols)}
+        self._held = HeldRows(self.bars + 1, len(self.places))
+        for time, row in zip(times.tolist(), rows, strict=True):
+            self._held.add(time, np.concatenate([row, np.full(len(symbols), np.nan)]))
+
+    def _returns(self) -> tuple[np.ndarray, np.ndarray]:
+        "Computed once a close, and only where somebody asks."
+        if self._told is None:
+            moves = np.diff(self._held.last(self._held.room)[1], axis=0)
+            self._told = moves, _correlations(moves)
+        return self._told
 
     def correlation(self, one: str, other: str) -> float:
         "Of log returns in which both are known; NaN with fewer than `FEWEST_RETURNS`, or none that vary."
-        pair = [(prices.get(one, math.nan), prices.get(other, math.nan)) for _, prices in self._closes]
-        moves = np.diff(np.log(np.array(pair).reshape(-1, 2)), axis=0)
-        moves = moves[np.isfinite(moves).all(axis=1)]
-        if len(moves) < FEWEST_RETURNS or not (moves.std(axis=0) > 0).all():
+        moves, whole = self._returns()
+        if one not in self.places or other not in self.places:
             return math.nan
-        return float(np.corrcoef(moves.T)[0, 1])
+        pair = [self.places[one], self.places[other]]
+        if not math.isnan(found := float(whole[pair[0], pair[1]])):
+            return found
+        known = np.isfinite(moves[:, pair]).all(axis=1)
+        return float(_correlations(moves[known][:, pair])[0, 1])
 
     def state(self) -> dict[str, Any]:
         "The closes as JSON holds them."
-        return {"closes": [[time, dict(sorted(prices.items()))] for time, prices in self._closes]}
+        times, rows = self._held.last(self._held.room)
+        values = [[value if math.isfinite(value) else None for value in row] for row in rows.tolist()]
+        return {"symbols": list(self.places), "times": times.tolist(), "logarithms": values}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         "Those closes."
-        self._closes = deque(((int(time), dict(own)) for time, own in state["closes"]), self.bars + 1)
+        self.places = {symbol: at for at, symbol in enumerate(state["symbols"])}
+        self._held, self._told = HeldRows(self.bars + 1, len(self.places)), None
+        for time, row in zip(state["times"], state["logarithms"], strict=True):
+            self._held.add(int(time), np.array(row, float))
 
-# %% ../../../nbs/live/signals/05_correlation.ipynb #1ac40eaf
+# %% ../../../nbs/live/signals/05_correlation.ipynb #f0aa6a5d
 class CorrelationFilter(SignalFilter):
     "Trades nothing that goes with what is held already."
 

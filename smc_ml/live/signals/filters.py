@@ -6,9 +6,8 @@
 __all__ = ['MINUTE', 'Situation', 'SignalFilter', 'ConfidenceFilter', 'position_score', 'ScoreFilter', 'likeliest_regime',
            'RegimeFilter', 'RateFilter']
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #9d4bfaa1
+# %% ../../../nbs/live/signals/03_filters.ipynb #7ff12120
 import math
-import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import pandas as pd
 from ..messages import ClosedCandles, Holding, Signal
 from ..outcomes import DecisionOutcome
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #7599eb3b
+# %% ../../../nbs/live/signals/03_filters.ipynb #f21380f8
 class Situation(NamedTuple):
     "What is known at a close beside the answers."
 
@@ -54,7 +53,7 @@ class SignalFilter:
     def restore(self, state: Mapping[str, Any]) -> None:
         "As it was when `state` was taken."
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #be816936
+# %% ../../../nbs/live/signals/03_filters.ipynb #173454eb
 class ConfidenceFilter(SignalFilter):
     "Trades what is likely enough to win."
 
@@ -69,7 +68,7 @@ class ConfidenceFilter(SignalFilter):
             return ""
         return f"the confidence of {signal.confidence:.3f} is below {self.least:g}"
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #f38a3273
+# %% ../../../nbs/live/signals/03_filters.ipynb #da84372c
 def position_score(signal: Signal) -> float:
     "Mean of confidence, agreement of the models and share of the interval above 0, of those that are known."
     reach = signal.high - signal.low
@@ -92,11 +91,14 @@ class ScoreFilter(SignalFilter):
         score = position_score(signal)
         return "" if score >= self.least else f"the score of {score:.3f} is below {self.least:g}"
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #bb58f18b
+# %% ../../../nbs/live/signals/03_filters.ipynb #2877dbe2
+_REGIME = "regime_"  # with a number: the probability of a state
+
+
 def likeliest_regime(row: Mapping[str, float]) -> str:
     "The name of the likeliest state among features; empty where none is known."
-    known = {name: value for name, value in row.items() if re.fullmatch(r"regime_\d+", name)}
-    known = {name: value for name, value in known.items() if math.isfinite(value)}
+    numbered = {name: value for name, value in row.items() if name.startswith(_REGIME)}
+    known = {name: value for name, value in numbered.items() if math.isfinite(value)}
     return max(sorted(known), key=lambda name: known[name]) if known else ""
 
 
@@ -115,7 +117,7 @@ class RegimeFilter(SignalFilter):
             return f"the regime of {signal.symbol} is not known: follow the regimes, or leave this filter off"
         return f"{signal.symbol} is in {state}, in which nothing is traded" if state in self.shunned else ""
 
-# %% ../../../nbs/live/signals/03_filters.ipynb #5e02fc56
+# %% ../../../nbs/live/signals/03_filters.ipynb #ec544c87
 MINUTE = pd.Timedelta("1min")
 
 

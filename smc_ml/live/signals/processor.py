@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REMEMBERED', 'UNRESOLVED', 'SignalError', 'make_filters', 'unjudged', 'SignalProcessor']
 
-# %% ../../../nbs/live/signals/09_processor.ipynb #5ec05fbe
+# %% ../../../nbs/live/signals/09_processor.ipynb #2a87f59a
 import heapq
 import logging
 import math
@@ -54,7 +54,7 @@ from ...serving.asked import _late
 
 _log = logging.getLogger("smc_ml")
 
-# %% ../../../nbs/live/signals/09_processor.ipynb #2a57617e
+# %% ../../../nbs/live/signals/09_processor.ipynb #29209756
 class SignalError(UserError):
     "Decisions that do not belong together."
 
@@ -86,7 +86,7 @@ def unjudged(config: SignalConfig) -> str:
     named = ", ".join(sorted(set(config.filters)))
     return f"Filters are switched on ({named}): no backtest has judged an account that trades by them."
 
-# %% ../../../nbs/live/signals/09_processor.ipynb #0596192b
+# %% ../../../nbs/live/signals/09_processor.ipynb #44acb5ec
 REMEMBERED = 86_400.0  # seconds for which a signal is known again
 UNRESOLVED = 30 * REMEMBERED  # seconds for which an outcome is waited for
 
@@ -98,7 +98,7 @@ def _one_close(decisions: Sequence[Decision]) -> pd.Timestamp:
         raise SignalError(f"decisions of {times[0]} and of {times[-1]} together: give those of one close")
     return times[0]
 
-# %% ../../../nbs/live/signals/09_processor.ipynb #981d3880
+# %% ../../../nbs/live/signals/09_processor.ipynb #db3155b9
 class SignalProcessor:
     "From decisions of a close to signals."
 
@@ -249,15 +249,14 @@ class SignalProcessor:
         context: pd.DataFrame | None,
     ) -> list[DecisionAnswer]:
         "What one source says, of all decisions at once; of what it said lately, what it said then."
-        keys = [self._cache_key(source, one) for one in decisions]
-        held = [None] * len(keys)
-        if not self.keep and context is None:  # what is kept has to be asked, so that its outcome counts
-            held = [self.cache.get(key, known_at) for key in keys]
+        keeps = self.keep or context is not None  # is asked every time: each outcome has to count
+        keys = [] if keeps else [self._cache_key(source, one) for one in decisions]
+        held = [self.cache.get(key, known_at) for key in keys] or [None] * len(decisions)
         asked = [one for one, answer in zip(decisions, held, strict=True) if answer is None]
         said = source.predict(decided_events(asked), context, self.keep) if asked else None
         answers = iter(() if said is None else answers_in(said, source.version))
         found = [next(answers) if answer is None else answer for answer in held]
-        for key, answer in zip(keys, found, strict=True):
+        for key, answer in zip(keys, found, strict=False):
             self.cache.put(key, known_at, answer)
         self.counts["answered"] += len(asked)
         self.counts["cached"] += len(held) - len(asked)
@@ -265,11 +264,8 @@ class SignalProcessor:
 
     def _cache_key(self, source: SignalSource, decision: Decision) -> tuple[Any, ...]:
         "Same rows, direction and models: same answer; without rows, of the same decision alone."
-        rows = self._hash(source, decision)
+        rows = feature_hash(source.looked_at(decision.symbol), source.features)
         return rows or decision.key, source.version, decision.symbol, decision.direction
-
-    def _hash(self, source: SignalSource, decision: Decision) -> str:
-        return feature_hash(source.looked_at(decision.symbol), source.features)
 
     # what follows
 
@@ -296,7 +292,9 @@ class SignalProcessor:
     ) -> list[Signal]:
         "The signals by the rule of the backtest."
         returns = {} if source is None or not decisions else self._forecast(source, known_at)
-        hashes = {} if source is None else {one.symbol: self._hash(source, one) for one in decisions}
+        symbols = {} if source is None else {one.symbol: source.looked_at(one.symbol) for one in decisions}
+        names = () if source is None else source.features
+        hashes = {symbol: feature_hash(rows, names) for symbol, rows in symbols.items()}
         found = []
         for one, answer in zip(decisions, answers, strict=True):
             facts = returns.get(one.symbol, {}), self.prices.get(one.symbol, math.nan)
@@ -342,8 +340,8 @@ class SignalProcessor:
             "filters": {one.name: one.state() for one in self.filters},
             "enhancer": None if self.enhancer is None else self.enhancer.state(),
             "prices": dict(sorted(self.prices.items())),
-            "seen": [signal_record(signal) for _, _, signal in self.seen.items()],
-            "open": [signal_record(signal) for _, _, signal in self._open.items()],
+            "seen": [signal_record(signal) for _, signal in self.seen.items()],
+            "open": [signal_record(signal) for _, signal in self._open.items()],
             "waiting": [resolved_record(one) for _, _, one in sorted(self._waiting)],
         }
 

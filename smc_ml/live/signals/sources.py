@@ -21,7 +21,7 @@ from ...models.predictions import EVENT_KEYS
 from ...serving.answering import LivePredictor
 from ...serving.asked import NUMBERS, LiveEvent, _signal
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #92a41d38
+# %% ../../../nbs/live/signals/00_sources.ipynb #62eabfad
 class UnansweredError(UserError):
     "A source that could not answer."
 
@@ -54,21 +54,26 @@ class SignalSource(Protocol):
 
 def decided_events(decisions: Iterable[Decision]) -> pd.DataFrame:
     "Decisions as the events that models are asked for: symbol, time, event_id, direction."
-    rows = [(one.symbol, one.known_at, one.event_id, one.direction) for one in decisions]
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 4
-    times = pd.DatetimeIndex(columns[1], dtype="datetime64[ns, UTC]")
+    given = list(decisions)
+    times = np.array([one.known_at.value for one in given], "datetime64[ns]")
     return pd.DataFrame(
-        {"symbol": columns[0], "time": times, "event_id": columns[2], "direction": columns[3]}
-    )[list(LiveEvent._fields)]
+        {
+            "symbol": pd.Series([one.symbol for one in given], dtype=object),
+            "time": pd.array(times, dtype=pd.DatetimeTZDtype("ns", "UTC")),
+            "event_id": np.array([one.event_id for one in given], np.int64),
+            "direction": np.array([one.direction for one in given], np.int64),
+        },
+        copy=False,
+    )
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #757a8378
+# %% ../../../nbs/live/signals/00_sources.ipynb #a31448ec
 def resolved_events(outcomes: Sequence[DecisionOutcome]) -> pd.DataFrame:
     "Outcomes as an ensemble takes them: symbol, time, event_id, exit_at, won, realised_r."
     facts = pd.DataFrame([(one.exit_at, one.won, one.realised_r) for one in outcomes])
     facts.columns = pd.Index(["exit_at", "won", "realised_r"])
     return pd.concat([decided_events(one.decision for one in outcomes)[list(EVENT_KEYS)], facts], axis=1)
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #5753fd81
+# %% ../../../nbs/live/signals/00_sources.ipynb #7788011a
 def feature_hash(
     rows: np.ndarray | None,  # (rows, features)
     names: Iterable[str],  # of the features
@@ -81,7 +86,7 @@ def feature_hash(
     told = f"{values.shape}|{'|'.join(names)}".encode()
     return hashlib.sha256(told + values.tobytes()).hexdigest()[:32]
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #5e587eaf
+# %% ../../../nbs/live/signals/00_sources.ipynb #69c4fd31
 def _failure(reasons: Iterable[str], members: Iterable[str]) -> str:
     "What a bundle said of a member that did not answer; nothing where all did."
     for reason in dict.fromkeys(reasons):
@@ -146,10 +151,14 @@ class PredictorSource:
         return np.where(inputs.signed, -turned, turned)
 
     def resolve(self, outcomes: pd.DataFrame) -> None:
-        "The ensemble takes them."
-        self.predictor.bundle.update(outcomes)
+        "The ensemble takes those of the events that it was asked for."
+        asked = self.predictor.bundle.ensemble.stream_.places
+        names = list(zip(*(outcomes[key].tolist() for key in EVENT_KEYS), strict=True))
+        known = [LiveEvent._make((*name, 0)).key in asked for name in names]
+        if any(known):
+            self.predictor.bundle.update(outcomes[known])
 
-# %% ../../../nbs/live/signals/00_sources.ipynb #21f43cc5
+# %% ../../../nbs/live/signals/00_sources.ipynb #874638b1
 class RecordedSource:
     "Answers as a run has written them, by symbol, time and event."
 

@@ -15,15 +15,17 @@ import pandas as pd
 from sqlalchemy import BigInteger, Boolean, Dialect, Double, Text
 from sqlalchemy.types import TypeDecorator
 
+from ...config import UserError
+
 # %% ../../../nbs/live/store/01_columns.ipynb #3ba4c486
 def to_nanoseconds(
     time: pd.Timestamp | None,  # with a zone; None or NaT where there is none
 ) -> int | None:
-    "Nanoseconds since 1970 in UTC, int64; None for no time. A `ValueError` for a time without a zone."
+    "Nanoseconds since 1970 in UTC, int64; None for no time. A `UserError` for a time without a zone."
     if time is None or time is pd.NaT:
         return None
     if time.tzinfo is None:
-        raise ValueError(f"{time} has no zone: give times in UTC")
+        raise UserError(f"{time} has no zone: give times in UTC")
     return int(time.value)
 
 

@@ -136,9 +136,11 @@ def _in_words(error: exc.SQLAlchemyError, url: sa.URL, config: StoreConfig) -> L
             f"{place}: the database is away, {config.tries} tries failed ({cause}): "
             f"start it or free it, or name another by {DATABASE_URL}"
         )
-    if isinstance(error, exc.IntegrityError):
+    if isinstance(error, exc.IntegrityError) and "foreign key" in cause.lower():
         return LiveStoreError(
             f"{place}: a row names one that is not there ({cause}): write signals before their orders, and "
             "orders before their fills"
         )
+    if isinstance(error, exc.IntegrityError) or not isinstance(error, exc.DBAPIError):
+        return LiveStoreError(f"{place}: a row cannot be kept ({cause}): give every field a value")
     return LiveStoreError(f"{place}: the database refuses ({cause}): mend it, or name another file")

@@ -34,24 +34,16 @@ from .tables import LIVE_TABLES
 
 # %% ../../../nbs/live/store/05_messages_as_rows.ipynb #dcc4a35d
 def _json_value(value: Any) -> Any:
-    "A value of a message as JSON holds it, to the bit."
+    "What JSON does not know of the values of a message."
     if isinstance(value, pd.Timestamp) or value is pd.NaT:
         return to_nanoseconds(value)
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value).hex()
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, Mapping):
-        return {str(name): _json_value(one) for name, one in value.items()}
-    return [_json_value(one) for one in value] if isinstance(value, tuple) else value
+    return value.item() if isinstance(value, np.generic) else dict(value)
 
 
 def digest_of(messages: Iterable[tuple]) -> str:
     "SHA-256 of messages, in their order; the same in every process."
-    told = [[type(message).__name__, *map(_json_value, message)] for message in messages]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    told = [[type(message).__name__, *message] for message in messages]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=_json_value).encode()).hexdigest()
 
 
 def digest_of_bytes(content: bytes) -> str:
@@ -79,7 +71,10 @@ WRITTEN_IN_ORDER = (
     *TABLE_OF.values(),
     "holdings",
 )
-COLUMNS_OF = {name: tuple(table.columns.keys()) for name, table in LIVE_TABLES.tables.items()}
+COLUMNS_OF = {
+    name: tuple(column for column in table.columns.keys() if column != "number")
+    for name, table in LIVE_TABLES.tables.items()
+}
 Rows = dict[str, list[dict[str, Any]]]  # by table
 
 
@@ -102,7 +97,7 @@ def row_of(message: Any, book: str) -> dict[str, Any]:
         given |= {"prediction_id": message.prediction_id}
     if isinstance(message, Order):
         given |= {"signal_key": message.signal_key or None}
-    return {name: given[name] for name in COLUMNS_OF[table] if name != "number"}
+    return {name: given[name] for name in COLUMNS_OF[table]}
 
 
 def _holding_rows(account: AccountState, book: str) -> list[dict[str, Any]]:
