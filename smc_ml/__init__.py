@@ -65,6 +65,8 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "Ensemble": "smc_ml.ensemble.estimator",
     "load_ensemble": "smc_ml.ensemble.estimator",
     "DriftDetector": "smc_ml.monitoring.drift",
+    "PerformanceMonitor": "smc_ml.monitoring.performance",
+    "ABTestingFramework": "smc_ml.monitoring.experiments",
     "create_monitoring_config": "smc_ml.monitoring.config",
     "TechnicalIndicator": "smc_ml.indicators.base",
     "RSIIndicator": "smc_ml.indicators.momentum",
@@ -79,7 +81,7 @@ _PACKAGES = ("features", "models")  # `features` can be called, `models` holds t
 
 __all__ = sorted([*_HOMES, *_PACKAGES])
 
-if TYPE_CHECKING:  # read by editors, never run
+if TYPE_CHECKING:  # read by editors, never run; written by tools/names.py
     from smc_ml import features as features
     from smc_ml import models as models
     from smc_ml.candles import Market as Market
@@ -116,8 +118,17 @@ if TYPE_CHECKING:  # read by editors, never run
     from smc_ml.indicators.trend import WaveTrendIndicator as WaveTrendIndicator
     from smc_ml.labels.outcomes import SMCPatternLabeler as SMCPatternLabeler
     from smc_ml.labels.statistics import get_pattern_statistics as get_pattern_statistics
+    from smc_ml.live.store.live_store import LiveStore as LiveStore
+    from smc_ml.monitoring.config import create_monitoring_config as create_monitoring_config
+    from smc_ml.monitoring.drift import DriftDetector as DriftDetector
+    from smc_ml.monitoring.experiments import ABTestingFramework as ABTestingFramework
+    from smc_ml.monitoring.performance import PerformanceMonitor as PerformanceMonitor
     from smc_ml.stages.pipeline import SMCTrainingPipeline as SMCTrainingPipeline
     from smc_ml.stages.pipeline import create_training_config as create_training_config
+    from smc_ml.tracking.config import create_deployment_config as create_deployment_config
+    from smc_ml.tracking.deployer import ModelDeployer as ModelDeployer
+    from smc_ml.tracking.experiments import ExperimentManager as ExperimentManager
+    from smc_ml.tracking.manager import MLflowManager as MLflowManager
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'SettingsFile', 'SettingsFileOption', 'deployment', 'Timeframe', 'Who', 'AsJson', 'init', 'demo', 'doctor',
            'check', 'files', 'run_pipeline', 'report', 'mend', 'run_tuning', 'run_table', 'run_comparison',
-           'run_bundling', 'controls', 'run_tracking', 'list_bundles', 'promote', 'rollback', 'history', 'drill']
+           'run_bundling', 'run_monitoring', 'controls', 'run_tracking', 'list_bundles', 'promote', 'rollback',
+           'history', 'drill']
 
 # %% ../nbs/11_cli.ipynb #b30b25e8
 import contextlib
@@ -352,6 +353,32 @@ def run_bundling(
         print(next_step("smc report", "what its models are worth"))
 
 
+@app.command(
+    "monitor",
+    epilog=examples(
+        "smc monitor              # every day since the first prediction of the last run",
+        "smc monitor --alarms 4   # four false alarms a month are fine",
+    ),
+)
+def run_monitoring(
+    alarms: Annotated[
+        float, typer.Option(help="false alarms of drift a month that one looks at", min=0.1, max=10)
+    ] = 1.0,
+    family: Annotated[str, typer.Option(help="family of features that is watched")] = "smc",
+) -> None:
+    """Is the last run still what it was?
+
+    Broken columns, drift of the features, performance of what is resolved: a page, and its gist here.
+    """
+    with plainly():
+        root = project_root()
+        _hold()
+        from smc_ml.commands.monitoring import monitored
+
+        print(*monitored(root, alarms, family), sep="\n")
+        print(next_step("smc report", "what its models are worth"))
+
+
 @app.command(epilog=examples("smc controls   # resumes where it was stopped"))
 def controls(settings: SettingsFile = Path("params.yaml")) -> None:
     "The long form of the controls (hours; resumes)."
@@ -418,7 +445,9 @@ def _desk(settings: Path, timeframe: str | None) -> Any:
     settings = at_root(settings)
     from smc_ml.commands.tracking import DeployDesk
 
-    return DeployDesk(Path(), settings, timeframe)
+    desk = DeployDesk(Path(), settings, timeframe)
+    desk.follow()
+    return desk
 
 
 def _show(table: Any, json: bool, none: str, following: str) -> None:

@@ -88,6 +88,24 @@ def test_numbers_of_the_readme_name_their_artefacts():
     assert claims.unbound(text.partition("## In detail")[0]) == []
 
 
+def _prose(path: Path) -> str:
+    "What a page of the documentation says in words."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return text
+    cells = (cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+    return "\n\n".join("".join(cell["source"]) for cell in cells)
+
+
+def test_numbers_of_the_docs_name_their_artefacts():
+    words = ("faq.md", "glossary.md", "index.md", "limits.md", "own_data.md", "own_pattern.md", "scale.md")
+    lessons = sorted((ROOT / "nbs/docs").glob("0[0-5]_*.ipynb"))
+    pages = {path.name: _prose(path) for path in [*(ROOT / "nbs/docs" / name for name in words), *lessons]}
+    assert len(pages) > 12
+    assert {name: found for name, text in pages.items() if (found := claims.unbound(text))} == {}
+    assert sum(len(claims.CLAIM.findall(text)) for text in pages.values()) >= 4
+
+
 def test_the_picture_of_the_readme_is_small():
     assert "(nbs/chart.png)" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert 10_000 < (ROOT / "nbs/chart.png").stat().st_size < 250_000

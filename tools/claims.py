@@ -28,7 +28,7 @@ NUMBER = re.compile(
     r"(?<![\w.])[+−-]?\d+(?:[.,:]\d+)+(?!\w)|\b\d+ (?:%|s|min|minutes?|seconds?|hours?|[kMG]B)(?!\w)"
 )
 # what holds a number and claims nothing: names, and the levels at which everything is told
-NAMES = re.compile(r"Python 3\.\d+|Apache 2\.0|95 % CI|80 % of|chance: 0\.500")
+NAMES = re.compile(r"Python 3\.\d+|Apache 2\.0|95 % (?:CI|intervals?)|80 % of|chance: 0\.500")
 
 
 class ClaimError(Exception):

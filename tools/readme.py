@@ -1,4 +1,5 @@
-"""Write the tables and numbers of nbs/index.ipynb and, from that notebook, README.md; numbers of others too.
+"""Write the tables and numbers of nbs/index.ipynb and, from that notebook, README.md; numbers of others
+and the names that editors read too.
 
 With --check only say whether both are current (exit 1 if not).
 """
@@ -10,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import claims
+import names
 import nbformat
 from nbconvert import MarkdownExporter
 
@@ -136,12 +138,13 @@ def main(check: bool) -> None:
         sys.exit("nbs/index.ipynb is missing: README.md is made from it")
     try:
         others = [each for each in claims.renewed_files() if each[0] != NOTEBOOK]
+        others += names.renewed_names()
         notebook, text = index_notebook(), readme()
     except claims.ClaimError as error:
         sys.exit(str(error))
     if old := [str(path.relative_to(ROOT)) for path, before, after in others if before != after]:
         if check:
-            sys.exit(f"numbers that are no longer those of their artefacts in {', '.join(old)}: make readme")
+            sys.exit(f"what is generated in {', '.join(old)} is no longer current: make readme")
         for path, _, after in others:
             path.write_text(after, encoding="utf-8")
     stale = notebook != nbformat.read(NOTEBOOK, as_version=4)

@@ -24,7 +24,7 @@ SHARED_FILES = (_LIBRARY, "chart.js", "chart.css", "LICENSE", "NOTICE")
 @cache
 def asset(name: str) -> str:
     "The text of one of the shared files; chart.js is its parts in order, closed off from the page."
-    folder = files("smc_ml.charts").joinpath("assets")
+    folder = files("smc_ml.charts").joinpath("templates")
     if name == "chart.js":
         parts = "\n".join(folder.joinpath(part).read_text(encoding="utf-8") for part in _PARTS)
         return f'(function () {{\n"use strict";\n{parts}\n}})();\n'

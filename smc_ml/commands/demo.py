@@ -97,25 +97,24 @@ class Demonstration(NamedTuple):
 
 def demonstrate(
     edge: float = 0.4,  # of the market with an edge
-    seeds: Sequence[int] = (1, 2, 3, 4),  # of the markets from which the power is known, for each edge
+    seeds: Sequence[int] = (DEMO_MARKET.seed, 1, 2),  # of the markets from which the power is known
     span: tuple[str, str] | None = None,  # of days; None: that of the sample
     tell: Callable[[int, int], None] | None = None,  # hears how many markets of how many are judged
 ) -> Demonstration:
     "Judge the sample's market with an edge and without, and markets that tell what would have been seen."
-    places = [
-        (edge, DEMO_MARKET.seed),
-        (0.0, DEMO_MARKET.seed),
-        *((e, s) for e in POWER_EDGES for s in seeds),
-    ]
-    judged = []
+    both = [(edge, DEMO_MARKET.seed), (0.0, DEMO_MARKET.seed)]
+    others = [(planted, seed) for planted in POWER_EDGES for seed in seeds]
+    places = dict.fromkeys([*both, *others])  # a market that is asked for twice is judged once
+    judged = {}
     for number, (planted, seed) in enumerate(places):
         if tell:
             tell(number, len(places))
-        judged.append(judged_market(planted, seed, span))
-    runs = pd.DataFrame({"edge": [each.edge for each in judged[2:]]})
-    evidence = [evidence_of(each.record) for each in judged[2:]]
+        judged[planted, seed] = judged_market(planted, seed, span)
+    runs = pd.DataFrame({"edge": [planted for planted, _ in others]})
+    evidence = [evidence_of(judged[place].record) for place in others]
     runs = runs.assign(found=[*map(carries_information, evidence)], profitable=[*map(edge_shown, evidence)])
-    return Demonstration(tuple(judged[:2]), power_curve(runs), power_curve(runs, "profitable"))
+    shown = tuple(judged[place] for place in both)
+    return Demonstration(shown, power_curve(runs), power_curve(runs, "profitable"))
 
 # %% ../../nbs/commands/05_demo.ipynb #2eef4ded
 def _known(record: Mapping[str, Any], name: str) -> Interval:
@@ -148,7 +147,7 @@ def _why(shown: Demonstration) -> list[str]:
         f"market and {0.5 + without.edge:.2f} in the second; all else is drawn the same way.",
         "The model sees candles and patterns up to each setup, never whether a zone holds. It ranks setups "
         "better than chance only where there is something to know.",
-        f"From {shown.information.table['runs'].sum()} more simulated markets: {seen} in 80 % of them. "
+        f"From {shown.information.table['runs'].sum()} simulated markets: {seen} in 80 % of them. "
         "That is the size below which a verdict says nothing.",
         "Brackets: 95 % confidence intervals. Simulated candles say nothing about a real market.",
     ]

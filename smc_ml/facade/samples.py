@@ -24,6 +24,7 @@ from ..features.config import FeatureConfig
 from ..features.table import feature_catalogue
 from ..figures.outcomes import outcome_plot
 from ..figures.splits import fold_plot
+from ..labels.checks import check_market
 from ..labels.config import LabelingConfig, SplitsConfig
 from ..labels.splits import PurgedWalkForward, split_counts
 from ..labels.splits import walk_forward as splitter_of
@@ -80,7 +81,7 @@ def features(
     One float32 row per candle, indexed by `open_time`, of several symbols by symbol and `open_time`. Row t
     uses candles up to t, and what patterns told by their `known_at`. Missing (NaN): the warm-up, and features
     whose inputs the candles lack; never filled. Units and meaning of each: `smc.describe_features`. Raises a
-    `UserError` for an unknown feature or setting.
+    `UserError` for an unknown feature or setting, and for patterns that are not of these candles.
 
     Example
     -------
@@ -90,11 +91,14 @@ def features(
     """
     market, names = market_of(candles), [wanted] if isinstance(wanted, str) else list(wanted)
     patterns = detect(market) if patterns is None else patterns
+    known = symbol_tables(patterns, list(market))
+    for symbol, table in known.items():
+        check_market(market[symbol], table, symbol, market.timeframe)
     rules = pattern_settings(market, patterns)
     config = config or create_feature_config(market.timeframe, **settings)
     walks = regime_tables(market) if learns_regimes(config, names) else {}
     tables = {symbol: walk.table for symbol, walk in walks.items()}
-    found = compute_features(market, symbol_tables(patterns, list(market)), config, rules, names, tables)
+    found = compute_features(market, known, config, rules, names, tables)
     told = {"timeframe": market.timeframe, "symbols": list(market), "wanted": names}
     sections = {"features": config.model_dump(mode="json"), "patterns": rules.model_dump(mode="json")}
     table = found.together() if len(market) == 1 else pd.concat(found.tables, names=["symbol"])

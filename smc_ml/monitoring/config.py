@@ -6,14 +6,14 @@
 __all__ = ['DAYS_OF_A_MONTH', 'DriftConfig', 'PerformanceConfig', 'NotifyConfig', 'ExperimentConfig', 'MonitoringConfig',
            'create_monitoring_config']
 
-# %% ../../nbs/monitoring/00_config.ipynb #63cc5e89
+# %% ../../nbs/monitoring/00_config.ipynb #a08bfe7a
 from typing import Any
 
 from pydantic import Field
 
 from ..config import Section
 
-# %% ../../nbs/monitoring/00_config.ipynb #448a0e59
+# %% ../../nbs/monitoring/00_config.ipynb #8f167c23
 DAYS_OF_A_MONTH = 30.0
 
 
@@ -49,7 +49,7 @@ class DriftConfig(Section):
         "Share of the days that may alarm where nothing has changed."
         return alarms_a_month / DAYS_OF_A_MONTH
 
-# %% ../../nbs/monitoring/00_config.ipynb #e124f993
+# %% ../../nbs/monitoring/00_config.ipynb #4f9e85cb
 class PerformanceConfig(Section):
     "When predictions or trades are worse than they were."
 
@@ -99,7 +99,7 @@ class ExperimentConfig(Section):
         12.0, gt=0, description="longest time from a decision to its outcome, hours: the length of a block"
     )
     reach: float = Field(
-        0.4,
+        0.25,
         gt=0,
         le=3,
         description="distance within which the challenger is held from the champion, in log odds",
@@ -110,7 +110,7 @@ class ExperimentConfig(Section):
     least_gain: float = Field(0.005, gt=0, description="gain that one would act on, nats an event")
     most_weeks: int = Field(104, ge=1, description="weeks after which an experiment ends without a winner")
 
-# %% ../../nbs/monitoring/00_config.ipynb #ef97308e
+# %% ../../nbs/monitoring/00_config.ipynb #600b5c2b
 class MonitoringConfig(Section):
     "Drift, performance and who is told."
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['deviations', 'Rank', 'rank_of_last', 'means_of_runs', 'TwoRanks', 'rank_with_runs', 'AlarmBudget']
 
-# %% ../../nbs/monitoring/02_ranks.ipynb #b211878c
+# %% ../../nbs/monitoring/02_ranks.ipynb #f8f846e6
 from typing import NamedTuple
 
 import numpy as np
 
-# %% ../../nbs/monitoring/02_ranks.ipynb #4e5d5bef
+# %% ../../nbs/monitoring/02_ranks.ipynb #3b7cffe1
 _FLAT = 1e-10  # smallest variance that is divided by
 _TIE = 1e-9
 
@@ -101,7 +101,7 @@ def rank_with_runs(
     p = float((both <= both[-1] + _TIE).mean())
     return TwoRanks(p, tuple(map(int, place)), float(apart[place]), lasting)
 
-# %% ../../nbs/monitoring/02_ranks.ipynb #0abd0620
+# %% ../../nbs/monitoring/02_ranks.ipynb #2151cbb7
 class AlarmBudget:
     "A level that keeps the long-run share of alarms at what was asked, whatever the order of days."
 

@@ -6,7 +6,7 @@
 __all__ = ['SCORES', 'raw_columns', 'Relations', 'learn_relations', 'longest_still', 'relation_scores', 'Break', 'DayFacts',
            'day_facts', 'certain_breaks', 'name_of_break']
 
-# %% ../../nbs/monitoring/03_relations.ipynb #236a5846
+# %% ../../nbs/monitoring/03_relations.ipynb #a6141511
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import pandas as pd
 from .ranks import rank_of_last
 from .summaries import DayRows, MonitoringError, day_rows
 
-# %% ../../nbs/monitoring/03_relations.ipynb #cfc5fd9a
+# %% ../../nbs/monitoring/03_relations.ipynb #3c7e96e3
 _PRICES = ("open", "high", "low", "close", "bid", "ask")
 _COUNTS = ("volume", "quote_volume", "trades", "taker_buy_volume")
 
@@ -36,7 +36,7 @@ def raw_columns(
     }
     return pd.DataFrame(columns, candles.index)
 
-# %% ../../nbs/monitoring/03_relations.ipynb #46596bdf
+# %% ../../nbs/monitoring/03_relations.ipynb #eae5254f
 SCORES = ("unrelated", "delayed", "scaled up", "scaled down", "stale", "gaps")
 _HELD = 5.0  # usual sizes beyond which a change counts as that many
 _RIDGE = 1e-3
@@ -83,7 +83,7 @@ def learn_relations(
         weights[place, others] = np.linalg.solve(inner, moments[others, place])
     return Relations(tuple(map(str, table.columns)), size, weights)
 
-# %% ../../nbs/monitoring/03_relations.ipynb #de142f84
+# %% ../../nbs/monitoring/03_relations.ipynb #8d46678c
 def _agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     "(days, columns): Fisher's z of the correlation within each day."
     product = (one * other).sum(axis=1)
@@ -129,7 +129,7 @@ def relation_scores(
     scores = np.stack([-now, later.max(axis=0) - now, over, -over, still, gaps], axis=2)
     return scores, rows.days
 
-# %% ../../nbs/monitoring/03_relations.ipynb #ba4bfc5b
+# %% ../../nbs/monitoring/03_relations.ipynb #6f5595a1
 class Break(NamedTuple):
     "A column that is broken on a day."
 

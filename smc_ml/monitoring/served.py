@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Difference', 'compare_served']
 
-# %% ../../nbs/monitoring/04_served.ipynb #483f0964
+# %% ../../nbs/monitoring/04_served.ipynb #a9597b02
 from typing import NamedTuple
 
 import numpy as np

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUMMARIES', 'MonitoringError', 'DayRows', 'all_symbols', 'day_rows', 'day_summaries', 'usual_spread']
 
-# %% ../../nbs/monitoring/01_summaries.ipynb #c249afb0
+# %% ../../nbs/monitoring/01_summaries.ipynb #3dc8d58f
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..config import UserError
 
-# %% ../../nbs/monitoring/01_summaries.ipynb #9492d3fe
+# %% ../../nbs/monitoring/01_summaries.ipynb #b27cd9e4
 class MonitoringError(UserError):
     "Tables that monitoring cannot use as they are."
 
