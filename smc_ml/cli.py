@@ -445,7 +445,9 @@ def _desk(settings: Path, timeframe: str | None) -> Any:
     settings = at_root(settings)
     from smc_ml.commands.tracking import DeployDesk
 
-    return DeployDesk(Path(), settings, timeframe)
+    desk = DeployDesk(Path(), settings, timeframe)
+    desk.follow()
+    return desk
 
 
 def _show(table: Any, json: bool, none: str, following: str) -> None:

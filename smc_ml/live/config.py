@@ -90,6 +90,9 @@ class LiveConfig(Section):
     silence_limit: float = Field(
         2.0, gt=0, description="silence after which a feed is connected anew, base candles"
     )
+    close_wait: float = Field(
+        2.0, gt=0, description="time after a close until a candle that did not come is asked for, seconds"
+    )
     clock_skew: float = Field(
         5.0, gt=0, description="largest distance of the exchange's clock from ours, seconds"
     )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MarketClock', 'FeedState', 'FeedTally', 'CandleFeed']
 
-# %% ../../../nbs/live/feeds/00_interface.ipynb #2c899a22
+# %% ../../../nbs/live/feeds/00_interface.ipynb #d025ac42
 import math
 import time
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ import pandas as pd
 from ...candles import TIMEFRAMES, Market
 from ..messages import ClosedCandles, Notice
 
-# %% ../../../nbs/live/feeds/00_interface.ipynb #39ffce7f
+# %% ../../../nbs/live/feeds/00_interface.ipynb #08430f13
 class MarketClock:
     "The time of a market: ours, or one that begins elsewhere and runs at another speed."
 
@@ -45,7 +45,7 @@ class MarketClock:
         "How long a span of the market lasts for us, seconds."
         return span.total_seconds() / self.speed
 
-# %% ../../../nbs/live/feeds/00_interface.ipynb #7ad6f071
+# %% ../../../nbs/live/feeds/00_interface.ipynb #757f53d9
 class FeedState(NamedTuple):
     "How a feed is."
 
@@ -94,7 +94,7 @@ class FeedTally:
         counts = self.reconnects, self.given, self.filled, self.missing, self.refused
         return FeedState(self.connected, self.last, self.lag, age, *counts, self.skew)
 
-# %% ../../../nbs/live/feeds/00_interface.ipynb #ad8e17ed
+# %% ../../../nbs/live/feeds/00_interface.ipynb #af8add11
 class CandleFeed(ABC):
     "Closed candles of some symbols as they come: an asynchronous iterator that can be closed."
 
