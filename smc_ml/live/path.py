@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CloseResult', 'AskedSource', 'recorded_predictions', 'kept_outcome', 'numbered', 'broker_rules', 'LivePath']
 
-# %% ../../nbs/live/04_path.ipynb #a7f8f500
+# %% ../../nbs/live/04_path.ipynb #f83b136e
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,6 @@ import pandas as pd
 
 from ..candles import TIMEFRAMES, Market
 from ..datasets.bars import bar_timeframe
-from ..ensemble.running import Key
 from .broker.contract import BrokerRules
 from .broker.execution import ExecutionEngine
 from .broker.paper import PaperBroker
@@ -43,7 +42,7 @@ from ..serving.answering import LivePredictor
 from ..serving.asked import NUMBERS
 from ..serving.bundle import Bundle
 
-# %% ../../nbs/live/04_path.ipynb #45bde0ad
+# %% ../../nbs/live/04_path.ipynb #dcfae1d7
 class CloseResult(NamedTuple):
     "All that happened at a close, by who said it."
 
@@ -77,21 +76,13 @@ class AskedSource(PredictorSource):
         self.said = super().predict(events, context, keep)
         return self.said
 
-    def resolve(self, outcomes: pd.DataFrame) -> None:
-        "The ensemble takes those of events that it could be asked for."
-        known = self.predictor.bundle.ensemble.stream_.places
-        keys = zip(*(outcomes[name].tolist() for name in Key._fields), strict=True)
-        asked = [Key(time.value, symbol, number) in known for time, symbol, number in keys]
-        if any(asked):
-            super().resolve(outcomes[asked])
-
     def forecast(self) -> pd.DataFrame:
         "What models of bars say, asked once after a bar has closed."
         if self.ahead is None:
             self.ahead = super().forecast()
         return self.ahead
 
-# %% ../../nbs/live/04_path.ipynb #c6b3c8b7
+# %% ../../nbs/live/04_path.ipynb #284a3683
 def recorded_predictions(
     signals: Iterable[Signal],
     said: pd.DataFrame | None,  # of `Bundle.predict`, a row for each decision; None: nobody was asked
@@ -135,7 +126,7 @@ def kept_outcome(outcome: DecisionOutcome, model_version: str) -> PredictionOutc
     name = prediction_name(outcome.decision.key, model_version)
     return PredictionOutcome(name, *times, kind, outcome.won, outcome.realised_r)
 
-# %% ../../nbs/live/04_path.ipynb #a30c717f
+# %% ../../nbs/live/04_path.ipynb #4049d5fb
 def numbered(decisions: Iterable[Decision], known_at: pd.Timestamp) -> list[Decision]:
     "Decisions of a close with numbers that grow with time, in the order in which they stand."
     first = known_at.value // 60_000_000_000 * 1000

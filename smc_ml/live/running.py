@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LiveError', 'Arrival', 'arrival_of', 'LiveRun']
 
-# %% ../../nbs/live/06_running.ipynb #8d903712
+# %% ../../nbs/live/06_running.ipynb #fedc599a
 import asyncio
 import json
 import logging
+import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from time import perf_counter
@@ -23,7 +24,7 @@ from .broker.stopping import KillSwitch, Stopped
 from .config import LiveConfig, RiskConfig, SignalConfig
 from .feeds.interface import CandleFeed
 from .feeds.replay import closes
-from .kept import KEPT, kept_path, restored_path
+from .kept import PATH_STATES, kept_path, restored_path
 from .messages import ClosedCandles, Notice
 from .path import CloseResult, LivePath
 from .store.live_store import LiveStore, Written
@@ -32,7 +33,7 @@ from ..serving.bundle import Bundle
 
 _log = logging.getLogger("smc_ml")
 
-# %% ../../nbs/live/06_running.ipynb #7a2d23d3
+# %% ../../nbs/live/06_running.ipynb #3b6df2de
 class LiveError(UserError):
     "A book, a bundle and a feed that do not belong together."
 
@@ -90,7 +91,7 @@ class _Since:
         }
         return json.dumps(told, sort_keys=True).encode()
 
-# %% ../../nbs/live/06_running.ipynb #4b6f1f4f
+# %% ../../nbs/live/06_running.ipynb #4a56a605
 _SINCE = "arrivals"
 
 
@@ -105,7 +106,7 @@ class LiveRun:
         kept_every: int = 48,  # closes after which the path is kept
     ):
         self.path, self.store, self.kept_every = path, store, kept_every
-        self.switch = switch or KillSwitch()
+        self.switch, self.lock = switch or KillSwitch(), threading.Lock()
         self.last = store.last_close()  # that was written
         self.count, self.since, self.notices = 0, _Since(), deque[Notice]()
         self.seconds: deque[dict[str, float]] = deque(maxlen=10_000)  # of the parts of each close
@@ -124,7 +125,7 @@ class LiveRun:
         kept_every: int = 48,
     ) -> Self:
         "Go on with what the book holds, or begin one with the feed's history."
-        states = {name: store.state(name) for name in KEPT}
+        states = {name: store.state(name) for name in PATH_STATES}
         if store.last_close() is None or None in states.values():
             history = await feed.history(history_needed(bundle))
             path = await asyncio.to_thread(LivePath, bundle, history, signals, risk, live, role)
@@ -188,7 +189,8 @@ class LiveRun:
         "Take a close and write what it says."
         came = arrival or Arrival(closed.filled)
         self.since.note(closed.known_at, came)
-        result = self._taken(closed, came)
+        with self.lock:
+            result = self._taken(closed, came)
         self.count += 1
         began = perf_counter()
         self._write(result, closed, {_SINCE: self.since.content()})
