@@ -189,7 +189,7 @@ def test_a_deployer_says_what_its_bundle_says(asked, tmp_path):
 def test_a_broken_bundle_is_gone_in_a_moment_and_no_event_is_left_without_an_answer(asked):
     found = rollback_drill(*asked)
     assert found["how"].tolist() == list(DRILLS) and found["unanswered"].eq(0).all()
-    assert (found["seconds"] < 20).all() and found["asked"].tolist()[0] <= 3
+    assert (found["seconds"] < 20).all()
     assert found["why"].str.contains("differs from what was bundled|broken on purpose|took more than").all()
 
 
