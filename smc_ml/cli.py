@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'SettingsFile', 'SettingsFileOption', 'deployment', 'Timeframe', 'Who', 'AsJson', 'init', 'demo', 'doctor',
            'check', 'files', 'run_pipeline', 'report', 'mend', 'run_tuning', 'run_table', 'run_comparison',
-           'run_bundling', 'run_monitoring', 'controls', 'run_tracking', 'list_bundles', 'promote', 'rollback',
-           'history', 'drill']
+           'run_bundling', 'run_monitoring', 'run_live', 'run_replay', 'controls', 'run_tracking', 'list_bundles',
+           'promote', 'rollback', 'history', 'drill']
 
 # %% ../nbs/11_cli.ipynb #b30b25e8
 import contextlib
@@ -379,6 +379,79 @@ def run_monitoring(
         print(next_step("smc report", "what its models are worth"))
 
 
+@app.command(
+    "live",
+    epilog=examples(
+        "smc live                                        # replay what came after the models learnt",
+        "smc live --from 2023-10-01 --speed 1000         # a thousand times as fast as the market",
+        "smc live --candles data/mine --from 2023-10-01  # your own candles",
+        "smc live --feed binance                         # the exchange; paper trades, no real orders",
+    ),
+)
+def run_live(
+    feed: Annotated[str, typer.Option(help="replay, binance, bybit or oanda")] = "replay",
+    candles: Annotated[
+        str | None, typer.Option(help="replay: file or folder; none: those of the last run")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="replay: first open time; none: after what was learnt")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="replay: open time before which to stop")] = None,
+    speed: Annotated[float, typer.Option(help="replay: times the market's own pace; 0: no waiting")] = 0.0,
+    symbols: Annotated[str | None, typer.Option(help="with commas; none: the bundle's")] = None,
+    market: Annotated[str, typer.Option(help="of an exchange: perpetual or spot")] = "perpetual",
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="none: the only one", metavar="DIR")] = None,
+    book: Annotated[str, typer.Option(help="account in the database; each name is one")] = "main",
+    page: Annotated[bool, typer.Option(help="serve the page while it runs")] = True,
+    port: Annotated[int | None, typer.Option(help="of the page; 0: any that is free")] = None,
+    settings: SettingsFile = Path("params.yaml"),
+) -> None:
+    """Trade on paper, candle by candle: signals, account and a page.
+
+    A replay of candles that are there, or an exchange. What happens is in the database: SQLite in
+    artifacts/live, or PostgreSQL at SMC_DATABASE_URL. Stopped at any moment, it goes on where it was.
+    """
+    with plainly():
+        _hold()
+        bundle = bundle and bundle.resolve()
+        settings = at_root(settings)
+        import asyncio
+
+        from smc_ml.commands.trading_live import LiveAsked, live_run
+
+        named = tuple(name for name in (symbols or "").split(",") if name)
+        asked = LiveAsked(feed, candles, start, end, speed, named, market, bundle, book, page, port)
+        print(*asyncio.run(live_run(asked, Path(), settings)), sep="\n")
+        print(next_step("smc replay ID", "compute a stored prediction once more"))
+
+
+@app.command(
+    "replay",
+    epilog=examples(
+        "smc replay         # the newest prediction of the book",
+        "smc replay 3f2a91  # the prediction whose name begins so",
+    ),
+)
+def run_replay(
+    prediction: Annotated[str, typer.Argument(help="name, or its first characters; none: the newest")] = "",
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="none: the only one", metavar="DIR")] = None,
+    book: Annotated[str, typer.Option(help="account in the database")] = "main",
+    settings: SettingsFile = Path("params.yaml"),
+) -> None:
+    "Compute a stored prediction once more, from candles and bundle, and compare it to the bit."
+    with plainly():
+        _hold()
+        bundle = bundle and bundle.resolve()
+        settings = at_root(settings)
+        from smc_ml.commands.trading_live import replay_lines
+
+        same, lines = replay_lines(prediction, Path(), settings, bundle, book)
+        print(*lines, sep="\n")
+        print(next_step("smc live"))
+    if not same:
+        raise typer.Exit(1)
+
+
 @app.command(epilog=examples("smc controls   # resumes where it was stopped"))
 def controls(settings: SettingsFile = Path("params.yaml")) -> None:
     "The long form of the controls (hours; resumes)."
@@ -445,7 +518,9 @@ def _desk(settings: Path, timeframe: str | None) -> Any:
     settings = at_root(settings)
     from smc_ml.commands.tracking import DeployDesk
 
-    return DeployDesk(Path(), settings, timeframe)
+    desk = DeployDesk(Path(), settings, timeframe)
+    desk.follow()
+    return desk
 
 
 def _show(table: Any, json: bool, none: str, following: str) -> None:

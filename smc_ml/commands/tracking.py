@@ -22,7 +22,7 @@ from ..tracking.experiments import ExperimentManager
 from ..tracking.history import Change, change_table
 from ..tracking.lineage import TrackingError, run_record
 from ..tracking.manager import MLflowManager, without_password
-from ..tracking.promoting import CHAMPION, BundleRegistry
+from ..tracking.promoting import CHALLENGER, CHAMPION, BundleRegistry
 from ..tracking.slots import BundleSlots
 
 # %% ../../nbs/commands/08_tracking.ipynb #5875cdb4
@@ -204,10 +204,22 @@ class DeployDesk:
         pointer = self.slots.rollback(who, why, when)
         if pointer is None:
             raise TrackingError("nothing served before: smc deploy list shows what there is")
-        champion = self.registry.alias(CHAMPION)
-        if champion is not None and champion.bundle != pointer.champion:
-            self.registry.go_back(pointer.champion, who, why, when)
+        self.follow()
         return [f"serves: {pointer.champion[:12]} (slot {pointer.active})"]
+
+    def follow(self) -> None:
+        "Let champion and challenger follow what was taken out of service, by hand or by a process itself."
+        pointer = self.slots.read()
+        gone = [change for change in self.slots.history() if change.what == "rolled back"]
+        if not gone:
+            return
+        last = gone[-1]
+        told = last.who, last.why, pd.Timestamp(last.when)
+        champion, challenger = (self.registry.alias(name) for name in (CHAMPION, CHALLENGER))
+        if champion and champion.bundle == last.before and champion.bundle != pointer.champion:
+            self.registry.go_back(pointer.champion, *told)
+        if challenger and challenger.bundle == last.before and challenger.bundle != pointer.candidate:
+            self.registry.give_up(*told)
 
     def history(self) -> pd.DataFrame:
         "Every change of the registry and of what serves, in the order of time."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['trades_of', 'thinned', 'Views']
 
-# %% ../../nbs/service/09_looking.ipynb #8cf0247a
+# %% ../../nbs/service/09_looking.ipynb #37e0e615
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from ..candles import Market
-from ..charts.chart import Chart
 from ..live.messages import Fill
 from ..patterns.config import PatternConfig
 from ..patterns.detection import detect_market
@@ -22,7 +21,7 @@ from .config import ServiceConfig
 from .facts import forecast_rows, importance_rows, is_simulated, live_score, model_rows
 from .sources import LiveReader, LiveSource
 
-# %% ../../nbs/service/09_looking.ipynb #dbb4cd96
+# %% ../../nbs/service/09_looking.ipynb #153959ae
 _TRADE = ("direction", "entry_at", "entry", "exit_at", "exit_price", "exit_reason", "profit")
 
 
@@ -43,7 +42,7 @@ def trades_of(
     numbers = {name: table[name].astype(float) for name in ("exit_price", "profit")}
     return table.assign(exit_reason=table["exit_reason"].fillna(""), **times, **numbers)
 
-# %% ../../nbs/service/09_looking.ipynb #e6fa63c3
+# %% ../../nbs/service/09_looking.ipynb #ac0a9fc8
 _POINTS = 1500  # of the curve of the equity
 _NOTICES = 30
 
@@ -93,7 +92,7 @@ class Views:
         status = self.source.status()
         told = {"ready": status.ready, "why": status.why, "stopped": status.stopped, "feed": status.feed}
         told |= {"bundle": self.digest, "timeframe": self.timeframe, "symbols": self.symbols}
-        told |= {"simulated": is_simulated(self.facts)}
+        told |= {"simulated": is_simulated(self.facts), "alerts": list(status.alerts)}
         return told | self._once("state", self._written)
 
     def _written(self, close: pd.Timestamp | None) -> dict[str, Any]:
@@ -147,4 +146,6 @@ class Views:
         market = Market({symbol: candles[columns]}, self.timeframe, calendar)
         patterns = detect_market(market, PatternConfig(**self.facts["settings"]["patterns"]))
         fills = self.reader.fills(since=candles.index[0], symbol=symbol)
+        from smc_ml.charts.chart import Chart  # loads what draws, which nobody may ask for
+
         return str(Chart(market, patterns, trades={symbol: trades_of(fills)}).payload)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LiveReader', 'LiveStatus', 'LiveSource']
 
-# %% ../../nbs/service/05_sources.ipynb #f9965056
+# %% ../../nbs/service/05_sources.ipynb #79e4ae43
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..live.messages import AccountState, Fill, Forecast, Notice, Signal
 
-# %% ../../nbs/service/05_sources.ipynb #210107d1
+# %% ../../nbs/service/05_sources.ipynb #36af27e3
 class LiveReader(Protocol):
     "What was written, oldest first; with `newest`, the newest rows of it."
 
@@ -57,7 +57,7 @@ class LiveReader(Protocol):
         "How many rows there are, by table; `predictions` among them."
         ...
 
-# %% ../../nbs/service/05_sources.ipynb #a72248f9
+# %% ../../nbs/service/05_sources.ipynb #c2c606ac
 class LiveStatus(NamedTuple):
     "How the live process is."
 
@@ -67,6 +67,9 @@ class LiveStatus(NamedTuple):
     feed: Mapping[str, object]  # connected, last, lag, age, reconnects, filled, …
     failed: Mapping[str, str]  # why, of models that do not answer, by name
     training: Sequence[str] = ()  # models that are being trained
+    alerts: Sequence[
+        Mapping[str, object]
+    ] = ()  # of monitoring that stand: known_at, source, metric, level, what
 
 
 class LiveSource(Protocol):

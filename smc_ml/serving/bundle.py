@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +29,7 @@ from ..features.catalogue import FeatureCatalogue, read_catalogue
 from ..features.table import feature_catalogue
 from ..models.onnx_rows import checked_graph
 from ..models.out_of_fold import _said
-from ..models.predictions import EVENT_KEYS, prediction_table
+from ..models.predictions import EVENT_KEYS
 from ..models.saving import NETWORK_FILE, feature_versions, load_model, read_description, saved_file
 from ..models.tasks import task_of
 from ..models.windows import WindowError, Windows
@@ -137,6 +138,25 @@ class Bundle:
         "The features that models of `events`, or of `bars`, look at, in order; none where there is no model."
         names = self.models_of(samples)
         return tuple(self.descriptions[names[0]]["features"]) if names else ()
+
+    def until(self, time: pd.Timestamp) -> Self:
+        "The same bundle as a replay from then on needs it: its ensemble knows the events decided by then."
+        stream = self.ensemble.stream_
+        members = stream.members()
+        known = members.times <= time.value
+        if known.all():
+            return self
+        if not known.any():
+            first = pd.Timestamp(int(members.times.min()), tz="UTC")
+            raise BundleError(f"the ensemble knows no event by {time}: begin after {first}")
+        ensemble = Ensemble(config=self.ensemble._settings())
+        return self.with_ensemble(ensemble._learnt(members.rows(known), self.ensemble.target_))
+
+    def with_ensemble(self, ensemble: Ensemble) -> Self:
+        "The same bundle with an ensemble that knows fewer or more events."
+        other = copy(self)
+        other.ensemble = ensemble
+        return other
 
     def __repr__(self) -> str:
         return f"Bundle({self.market.timeframe}, {', '.join(self.models)}, {self.digest[:12]})"
@@ -318,4 +338,8 @@ class Bundle:
         if not len(labels):
             return pd.DataFrame()
         said = _said(self.tasks[name], self.models[name], windows, {})
-        return prediction_table(labels, name, 0, said).drop(columns="fold")
+        targets, columns = list(said), next(iter(said.values()))
+        keys: dict[str, Any] = {key: np.tile(labels[key].array, len(targets)) for key in ("symbol", "time")}
+        keys |= {"model": name, "target": np.repeat(targets, len(labels))}
+        numbers = {one: np.concatenate([said[target][one] for target in targets]) for one in columns}
+        return pd.DataFrame(keys | numbers)

@@ -29,7 +29,7 @@ from ..models.config import FEATURES, TrainingConfig
 from ..models.registry import model_of
 from ..patterns.config import PatternConfig
 from .manifest import BundleError
-from ..tables import read_table, read_tables
+from ..tables import plain, read_table, read_tables
 from ..trading.config import BacktestConfig
 
 # %% ../../nbs/serving/02_finished.ipynb #49584257
@@ -154,12 +154,21 @@ def _market(root: Path) -> ServedMarket:
     return ServedMarket(base, columns, series, *rules)
 
 
+def _importance(root: Path) -> list[dict[str, Any]]:
+    "What the leaderboard measured of the features of each model; nothing where it did not run."
+    path = root / "artifacts/leaderboard/importance.parquet"
+    if not path.is_file():
+        return []
+    table = read_table(path)[["model", "feature", "importance", "low", "high"]]
+    return [{name: plain(value) for name, value in row.items()} for row in table.to_dict("records")]
+
+
 def _metrics(root: Path, models: tuple[str, ...]) -> dict[str, Any]:
-    "The headline and the scores of the models and of the ensemble, with their intervals."
+    "The headline, the scores of the models and of the ensemble with their intervals, features that count."
     reports = root / "reports/metrics"
     told = {model: _json(reports / f"train_{model}.json") for model in models}
-    ensemble = _json(reports / "ensemble.json")["ensemble"]
-    return {"headline": _json(root / "headline.json"), "ensemble": ensemble, "models": told}
+    found = {"headline": _json(root / "headline.json"), "models": told, "importance": _importance(root)}
+    return found | {"ensemble": _json(reports / "ensemble.json")["ensemble"]}
 
 
 def _code(root: Path, models: tuple[str, ...]) -> dict[str, str]:

@@ -7,7 +7,6 @@ __all__ = ['canary_answers', 'ModelDeployer']
 
 # %% ../../nbs/tracking/08_deployer.ipynb #fa7c3bc5
 import hashlib
-import json
 import logging
 import math
 import os
@@ -31,7 +30,6 @@ from .guarding import CallRecord, WorseBet, is_failure
 from .history import Change
 from .promoting import event_loss
 from .slots import AUTOMATIC, BundleSlots, SlotPointer
-from ..writing import write_whole
 
 _log = logging.getLogger("smc_ml")
 
@@ -57,7 +55,7 @@ class _State:
     "What a process serves with."
 
     pointer: SlotPointer = SlotPointer()
-    signature: tuple[int, int, int] = (-1, -1, -1)
+    signature: bytes = b"nothing was read"
     bundles: Mapping[str, Bundle] = field(default_factory=dict)  # by digest
     refused: Mapping[str, str] = field(default_factory=dict)  # by digest: why it could not be loaded
 
@@ -135,24 +133,10 @@ class _Serving:
                 self._records.pop(digest, None)
                 self._bets = {pair: bet for pair, bet in self._bets.items() if digest not in pair}
             self._state = _State(pointer, signature, bundles, refused)
-            self._report()
         for digest, why in refused.items():
             if digest in (pointer.candidate, pointer.champion):
                 self._back(digest, f"it is refused: {why}")
         return True
-
-    def _report(self) -> None:
-        "Write down what this process serves with."
-        state = self._state
-        told = {
-            "worker": self.worker,
-            "number": state.pointer.number,
-            "serves": state.pointer.serving(self.worker),
-            "refused": dict(state.refused),
-            "pid": os.getpid(),
-        }
-        content = json.dumps(told, indent=1, sort_keys=True) + "\n"
-        write_whole(self.slots.folder / "workers" / f"{self.worker}.json", content.encode())
 
     def _look(self) -> None:
         "Refresh, at most every `look_every` seconds."

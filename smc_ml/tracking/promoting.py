@@ -145,6 +145,10 @@ class BundleRegistry:
         "Name a challenger."
         return self._move(CHALLENGER, version, "named challenger", who, why, when)
 
+    def give_up(self, who: str, why: str, when: pd.Timestamp) -> Change:
+        "Name no challenger any more."
+        return self._move(CHALLENGER, None, "no longer challenger", who, why, when)
+
     def judge(self, version: BundleVersion) -> PromotionAnswer:
         "Whether a bundle may become champion."
         champion = self.alias(CHAMPION)
@@ -161,7 +165,7 @@ class BundleRegistry:
             reason = " ".join(part for part in (why, answer.sentence) if part)
             self._move(CHAMPION, version, PROMOTED, who, reason, when)
             if challenger is not None and challenger.bundle == version.bundle:
-                self._move(CHALLENGER, None, "no longer challenger", who, "it became champion", when)
+                self.give_up(who, "it became champion", when)
         return answer
 
     def former(self) -> str:

@@ -112,13 +112,12 @@ class BundleSlots:
         except FileNotFoundError:
             return SlotPointer()
 
-    def signature(self) -> tuple[int, int, int]:
-        "Changes whenever the pointer does; cheap."
+    def signature(self) -> bytes:
+        "Changes whenever the pointer does: its number is in it, where times of files are coarse."
         try:
-            told = os.stat(self.path)
+            return self.path.read_bytes()
         except FileNotFoundError:
-            return 0, 0, 0
-        return told.st_ino, told.st_mtime_ns, told.st_size
+            return b""
 
     def put(
         self,
