@@ -209,7 +209,7 @@ def check_killed(bundled, project, urls, kills):
 
 
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(bundled, project, tmp_path):
-    check_killed(bundled, project, (tmp_path / "whole.sqlite", tmp_path / "killed.sqlite"), 2)
+    check_killed(bundled, project, (tmp_path / "whole.sqlite", tmp_path / "killed.sqlite"), 1)
 
 
 @pytest.mark.slow
