@@ -1,4 +1,4 @@
-"""A retraining begins once, survives kill -9 in its steps, and touches the champion only when it is earned."""
+"""A retraining begins once, survives kill -9, and touches the champion only once it is earned."""
 
 import json
 import multiprocessing
