@@ -64,9 +64,10 @@ class Process:
     "Stands for the process that trades: it is as it is told to be."
 
     def __init__(self):
-        self.state = LiveStatus(
-            True, "", "", {"connected": True, "age": 2.5, "lag": 0.5, "reconnects": 1}, {}
-        )
+        feed = {"connected": True, "age": 2.5, "lag": 0.5, "reconnects": 1}
+        alert = {"known_at": "2024-01-09T00:00:00+00:00", "source": "drift", "metric": "log_volume"}
+        alert |= {"level": "warning", "what": "its days differ from the reference"}
+        self.state = LiveStatus(True, "", "", feed, {}, alerts=[alert])
         self.killed: list[tuple[str, bool]] = []
 
     def status(self):

@@ -19,6 +19,9 @@ import smc_ml as smc
 
 CALLS = ("load simulate resample detect plot label features dataset walk_forward backtest judge").split()
 MADE_HERE = sorted(set(smc.__all__) - {"features", "models"})
+# packages of the live path: their examples need a finished run, and stand in notebooks that make one
+WITH_A_RUN = tuple(f"smc_ml.{name}." for name in ("live", "monitoring", "retraining", "service", "tracking"))
+ALONE = [name for name in MADE_HERE if not smc._HOMES[name].startswith(WITH_A_RUN)]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def examples(name: str) -> doctest.DocTest | None:
     return found if found.examples else None
 
 
-@pytest.mark.parametrize("name", MADE_HERE)
+@pytest.mark.parametrize("name", ALONE)
 def test_the_example_of_each_name_is_true(name, names):
     example = examples(name)
     assert example, f"{name} has no example"

@@ -1,6 +1,5 @@
 """The service over a real database: what it tells, and whom, what it bears, what a browser shows of it."""
 
-import asyncio
 import json
 import logging
 import re
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from browser import Browser
 from live_service import BEARER, STEP, TOKEN, Process, decision_at, filled, serving, signal_of, write_close
+from load_generator import crowd
 
 from smc_ml.live.store.live_store import LiveStore
 from smc_ml.service.config import ServiceConfig
@@ -150,34 +150,13 @@ def test_a_process_that_is_not_ready_and_a_rate_that_is_too_high(store):
             assert answers[-1].headers["retry-after"] == "1"
 
 
-async def crowd(address, clients, path="/api/signals", timeout=60):
-    "What clients get that all come at once: statuses, and how long each waited."
-    limits = httpx.Limits(max_connections=None)
-    gate = asyncio.Event()
-
-    async def one(client):
-        await gate.wait()
-        begun = time.perf_counter()
-        try:
-            answer = await client.get(path)
-            fine = answer.status_code == 200 or "retry-after" in answer.headers
-            return answer.status_code if fine else -answer.status_code, time.perf_counter() - begun
-        except httpx.HTTPError as error:
-            return type(error).__name__, time.perf_counter() - begun
-
-    async with httpx.AsyncClient(base_url=address, headers=BEARER, limits=limits, timeout=timeout) as client:
-        asking = [asyncio.create_task(one(client)) for _ in range(clients)]
-        await asyncio.sleep(0)
-        gate.set()
-        return await asyncio.gather(*asking)
-
-
 def crowded(store, clients):
-    "How many got which status, and the slowest answers, with the service well afterwards."
+    "How many got which status, and how long they waited, with the service well afterwards."
     with serving(store, config=ServiceConfig(port=0, rate=None, concurrent=16)) as (address, service):
-        answers = asyncio.run(crowd(address, clients))
-        counts = pd.Series([status for status, _ in answers]).value_counts().to_dict()
-        waited = sorted(seconds for _, seconds in answers)
+        answers = crowd(address, "/api/signals", clients, TOKEN)
+        assert all("retry-after" in answer.headers for answer in answers if answer.status == 503)
+        counts = pd.Series([answer.status for answer in answers]).value_counts().to_dict()
+        waited = sorted(answer.seconds for answer in answers)
         with httpx.Client(base_url=address, headers=BEARER) as client:
             assert client.get("/api/state").status_code == 200
         assert service_is_empty(service)
@@ -266,6 +245,7 @@ def test_the_page_shows_what_the_database_holds(store, tmp_path):
         assert forecasts[0][2] == "−0.31 %" and forecasts[4][2] == "no model says"
         assert cells(page, "models")[0][4:6] == ["59.3 % (58.0 % to 60.7 %)", "57.6 %"]
         assert cells(page, "importance")[0][1] == "order book imbalance"
+        assert cells(page, "alerts")[0][1:4] == ["drift", "log volume", "warning"]
         assert cells(page, "notices")[0][3] == "silent <b>for</b> 10 minutes"
         state = page.evaluate("document.querySelector('#chart').smc.state()")
         candles = store.candles("SIM-A", "5m", newest=1)

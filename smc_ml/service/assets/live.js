@@ -116,6 +116,12 @@ const NOTICES = [
   {title: "level", text: true, show: row => row.level, look: row => `level-${row.level}`},
   {title: "what", text: true, wide: true, show: row => row.what}];
 
+const ALERTS = [
+  {title: "since (UTC)", text: true, show: row => time(row.known_at)}, {title: "from", text: true, show: row => row.source},
+  {title: "what is judged", text: true, show: row => row.metric.replaceAll("_", " ")},
+  {title: "level", text: true, show: row => row.level, look: row => `level-${row.level}`},
+  {title: "what", text: true, wide: true, show: row => row.what}];
+
 function showState(state) {
   const account = state.account, first = state.first_equity;
   by("simulated").hidden = !state.simulated;
@@ -132,6 +138,7 @@ function showState(state) {
     tile("bundle", state.bundle.slice(0, 12), `${state.timeframe}, ${state.symbols.length} symbol${state.symbols.length === 1 ? "" : "s"}`));
   table("positions", POSITIONS, account ? account.positions : [], "Nothing is held.");
   table("forecasts", FORECASTS, state.forecasts, "No model of bars has said anything yet.");
+  table("alerts", ALERTS, state.alerts, "No alarm of the monitoring is on.");
   table("notices", NOTICES, state.notices, "Nothing was out of the ordinary.");
   showSince(state.score);
   const feed = state.feed;

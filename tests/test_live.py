@@ -1,0 +1,140 @@
+"""Live is what was backtested: features, predictions, trades, equity; through holes, outages, restarts."""
+
+import asyncio
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_serving
+
+from smc_ml.candles import Market
+from smc_ml.features.table import feature_tables
+from smc_ml.live.feeds.replay import ReplayFeed
+from smc_ml.live.running import LiveRun
+from smc_ml.live.store.live_store import LiveStore
+from smc_ml.patterns.detection import detect_market
+from smc_ml.serving.bundle import Bundle
+from smc_ml.stages.learning import events_of
+from smc_ml.tables import read_table
+from smc_ml.trading.account import run_backtest, select_trades
+
+project, bundled = test_serving.project, test_serving.bundled  # one small run for all
+FILLED = "its candle was fetched after a gap"
+
+
+async def played(bundled, feed_of, place, restarts=(), switch=None):
+    "What happened at each close, and each close's newest row of features; a new process after each restart."
+    results, rows = [], {}
+    for stop in [*restarts, None]:
+        feed, bundle, store = feed_of(), Bundle.load(bundled), LiveStore(place)
+        run = await LiveRun.begin(bundle, feed, store, switch=switch, kept_every=50)
+        async with feed:
+            async for result in run.closes(feed):
+                calculator = run.path.predictor.calculator
+                newest = {name: calculator.get_features_for_ml(name, 1) for name in calculator.symbols}
+                rows |= {(name, table.index[-1]): table.iloc[-1] for name, table in newest.items()}
+                results.append(result)
+                if stop is not None and len(results) >= stop:
+                    break
+        store.close()
+    return results, rows
+
+
+def check_features(rows, tables):
+    "Each row as the table has it, to 1e-9 of its size."
+    for symbol, table in tables.items():
+        live = pd.DataFrame({time: row for (name, time), row in rows.items() if name == symbol}).T
+        batch = table.loc[live.index, live.columns]
+        np.testing.assert_array_equal(live.isna(), batch.isna())
+        typical = table[live.columns].abs().median().fillna(0.0).to_numpy()
+        size = np.maximum(batch.abs().to_numpy(), typical)
+        assert np.nanmax((live - batch).abs().to_numpy() / np.maximum(size, 1e-12)) < 1e-9
+
+
+def decided(results):
+    "The signals as a table, with what names an event of the labels."
+    rows = [
+        one._asdict()
+        | one.decision._asdict()
+        | {"time": one.known_at, "known_at": one.decision.pattern_known_at, "live": one.confidence}
+        for result in results
+        for one in result.signals
+    ]
+    return pd.DataFrame(rows)
+
+
+def same_predictions(bundle, events, tables, signals):
+    "The batch's predictions of the events that were decided live, checked against them."
+    names = ["symbol", "time", "kind", "direction", "timeframe", "formed_at", "known_at", "top", "bottom"]
+    plain = events.astype({"kind": str, "timeframe": str})
+    both = plain.merge(signals[[*names, "live", "reason", "low", "high"]], on=names, how="left")
+    assert both["reason"].notna().all()
+    said = bundle.predict(tables, events)
+    assert len(both) == len(events)
+    order = said.merge(both[["event_id", "live", "reason"]], on="event_id", suffixes=("", "_live"))
+    np.testing.assert_allclose(order["probability"], order["live"], rtol=0, atol=1e-6)
+    return said[~(order["reason_live"] == FILLED).to_numpy()]
+
+
+def check_account(bundle, market, said, labels, results, end):
+    "The same trades, fills and equity."
+    config, costs = bundle.settings["backtest"], bundle.settings["costs"]
+    mine = labels[labels["event_id"].isin(said["event_id"])]
+    trades = select_trades(said, mine, config, costs, market)
+    first = results[0].known_at - market.step
+    account = run_backtest(trades, market, first, end - market.step, config, costs)
+    fills = [fill for result in results for fill in result.fills]
+    left = {fill.order_id: fill for fill in fills if fill.what not in ("entry", "cancelled")}
+    live = [(entry, left[entry.order_id]) for entry in fills if entry.what == "entry"]
+    batch = account.trades.sort_values(["entry_at", "symbol"])
+    live.sort(key=lambda pair: (pair[0].time, pair[0].symbol))
+    assert [one.symbol for one, _ in live] == batch["symbol"].tolist()
+    assert [one.time for one, _ in live] == batch["entry_at"].tolist()
+    assert [one.what for _, one in live] == batch["exit_reason"].astype(str).tolist()
+    pairs = {"units": 0, "entry": 0, "exit_price": 1, "profit": 1}
+    fields = {"units": "units", "entry": "price", "exit_price": "price", "profit": "profit"}
+    for column, side in pairs.items():
+        values = [getattr(pair[side], fields[column]) for pair in live]
+        np.testing.assert_allclose(values, batch[column], rtol=1e-9)
+    equity = pd.Series({result.known_at: result.account.equity for result in results})
+    known = account.equity["equity"].reindex(equity.index).dropna()
+    np.testing.assert_allclose(equity[known.index], known, rtol=1e-9)
+    return len(live)
+
+
+def live_as_batch(bundled, market, start, end, outages, restarts, place):
+    "The whole proof on one market; how many trades were compared."
+
+    def feed_of():
+        return ReplayFeed(market, start, end, outages=outages)
+
+    results, rows = asyncio.run(played(bundled, feed_of, place, restarts))
+    assert len(results) == len({result.known_at for result in results})
+    cut = pd.Timestamp(end, tz="UTC")
+    whole = market.map(lambda candles: candles[candles.index < cut])
+    bundle, run = Bundle.load(bundled).until(results[0].known_at - market.step), events_of(whole)
+    check_features(rows, feature_tables(whole, detect_market(whole)))
+    signals = decided(results)
+    begin = results[0].known_at
+    events = run.labels[run.labels["time"] >= begin].reset_index(drop=True)
+    said = same_predictions(bundle, events, run.features, signals)
+    still = {one.symbol for one in results[-1].account.positions}
+    assert not still, "choose an end at which nothing is held"
+    return check_account(bundle, whole, said, run.labels, results, cut)
+
+
+@pytest.fixture(scope="module")
+def holed(project):
+    "The candles of the small run with single candles and two hours missing after its training."
+    candles = read_table(project / "artifacts/candles/SIM_5m.parquet")
+    gone = candles.index[(candles.index >= "2024-02-09 14:00") & (candles.index < "2024-02-09 16:00")]
+    single = pd.DatetimeIndex(["2024-02-07 04:35", "2024-02-07 11:55", "2024-02-08 01:05"], tz="UTC")
+    return Market({"SIM": candles.drop(gone.union(single))}, "5m")
+
+
+def test_live_is_what_was_backtested(bundled, holed, tmp_path):
+    outage = [("2024-02-08 09:02", "2024-02-08 10:31")]
+    trades = live_as_batch(
+        bundled, holed, "2024-02-07", "2024-02-10", outage, (200, 431), tmp_path / "live.sqlite"
+    )
+    assert trades >= 8
