@@ -69,6 +69,10 @@ class _Heart:
         self._thread.join()
 
 # %% ../../nbs/retraining/05_pipeline.ipynb #b3ab7525
+def _utc_now() -> pd.Timestamp:
+    return pd.Timestamp.now("UTC")
+
+
 class AutomatedTrainingPipeline:
     """Trains again on schedule, on an alarm or by hand, and promotes what has earned it.
 
@@ -85,19 +89,21 @@ class AutomatedTrainingPipeline:
     def __init__(
         self,
         root: str | os.PathLike | None = None,  # of the project; None: the one around the working folder
-        config: RetrainingConfig = RetrainingConfig(),
+        config: RetrainingConfig | None = None,
         job: str = "5m",  # the timeframe of the base candles
-        promotion: PromotionConfig = PromotionConfig(),
-        deployment: DeploymentConfig = DeploymentConfig(),
-        experiment: ExperimentConfig = ExperimentConfig(),
-        steps: Mapping[str, Step] = RETRAINING_STEPS,  # by name, in their order
+        steps: Mapping[str, Any] | None = None,  # of `Step`, by name, in order; None: RETRAINING_STEPS
         place: Any = None,  # of the database; None: SMC_DATABASE_URL, else the project's file
-        now: Callable[[], pd.Timestamp] = lambda: pd.Timestamp.now("UTC"),
+        now: Callable[[], pd.Timestamp] | None = None,  # None: the clock
+        promotion: PromotionConfig | None = None,
+        deployment: DeploymentConfig | None = None,
+        experiment: ExperimentConfig | None = None,
     ):
-        self.root = Path(root or project_root()).resolve()
-        self.config, self.job, self._now = config, job, now
-        self._sections = {"promotion": promotion, "deployment": deployment, "experiment": experiment}
-        self._steps, self.book = dict(steps), RetrainingBook(place, self.root)
+        self.root, self.job = Path(root or project_root()).resolve(), job
+        self.config, self._now = config or RetrainingConfig(), now or _utc_now
+        given = {"promotion": promotion, "deployment": deployment, "experiment": experiment}
+        self._sections: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+        self._steps = dict(RETRAINING_STEPS if steps is None else steps)
+        self.book = RetrainingBook(place, self.root)
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
     # what begins one
@@ -222,7 +228,7 @@ class AutomatedTrainingPipeline:
             self.config,
             facts=facts | own,
             goes_on=lambda: not heart.lost,
-            **self._sections,  # type: ignore[arg-type]
+            **self._sections,
         )
         try:
             answer = step(context)
@@ -249,5 +255,5 @@ class AutomatedTrainingPipeline:
     def follow_service(self) -> str:
         "Let the registry follow where the service took a bundle out; one sentence, or nothing."
         when = self._now()
-        context = StepContext(self.root, self.root, self.job, when, when, when, **self._sections)  # type: ignore[arg-type]
+        context = StepContext(self.root, self.root, self.job, when, when, when, **self._sections)
         return follow_rollback(context.registry(), context.slots(), when)
