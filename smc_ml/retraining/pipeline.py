@@ -248,7 +248,10 @@ class AutomatedTrainingPipeline:
     def _end(self, run: OpenRun, outcome: str, said: str) -> RetrainingResult:
         "End a run; the worktree of one that failed is kept to be looked at."
         if outcome != "failed" and self.folder(run.due).exists():
-            remove_worktree(self.root, self.folder(run.due))
+            try:
+                remove_worktree(self.root, self.folder(run.due))
+            except (RetrainingError, OSError) as error:  # which changes nothing of how it ended
+                said = f"{said} (its worktree is left: {error})"
         self.book.end(run, outcome, said, self._now())
         return RetrainingResult(run.due, outcome, said)
 

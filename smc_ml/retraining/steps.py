@@ -196,7 +196,9 @@ def shadow_events(
     "key, symbol, time, exit_at, won, realised_r, champion, challenger: events that both scored."
     arms = {champion: "champion", challenger: "challenger"}
     table = resolved.assign(arm=resolved["model_version"].map(arms), time=resolved["known_at"])
-    table = table[table["arm"].notna() & table["probability"].notna()].drop_duplicates(["key", "arm"])
+    table = table[table[["arm", "probability", "exit_at"]].notna().all(axis=1)].drop_duplicates(
+        ["key", "arm"]
+    )
     both = table.pivot(index="key", columns="arm", values="probability").reindex(columns=list(arms.values()))
     facts = table.drop_duplicates("key").set_index("key")[["symbol", "time", "exit_at", "won", "realised_r"]]
     return facts.join(both).dropna(subset=list(arms.values())).reset_index()
