@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from .agents.config import AgentConfig
+from .compute.config import ComputeConfig
 from .config import ConfigError, Section
 from .controls.config import ControlsConfig, FullControlsConfig
 from .costs import Costs
@@ -27,6 +28,7 @@ from .models.config import TrainingConfig, TuningConfig
 from .patterns.config import PatternConfig
 from .regimes.config import RegimeConfig
 from .reports.config import ReportConfig
+from .retraining.config import RetrainingConfig
 from .tracking.config import DeploymentConfig, PromotionConfig
 from .trading.config import BacktestConfig, JudgementConfig
 
@@ -59,6 +61,8 @@ LIVE_SECTIONS: dict[str, type[Section]] = {
     "live": LiveConfig,
     "signals": SignalConfig,
     "risk": RiskConfig,
+    "retraining": RetrainingConfig,
+    "compute": ComputeConfig,
 }
 
 # %% ../nbs/10_settings.ipynb #3ab6cc74
