@@ -70,6 +70,8 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "PerformanceMonitor": "smc_ml.monitoring.performance",
     "ABTestingFramework": "smc_ml.monitoring.experiments",
     "create_monitoring_config": "smc_ml.monitoring.config",
+    "AutomatedTrainingPipeline": "smc_ml.retraining.pipeline",
+    "create_retraining_config": "smc_ml.retraining.config",
     "TechnicalIndicator": "smc_ml.indicators.base",
     "RSIIndicator": "smc_ml.indicators.momentum",
     "CCIIndicator": "smc_ml.indicators.momentum",
@@ -126,6 +128,8 @@ if TYPE_CHECKING:  # read by editors, never run; written by tools/names.py
     from smc_ml.monitoring.drift import DriftDetector as DriftDetector
     from smc_ml.monitoring.experiments import ABTestingFramework as ABTestingFramework
     from smc_ml.monitoring.performance import PerformanceMonitor as PerformanceMonitor
+    from smc_ml.retraining.config import create_retraining_config as create_retraining_config
+    from smc_ml.retraining.pipeline import AutomatedTrainingPipeline as AutomatedTrainingPipeline
     from smc_ml.stages.pipeline import SMCTrainingPipeline as SMCTrainingPipeline
     from smc_ml.stages.pipeline import create_training_config as create_training_config
     from smc_ml.stages.symbol_years import symbol_years as symbol_years

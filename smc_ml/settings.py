@@ -28,6 +28,7 @@ from .models.config import TrainingConfig, TuningConfig
 from .patterns.config import PatternConfig
 from .regimes.config import RegimeConfig
 from .reports.config import ReportConfig
+from .retraining.config import RetrainingConfig
 from .tracking.config import DeploymentConfig, PromotionConfig
 from .trading.config import BacktestConfig, JudgementConfig
 
@@ -60,6 +61,7 @@ LIVE_SECTIONS: dict[str, type[Section]] = {
     "live": LiveConfig,
     "signals": SignalConfig,
     "risk": RiskConfig,
+    "retraining": RetrainingConfig,
     "compute": ComputeConfig,
 }
 

@@ -1,0 +1,104 @@
+"""The real steps on a small finished run: tested, registered, in the shadow, promoted, and back."""
+
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_tracking
+from test_tracking import project as finished  # noqa: F401
+
+from smc_ml.live.messages import Decision, Prediction, PredictionOutcome
+from smc_ml.live.store.live_store import LiveStore
+from smc_ml.retraining.config import RetrainingConfig
+from smc_ml.retraining.pipeline import AutomatedTrainingPipeline
+from smc_ml.retraining.steps import RETRAINING_STEPS, StepAnswer
+from smc_ml.tables import read_table, write_metrics
+from smc_ml.tracking.config import PromotionConfig
+from smc_ml.tracking.manager import MLflowManager
+from smc_ml.tracking.slots import BundleSlots
+from smc_ml.writing import write_table
+
+pytestmark = pytest.mark.slow
+START = pd.Timestamp("2024-05-01", tz="UTC")
+
+
+def with_another_run(context):
+    "A copy of the project in which a run has just ended: its models know how trades end."
+    shutil.copytree(context.root, context.folder, ignore=shutil.ignore_patterns("retraining", "tracking"))
+    path = context.folder / "artifacts/predictions/ensemble.parquet"
+    won = read_table(context.folder / "artifacts/labels/labels.parquet").set_index("event_id")["won"]
+    mixed = read_table(path)
+    known = np.where(mixed["event_id"].map(won), 0.7, 0.4)
+    write_table(mixed.assign(probability=known), path)
+    write_metrics({"auc": 0.7}, context.folder / "headline.json")
+    return StepAnswer("a run")
+
+
+def live_events(root, champion, challenger, count=600):
+    "What both said of simulated live events, and what became of them: the challenger knows a little."
+    random, messages, none = np.random.default_rng(1), [], float("nan")
+    for number in range(count):
+        at = START + pd.Timedelta(hours=4 * number)
+        decision = Decision("SIM", at, number, 1, "fvg", "5m", at, at, 2.0, 1.0, 0.9, 1.0)
+        likely = bool(random.random() < 0.5)
+        won = bool(random.random() < (0.85 if likely else 0.15))
+        for digest, role, said in (
+            (champion, "champion", 0.5),
+            (challenger, "canary", 0.56 if likely else 0.44),
+        ):
+            one = Prediction(
+                decision.key, digest, "SIM", "5m", at, role, said, none, none, 0.1, 0.0, {}, "", "", decision
+            )
+            exit_at = at + pd.Timedelta(hours=3)
+            result = 1.0 if won else -1.0
+            outcome = "win" if won else "loss"
+            messages += [
+                one,
+                PredictionOutcome(one.prediction_id, exit_at, at, exit_at, outcome, won, result),
+            ]
+    with LiveStore(root=root) as store:
+        store.write(*messages)
+    return at
+
+
+def test_a_retrained_bundle_earns_its_place_and_the_registry_follows_when_it_loses_it(finished):  # noqa: F811
+    root, clock = finished, [START]
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    write_metrics({"credible": True}, root / "reports/metrics/judgement.json")
+    first = test_tracking.another_run(root, 1, lambda mixed: 0.5)
+    assert test_tracking.smc(root, "deploy", "promote", first["version"]).exit_code == 0
+    steps = {"worktree": with_another_run} | {
+        name: step for name, step in RETRAINING_STEPS.items() if name not in ("worktree", "train")
+    }
+    pipeline = AutomatedTrainingPipeline(
+        root,
+        RetrainingConfig(smoke_events=20, slowest_ms=20_000),
+        steps=steps,
+        now=lambda: clock[0],
+        promotion=PromotionConfig(fewest_events=100),
+    )
+    began = pipeline.run()
+    told = {step.step: step for step in pipeline.steps_of(began.due)}
+    assert began.outcome == "waiting", began.said
+    digest, slots = (
+        told["check"].facts["digest"],
+        lambda: json.loads((root / "artifacts/deployment/5m/pointer.json").read_text()),
+    )
+    assert slots()["candidate"] == digest and first["bundle"] in (slots()["blue"], slots()["green"])
+    assert MLflowManager(root=root).version("5m", "champion").bundle == first["bundle"]
+    assert pipeline.tick().said == "shadow: no live event was resolved for both bundles yet"
+    clock[0] = live_events(root, first["bundle"], digest)
+    ended = pipeline.tick()
+    assert ended.outcome == "promoted" and "It beats the champion on" in ended.said, ended
+    assert "is left" not in ended.said and not pipeline.folder(ended.due).exists()
+    assert MLflowManager(root=root).version("5m", "champion").bundle == digest
+    assert slots()[slots()["active"]] == digest and not slots()["candidate"]
+    assert pipeline.follow_service() == ""
+    served = BundleSlots(root / "artifacts/deployment/5m")
+    served.rollback("automatic", "3 failed", clock[0], failed=digest)
+    assert pipeline.follow_service() == f"back to {first['bundle'][:12]}: 3 failed"
+    assert MLflowManager(root=root).version("5m", "champion").bundle == first["bundle"]
+    pipeline.close()
