@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+from joblib.externals.loky import get_reusable_executor
 
 from smc_ml.compute.computing import computing, on_workers
 from smc_ml.compute.config import ComputeConfig
@@ -70,6 +71,7 @@ def measured(backend: str, symbols: int, place: Path) -> str:
         time.sleep(0.4)
         cpu = watch.cpu() - before
     watch.ended.set()
+    get_reusable_executor().shutdown()  # idle processes are not the next row's
     size = sum(path.stat().st_size for path in out.rglob("2024.parquet")) / len(made) / MIB
     return (
         f"{backend:5} {symbols:3} symbols: start {begun:5.1f} s, empty task {empty:5.1f} ms, "
