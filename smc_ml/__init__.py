@@ -58,6 +58,8 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "MarketMicrostructureFeatures": "smc_ml.features.families",
     "SMCTrainingPipeline": "smc_ml.stages.pipeline",
     "create_training_config": "smc_ml.stages.pipeline",
+    "symbol_years": "smc_ml.stages.symbol_years",
+    "create_compute_config": "smc_ml.compute.config",
     "MLflowManager": "smc_ml.tracking.manager",
     "ExperimentManager": "smc_ml.tracking.experiments",
     "ModelDeployer": "smc_ml.tracking.deployer",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:  # read by editors, never run; written by tools/names.py
     from smc_ml import features as features
     from smc_ml import models as models
     from smc_ml.candles import Market as Market
+    from smc_ml.compute.config import create_compute_config as create_compute_config
     from smc_ml.costs import Costs as Costs
     from smc_ml.data.collection.collector import HistoricalDataCollector as HistoricalDataCollector
     from smc_ml.datasets.engineer import SMCFeatureEngineer as SMCFeatureEngineer
@@ -129,6 +132,7 @@ if TYPE_CHECKING:  # read by editors, never run; written by tools/names.py
     from smc_ml.retraining.pipeline import AutomatedTrainingPipeline as AutomatedTrainingPipeline
     from smc_ml.stages.pipeline import SMCTrainingPipeline as SMCTrainingPipeline
     from smc_ml.stages.pipeline import create_training_config as create_training_config
+    from smc_ml.stages.symbol_years import symbol_years as symbol_years
     from smc_ml.tracking.config import create_deployment_config as create_deployment_config
     from smc_ml.tracking.deployer import ModelDeployer as ModelDeployer
     from smc_ml.tracking.experiments import ExperimentManager as ExperimentManager

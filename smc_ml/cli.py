@@ -391,7 +391,9 @@ def run_monitoring(
     ),
 )
 def run_live(
-    feed: Annotated[str, typer.Option(help="replay, binance, bybit or oanda")] = "replay",
+    feed: Annotated[
+        str, typer.Option("--feed", "--exchange", help="replay, binance, bybit or oanda")
+    ] = "replay",
     candles: Annotated[
         str | None, typer.Option(help="replay: file or folder; none: those of the last run")
     ] = None,

@@ -1,16 +1,22 @@
 """Live is what was backtested: features, predictions, trades, equity; through holes, outages, restarts."""
 
 import asyncio
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import test_serving
+from postgres import postgres, postgres_url  # noqa: F401
 
 from smc_ml.candles import Market
+from smc_ml.commands.trading_live import prediction_lines, replayed_prediction
 from smc_ml.features.table import feature_tables
+from smc_ml.live.config import LiveConfig, RiskConfig, SignalConfig
 from smc_ml.live.feeds.replay import ReplayFeed
 from smc_ml.live.running import LiveRun
+from smc_ml.live.store.checking import store_faults
 from smc_ml.live.store.live_store import LiveStore
 from smc_ml.patterns.detection import detect_market
 from smc_ml.serving.bundle import Bundle
@@ -138,3 +144,75 @@ def test_live_is_what_was_backtested(bundled, holed, tmp_path):
         bundled, holed, "2024-02-07", "2024-02-10", outage, (200, 431), tmp_path / "live.sqlite"
     )
     assert trades >= 8
+
+
+def test_a_stored_prediction_is_computed_once_more_to_the_bit(bundled, holed, tmp_path):
+    place, span = tmp_path / "live.sqlite", ("2024-02-07", "2024-02-08")
+    asyncio.run(played(bundled, lambda: ReplayFeed(holed, *span), place, (150,)))
+    sections = SignalConfig(), RiskConfig(), LiveConfig()
+    with LiveStore(place) as store:
+        last = store.predictions(newest=1)[-1]
+        stored, found = replayed_prediction(last.prediction_id, store, Bundle.load(bundled), sections)
+    same, lines = prediction_lines(stored, found)
+    assert same and lines[-1].endswith("is the same, to the last bit")
+    other = stored._replace(models=dict(stored.models) | {"lstm": stored.models["lstm"] + 1e-9})
+    assert not prediction_lines(other, found)[0]
+
+
+PLAYED = """
+import asyncio, sys
+from smc_ml.candles import Market
+from smc_ml.live.feeds.replay import ReplayFeed
+from smc_ml.live.running import LiveRun
+from smc_ml.live.store.live_store import LiveStore
+from smc_ml.serving.bundle import Bundle
+from smc_ml.tables import read_table
+
+async def play(bundle, candles, place):
+    feed = ReplayFeed(Market({"SIM": read_table(candles)}, "5m"), "2024-02-07", "2024-02-08")
+    run = await LiveRun.begin(Bundle.load(bundle), feed, LiveStore(place), kept_every=20)
+    print("begun", flush=True)
+    async for result in run.closes(feed):
+        print(result.known_at, flush=True)
+
+asyncio.run(play(*sys.argv[1:]))
+"""
+
+
+def killed_runs(bundled, candles, place, kills, seed):
+    "Processes that are killed at random closes, and one that ends by itself."
+    moments = np.random.default_rng(seed).integers(1, 12, kills)
+    command = [sys.executable, "-c", PLAYED, str(bundled), str(candles), str(place)]
+    for closes in [*moments, None]:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for number, _ in enumerate(process.stdout):
+            if closes is not None and number >= closes:
+                process.kill()
+                break
+        process.stdout.close()
+        code = process.wait()
+    assert code == 0
+
+
+def check_killed(bundled, project, urls, kills):
+    "Whatever was killed when: every row is there once, and what one run writes that nobody killed."
+    candles = project / "artifacts/candles/SIM_5m.parquet"
+    whole, broken = urls
+    killed_runs(bundled, candles, whole, 0, 0)
+    killed_runs(bundled, candles, broken, kills, 7)
+    with LiveStore(whole) as one, LiveStore(broken) as other:
+        assert not store_faults(other)
+        assert len(one.signals()) > 10
+        for what in ("signals", "orders", "fills", "predictions"):
+            assert repr(getattr(one, what)()) == repr(getattr(other, what)())  # NaN is not equal to itself
+        pd.testing.assert_frame_equal(one.equity(), other.equity(), check_exact=True)
+
+
+def test_killed_at_any_moment_nothing_is_lost_or_doubled(bundled, project, tmp_path):
+    check_killed(bundled, project, (tmp_path / "whole.sqlite", tmp_path / "killed.sqlite"), 1)
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_on_sqlite_and_on_postgresql(bundled, project, tmp_path, postgres_url):  # noqa: F811
+    check_killed(bundled, project, (tmp_path / "whole.sqlite", tmp_path / "killed.sqlite"), 25)
+    check_killed(bundled, project, (tmp_path / "other.sqlite", postgres_url), 25)

@@ -242,6 +242,7 @@ def changed(project) -> Changed:
     return Changed(ran, index, pages, models, learnt, then, before)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_single_trade_says_so_and_claims_nothing(changed):
     assert "no trade was taken" in changed.index and "No trade was taken" in changed.index
     assert "against random selections" not in changed.index and "lose before" not in changed.index
@@ -259,6 +260,7 @@ def test_the_metrics_of_dvc_are_the_headline_alone_and_fit_a_terminal(project):
     assert all(line in page for line in (project / "reports/verdict.txt").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_a_model_that_is_taken_from_the_list_is_read_nowhere(project, changed):
     """Its predictions still lie where they were; no stage reads them, and no page shows it.
 
@@ -274,6 +276,7 @@ def test_a_model_that_is_taken_from_the_list_is_read_nowhere(project, changed):
     assert {path: after[path] for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_changed_threshold_reruns_no_market_of_the_controls(changed):
     assert "Running stage 'controls'" in changed.ran
     assert changed.learnt and changed.learnt_then == changed.learnt

@@ -9,6 +9,7 @@ __all__ = ['ComputeError', 'code_digest', 'machine_facts', 'check_alike', 'compu
 import hashlib
 import os
 import platform
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,9 +17,11 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from joblib import Parallel, cpu_count, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.parallel import get_active_backend
 
 from .config import ComputeConfig
 from ..config import UserError
@@ -105,6 +108,13 @@ def _on_dask(config: ComputeConfig, stack: ExitStack) -> None:
     stack.enter_context(parallel_config("dask", client=client, n_jobs=-1))
 
 # %% ../../nbs/compute/01_computing.ipynb #fd336c05
+def _knock(config: ComputeConfig) -> None:
+    "An `OSError` where nobody listens at the address, for which ray would wait more than a minute."
+    place = urlsplit(f"//{(config.address or '').rpartition('//')[2]}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), config.wait_seconds).close()
+
+
 def _on_ray(config: ComputeConfig, stack: ExitStack) -> None:
     "A ray cluster: the one at the address, or one of this machine for as long as it is needed."
     try:
@@ -114,10 +124,14 @@ def _on_ray(config: ComputeConfig, stack: ExitStack) -> None:
         raise ComputeError(
             "compute.backend is ray, which is not installed: `pip install ray`, or set it to dask or loky"
         ) from None
-    own = {"num_cpus": config.workers or cpu_count(), "include_dashboard": False}
+    settings: dict[str, Any] = {"address": config.address, "log_to_driver": False}
+    if config.address is None:
+        here = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        settings |= {"address": "local", "num_cpus": config.workers or cpu_count(), **here}
     try:
-        ray.init(address=config.address or "local", log_to_driver=False, **({} if config.address else own))
-    except (ConnectionError, ValueError) as error:
+        _knock(config)
+        ray.init(**settings)
+    except (OSError, ValueError) as error:
         raise ComputeError(
             f"compute.address {config.address}: no ray cluster answers ({type(error).__name__}): start one "
             "with `ray start --head`, correct the address, or set compute.backend to loky"
@@ -154,7 +168,9 @@ def on_workers(
     progress: bool = True,
 ) -> list[Any]:
     "The results in the order of what was given, by the backend of `computing`; the first error ends all."
-    parallel = Parallel(return_as="generator", batch_size=1, pre_dispatch="2 * n_jobs")
+    one_by_one = get_active_backend()[0].supports_return_generator  # ray gives all at the end
+    how = "generator" if one_by_one else "list"
+    parallel = Parallel(return_as=how, batch_size=1, pre_dispatch="2 * n_jobs")
     found = parallel(delayed(task)(each) for each in over)
     try:
         return list(ProgressBar(found, desc=what, total=len(over), disable=not progress))

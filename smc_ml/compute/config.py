@@ -36,5 +36,11 @@ class ComputeConfig(Section):
 def create_compute_config(
     **values: Any,  # settings that are not as usual
 ) -> ComputeConfig:
-    "Where tasks run; a `ConfigError` names what is wrong."
+    """Where tasks run; a `ConfigError` names what is wrong.
+
+    Example
+    -------
+    >>> smc.create_compute_config(backend="dask", workers=4)
+    ComputeConfig(backend='dask', workers=4)
+    """
     return ComputeConfig(**values)

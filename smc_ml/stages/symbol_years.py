@@ -143,8 +143,8 @@ def symbol_year_tasks(
 def symbol_years(
     candles: str | Path,  # folder with a Parquet file of base candles for each symbol
     out: str | Path,  # folder of the features: SYMBOL/YEAR.parquet; on a cluster one that all machines share
-    config: ComputeConfig = ComputeConfig(),
-    settings: YearSettings = YearSettings(),
+    config: ComputeConfig | None = None,  # where; None: the cores of this machine
+    settings: YearSettings | None = None,  # of patterns and features; None: as usual
     progress: bool = True,
 ) -> pd.DataFrame:
     """Patterns and features of every symbol and year, side by side; the same bytes on every backend.
@@ -152,8 +152,17 @@ def symbol_years(
     One row a task, by symbol and year, with rows, columns and the SHA-256 of its file. A value differs from
     that of a table over the whole history by rounding alone. A `ComputeError` where the cluster is not
     there; whatever candles or settings lack is said as by the stages.
+
+    Example
+    -------
+    >>> (folder / "market").mkdir()
+    >>> candles.to_parquet(folder / "market" / "A.parquet")
+    >>> made = smc.symbol_years(folder / "market", folder / "years", progress=False)
+    >>> list(made.columns)
+    ['rows', 'columns', 'sha256']
     """
     tasks = symbol_year_tasks(candles, out)
-    with computing(config):
-        made = on_workers(partial(year_of_features, settings=settings), tasks, "symbol-years", progress)
+    make = partial(year_of_features, settings=settings or YearSettings())
+    with computing(config or ComputeConfig()):
+        made = on_workers(make, tasks, "symbol-years", progress)
     return pd.DataFrame(made, columns=YearOfFeatures._fields).set_index(["symbol", "year"])
