@@ -26,7 +26,10 @@ class RetrainingConfig(Section):
     rest_days: float = Field(7.0, ge=0, description="time after one in which no alarm starts another, days")
     grace_hours: float = Field(12.0, gt=0, description="how late a due time may still be begun, hours")
     commands: tuple[str, ...] = Field(
-        ("smc run -f -s collect", "smc run"), min_length=1, strict=False, description="that train, in order"
+        ("smc run code", "smc run -f -s collect", "smc run"),
+        min_length=1,
+        strict=False,
+        description="that train, in order",
     )
     time_limit_hours: float = Field(24.0, gt=0, description="after which a command is stopped, hours")
     niceness: int = Field(10, ge=0, le=19, description="how far commands stand back behind other processes")
