@@ -79,6 +79,18 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "WaveTrendIndicator": "smc_ml.indicators.trend",
     "SuperTrendIndicator": "smc_ml.indicators.trailing",
     "ChandelierExitIndicator": "smc_ml.indicators.trailing",
+    "Bundle": "smc_ml.serving.bundle",
+    "LivePredictor": "smc_ml.serving.answering",
+    "RealTimeCalculator": "smc_ml.serving.calculator",
+    "ReplayFeed": "smc_ml.live.feeds.replay",
+    "ExchangeFeed": "smc_ml.live.feeds.live",
+    "OandaFeed": "smc_ml.live.feeds.live",
+    "SignalProcessor": "smc_ml.live.signals.processor",
+    "SignalEnhancer": "smc_ml.live.signals.enhancer",
+    "PaperBroker": "smc_ml.live.broker.paper",
+    "ExecutionEngine": "smc_ml.live.broker.execution",
+    "LivePath": "smc_ml.live.path",
+    "LiveRun": "smc_ml.live.running",
     "LiveStore": "smc_ml.live.store.live_store",
 }
 _PACKAGES = ("features", "models")  # `features` can be called, `models` holds the estimators
@@ -123,6 +135,15 @@ if TYPE_CHECKING:  # read by editors, never run; written by tools/names.py
     from smc_ml.indicators.trend import WaveTrendIndicator as WaveTrendIndicator
     from smc_ml.labels.outcomes import SMCPatternLabeler as SMCPatternLabeler
     from smc_ml.labels.statistics import get_pattern_statistics as get_pattern_statistics
+    from smc_ml.live.broker.execution import ExecutionEngine as ExecutionEngine
+    from smc_ml.live.broker.paper import PaperBroker as PaperBroker
+    from smc_ml.live.feeds.live import ExchangeFeed as ExchangeFeed
+    from smc_ml.live.feeds.live import OandaFeed as OandaFeed
+    from smc_ml.live.feeds.replay import ReplayFeed as ReplayFeed
+    from smc_ml.live.path import LivePath as LivePath
+    from smc_ml.live.running import LiveRun as LiveRun
+    from smc_ml.live.signals.enhancer import SignalEnhancer as SignalEnhancer
+    from smc_ml.live.signals.processor import SignalProcessor as SignalProcessor
     from smc_ml.live.store.live_store import LiveStore as LiveStore
     from smc_ml.monitoring.config import create_monitoring_config as create_monitoring_config
     from smc_ml.monitoring.drift import DriftDetector as DriftDetector
@@ -130,6 +151,9 @@ if TYPE_CHECKING:  # read by editors, never run; written by tools/names.py
     from smc_ml.monitoring.performance import PerformanceMonitor as PerformanceMonitor
     from smc_ml.retraining.config import create_retraining_config as create_retraining_config
     from smc_ml.retraining.pipeline import AutomatedTrainingPipeline as AutomatedTrainingPipeline
+    from smc_ml.serving.answering import LivePredictor as LivePredictor
+    from smc_ml.serving.bundle import Bundle as Bundle
+    from smc_ml.serving.calculator import RealTimeCalculator as RealTimeCalculator
     from smc_ml.stages.pipeline import SMCTrainingPipeline as SMCTrainingPipeline
     from smc_ml.stages.pipeline import create_training_config as create_training_config
     from smc_ml.stages.symbol_years import symbol_years as symbol_years

@@ -19,8 +19,17 @@ import smc_ml as smc
 
 CALLS = ("load simulate resample detect plot label features dataset walk_forward backtest judge").split()
 MADE_HERE = sorted(set(smc.__all__) - {"features", "models"})
-# packages of the live path: their examples need a finished run, and stand in notebooks that make one
-WITH_A_RUN = tuple(f"smc_ml.{name}." for name in ("live", "monitoring", "retraining", "service", "tracking"))
+# the live path: their examples need a finished run, and stand in notebooks that make one
+LIVE_PACKAGES = (
+    "live",
+    "monitoring",
+    "retraining",
+    "service",
+    "serving.answering",
+    "serving.bundle",
+    "tracking",
+)
+WITH_A_RUN = tuple(f"smc_ml.{name}" for name in LIVE_PACKAGES)
 ALONE = [name for name in MADE_HERE if not smc._HOMES[name].startswith(WITH_A_RUN)]
 
 

@@ -184,7 +184,17 @@ def _rooms(base: str, windows: Iterable[ReadyWindow]) -> dict[str, int]:
 
 # %% ../../nbs/serving/07_calculator.ipynb #f67608e3
 class RealTimeCalculator:
-    "All features of a market at each close, and the windows that models look at."
+    """All features of a market at each close, and the windows that models look at.
+
+    Candles of one close in, a row of features of each symbol out, float64, NaN while a feature's memory is
+    not whole; the same numbers as `feature_tables` of the whole history to 1e-9 of their size.
+
+    >>> market, last = smc.Market({"SIM": candles[:-1]}, "5m"), candles.iloc[-1]
+    >>> calculator = smc.RealTimeCalculator(market, wanted=("smc",), windows={})
+    >>> row = calculator.update({"SIM": {"open_time": last.name} | last.to_dict()})["SIM"]
+    >>> len(row) == len(calculator.names) == 16
+    True
+    """
 
     def __init__(
         self,
