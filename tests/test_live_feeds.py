@@ -212,6 +212,15 @@ def result(plays: dict[str, Any], name: str) -> Any:
     return plays[name]
 
 
+def test_a_lost_connection_and_lost_candles_are_filled_from_the_history(bitcoin, ether):
+    tables = cut(bitcoin, ether) | {("ETHUSDT", "5m"): ether.iloc[10_000 : 10_000 + LAST]}
+    script = Script(drops={302}, lost={304})
+    played = asyncio.run(play("binance", tables, script, asyncio.Lock(), last=306, speed=300.0))
+    assert check(played) == [] and played.connections > 1
+
+
+# the plays below run at 1,500 times the market's pace, which a busy machine cannot keep: with `make proofs`
+@pytest.mark.slow
 @pytest.mark.parametrize("venue", [" ".join(venue) for venue in VENUES])
 def test_whatever_fails_the_candles_are_the_exchanges_to_the_bit(plays, venue):
     played = result(plays, venue)
@@ -224,6 +233,7 @@ def test_whatever_fails_the_candles_are_the_exchanges_to_the_bit(plays, venue):
     assert state.filled == filled > 3 and state.given == 2 * (LAST - 2 - FIRST) - 3
 
 
+@pytest.mark.slow
 def test_all_that_could_fail_did_and_was_said(plays):
     said = " ".join(result(plays, " ".join(venue)).said for venue in VENUES)
     for words in (
@@ -235,6 +245,7 @@ def test_all_that_could_fail_did_and_was_said(plays):
         assert words in said, words
 
 
+@pytest.mark.slow
 def test_the_exchanges_clock_counts_and_a_wrong_one_is_said(plays):
     played = result(plays, "skew")
     assert check(played) == []
@@ -242,6 +253,7 @@ def test_the_exchanges_clock_counts_and_a_wrong_one_is_said(plays):
     assert "our clock is 1800.0 s behind the exchange's: the exchange's counts" in played.said
 
 
+@pytest.mark.slow
 def test_without_rest_the_stream_goes_on_and_what_it_lacks_is_given_up_and_said(plays):
     played = result(plays, "no rest")
     absent, lost = check(played), played.expected["BTCUSDT"].index[303]
@@ -249,12 +261,14 @@ def test_without_rest_the_stream_goes_on_and_what_it_lacks_is_given_up_and_said(
     assert "cannot be fetched (" in played.said and "is missing from open_time" in played.said
 
 
+@pytest.mark.slow
 def test_a_candle_that_is_called_closed_while_it_is_open_is_not_believed(plays):
     played = result(plays, "early")
     assert check(played) == []
     assert played.state.refused >= 1 and "it is not" in played.said
 
 
+@pytest.mark.slow
 def test_a_start_too_long_ago_is_put_off_and_said(plays):
     played = result(plays, "long ago")
     assert check(played, 260) == []
@@ -263,6 +277,7 @@ def test_a_start_too_long_ago_is_put_off_and_said(plays):
     assert all(closed.filled for closed in played.given[:30])
 
 
+@pytest.mark.slow
 def test_a_brokers_candles_come_at_their_closes_and_weekends_are_not_waited_for(plays):
     given, expected, state, notices = result(plays, "oanda")
     table = table_of(given, "EUR/USD")
@@ -298,6 +313,7 @@ def test_waiting_may_be_broken_off_and_symbols_need_not_wait_for_each_other(bitc
     assert table.index.tolist() == times[FIRST : FIRST + len(table)].tolist() and broken_off > 5
 
 
+@pytest.mark.slow
 def test_the_loop_is_never_blocked_for_long(bitcoin, ether):
     tables = cut(bitcoin, ether)
 

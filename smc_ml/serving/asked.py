@@ -61,12 +61,16 @@ class EventInputs:
         return windows, stack.whole(rows, positions, self.steps)
 
 # %% ../../nbs/serving/04_asked.ipynb #6181837d
+_MOMENT = "%Y-%m-%d %H:%M:%S"
+
+
 def _late(time: pd.Timestamp, now: pd.Timestamp, limit: pd.Timedelta) -> str:
     "What is said of a decision that lies too far back, or ahead; nothing of any other."
     if time > now:
-        return f"it is decided at {time}, after now ({now}): set the clock"
+        return f"it is decided at {time:{_MOMENT}} UTC, after now ({now:{_MOMENT}}): set the clock"
     if now - time > limit:
-        return f"it was decided at {time}, more than {limit} before now ({now})"
+        minutes, moment = f"{limit.total_seconds() / 60:g} minutes", f"{time:{_MOMENT}} UTC"
+        return f"it was decided at {moment}, more than {minutes} before now ({now:{_MOMENT}})"
     return ""
 
 

@@ -182,6 +182,8 @@ class ReplayFeed(CandleFeed):
                 self.clock = MarketClock(self._next[0] - self.step if self._next else due, self.speed)
         wait = self.clock.seconds(due - self.clock.now()) if self.speed else 0.0
         if wait <= 0:
+            if self.speed:  # whoever takes the candles is slower: the market's time waits for them
+                self.clock = MarketClock(due, self.speed)
             await asyncio.sleep(0)
             return
         try:
