@@ -404,7 +404,9 @@ def run_live(
     speed: Annotated[float, typer.Option(help="replay: times the market's own pace; 0: no waiting")] = 0.0,
     symbols: Annotated[str | None, typer.Option(help="with commas; none: the bundle's")] = None,
     market: Annotated[str, typer.Option(help="of an exchange: perpetual or spot")] = "perpetual",
-    bundle: Annotated[Path | None, typer.Option("--bundle", help="none: the only one", metavar="DIR")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="none: the champion, or the only one")
+    ] = None,
     book: Annotated[str, typer.Option(help="account in the database; each name is one")] = "main",
     page: Annotated[bool, typer.Option(help="serve the page while it runs")] = True,
     port: Annotated[int | None, typer.Option(help="of the page; 0: any that is free")] = None,
@@ -438,7 +440,9 @@ def run_live(
 )
 def run_replay(
     prediction: Annotated[str, typer.Argument(help="name, or its first characters; none: the newest")] = "",
-    bundle: Annotated[Path | None, typer.Option("--bundle", help="none: the only one", metavar="DIR")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="none: the champion, or the only one")
+    ] = None,
     book: Annotated[str, typer.Option(help="account in the database")] = "main",
     settings: SettingsFile = Path("params.yaml"),
 ) -> None:

@@ -51,12 +51,16 @@ def trained(events, ahead, train):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    "The folders of a small finished run, as the stages write them."
-    root, train = tmp_path_factory.mktemp("project"), TrainingConfig(**TRAIN)
+    "A small finished run on simulated candles."
     candles = simulate_market(["SIM"], "2024-01-01", "2024-02-12", SimulationConfig(edge=0.4))["SIM"].candles
-    market = Market({"SIM": candles}, "5m")
-    events, ahead = events_of(market), bar_targets(market).tables
-    write_candles(candles, root / "artifacts/candles/SIM_5m.parquet", "5m", source="simulated")
+    return finished(tmp_path_factory.mktemp("project"), Market({"SIM": candles}, "5m"), "simulated")
+
+
+def finished(root, market, source):
+    "The folders of a small finished run, as the stages write them."
+    events, ahead, train = events_of(market), bar_targets(market).tables, TrainingConfig(**TRAIN)
+    for symbol, candles in market.items():
+        write_candles(candles, root / f"artifacts/candles/{symbol}_5m.parquet", "5m", source=source)
     write_tables(events.features, root / "artifacts/features")
     write_catalogue(events.catalogue, root / "artifacts/catalogue.json")
     write_table(events.labels, root / "artifacts/labels/labels.parquet")
