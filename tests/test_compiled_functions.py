@@ -41,6 +41,8 @@ def compiled_functions() -> dict[str, CPUDispatcher]:
     "Every compiled function of the package with a public name, by module and name."
     found = {}
     for module in pkgutil.walk_packages(smc_ml.__path__, "smc_ml."):
+        if ".migrations" in module.name:  # of the database: they run inside alembic alone
+            continue
         for name, value in vars(importlib.import_module(module.name)).items():
             if isinstance(value, CPUDispatcher) and value.__module__ == module.name and name[0] != "_":
                 found[f"{module.name}.{name}"] = value

@@ -318,16 +318,42 @@ TEAR_SHEET = {
     ROOT / "smc_ml" / name
     for name in ("trading/tear_sheet.py", "figures/tear_sheet.py", "reports/tear_sheet_page.py")
 }
+# Records that are watched: their ratio is a `SharpeReport`, which says its trials and what luck alone shows, and
+# without a search there is no PBO. The table of tracking shows the deflated ratio alone.
+RECORDS = {
+    ROOT / "smc_ml" / name
+    for name in (
+        "live/config.py",
+        "live/signals/processor.py",
+        "live/signals/track_record.py",
+        "monitoring/performance.py",
+        "reports/monitoring_page.py",
+        "tracking/experiments.py",
+    )
+}
 SOURCES = [
     path
     for path in sorted([*(ROOT / "smc_ml").rglob("*.py"), *(ROOT / "nbs" / "pipeline").glob("*.ipynb")])
-    if path.name not in ("_modidx.py", "overfitting.py") and path not in TEAR_SHEET
+    if path.name not in ("_modidx.py", "overfitting.py") and path not in TEAR_SHEET | RECORDS
 ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_no_code_has_a_sharpe_ratio_without_trials_dsr_and_pbo(path):
     assert lonely_sharpe(code_of(path)) == []
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS), ids=lambda path: path.name)
+def test_the_ratio_of_a_record_that_is_watched_comes_from_a_report_with_its_trials(path):
+    text = code_of(path)
+    assert not re.search(RAW, text)
+    assert re.search(r"sharpe_report|SharpeFilter|sharpe_trials|independent_dsr|\{report\.sharpe\}", text)
+
+
+def test_what_a_report_of_a_ratio_says_names_its_trials():
+    days = pd.date_range("2024-01-01", periods=200, tz="UTC")
+    told = str(sharpe_report(pd.Series(np.random.default_rng(0).normal(0.1, 1, 200), days), 5))
+    assert "5 trials" in told and re.search("deflated|DSR", told)
 
 
 @pytest.mark.parametrize(
