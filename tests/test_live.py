@@ -227,7 +227,9 @@ def test_two_months_of_real_candles_are_what_was_backtested(bitcoin, ether, tmp_
     gone = pd.date_range("2023-07-03", "2023-08-28", freq="97h", tz="UTC").floor("5min")
     whole["ETHUSDT"] = whole["ETHUSDT"].drop(gone)
     market = Market(whole, "5m")
-    test_serving.finished(tmp_path, market.map(lambda candles: candles[:"2023-06-30"]), "binance")
+    learnt = market.map(lambda candles: candles[:"2023-06-30"])
+    all_of_them = {"minimum_expected_r": -1.0}  # so that there is much to compare
+    test_serving.finished(tmp_path, learnt, "binance", backtest=all_of_them)
     assert test_serving.smc(tmp_path, "bundle").exit_code == 0
     outages = [("2023-07-10 09:02", "2023-07-10 10:31"), ("2023-08-01 23:00", "2023-08-02 02:00")]
     place, bundled = tmp_path / "live.sqlite", tmp_path / "artifacts/bundles/5m"

@@ -318,7 +318,7 @@ TEAR_SHEET = {
     ROOT / "smc_ml" / name
     for name in ("trading/tear_sheet.py", "figures/tear_sheet.py", "reports/tear_sheet_page.py")
 }
-# Records that are watched: their ratio is a `SharpeReport`, which says its trials and what luck alone shows, and
+# Records that are watched: their ratio is a `SharpeReport`, which says its trials and what luck alone shows;
 # without a search there is no PBO. The table of tracking shows the deflated ratio alone.
 RECORDS = {
     ROOT / "smc_ml" / name

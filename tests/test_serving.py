@@ -56,7 +56,7 @@ def project(tmp_path_factory):
     return finished(tmp_path_factory.mktemp("project"), Market({"SIM": candles}, "5m"), "simulated")
 
 
-def finished(root, market, source):
+def finished(root, market, source, **sections):
     "The folders of a small finished run, as the stages write them."
     events, ahead, train = events_of(market), bar_targets(market).tables, TrainingConfig(**TRAIN)
     for symbol, candles in market.items():
@@ -72,7 +72,7 @@ def finished(root, market, source):
     write_metrics({"ensemble": {"auc": 0.5}}, root / "reports/metrics/ensemble.json")
     write_metrics({"auc": 0.5}, root / "headline.json")
     (root / "dvc.yaml").touch()
-    settings = {"train": TRAIN, "ensemble": {"method": "mean"}}
+    settings = {"train": TRAIN, "ensemble": {"method": "mean"}} | sections
     (root / "params.yaml").write_text(yaml.safe_dump(settings))
     noted = {"params": {"params.yaml": {"ensemble": {"method": "mean"}, "train.lstm": TINY}}}
     stages = dict.fromkeys((*_STAGES, *(f"train@{model}" for model in train.models)), noted)
