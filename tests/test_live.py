@@ -11,11 +11,12 @@ import test_serving
 from postgres import postgres, postgres_url  # noqa: F401
 
 from smc_ml.candles import Market
-from smc_ml.commands.trading_live import prediction_lines, replayed_prediction
+from smc_ml.commands.trading_live import check_follows, prediction_lines, replayed_prediction
+from smc_ml.config import UserError
 from smc_ml.features.table import feature_tables
 from smc_ml.live.config import LiveConfig, RiskConfig, SignalConfig
 from smc_ml.live.feeds.replay import ReplayFeed
-from smc_ml.live.running import LiveRun
+from smc_ml.live.running import LiveError, LiveRun
 from smc_ml.live.store.checking import store_faults
 from smc_ml.live.store.live_store import LiveStore
 from smc_ml.models.config import TrainingConfig
@@ -144,9 +145,30 @@ def holed(project):
 def test_live_is_what_was_backtested(bundled, holed, tmp_path):
     outage = [("2024-02-08 09:02", "2024-02-08 10:31")]
     trades = live_as_batch(
-        bundled, holed, "2024-02-07", "2024-02-10", outage, (200, 431), tmp_path / "live.sqlite"
+        bundled, holed, "2024-02-07", "2024-02-10", outage, (1, 200, 431), tmp_path / "live.sqlite"
     )
     assert trades >= 8
+
+
+def test_a_book_has_one_writer_and_one_end(bundled, holed, tmp_path):
+    span = "2024-02-07", "2024-02-07 00:20"
+
+    async def both():
+        runs = []
+        for store in (LiveStore(tmp_path / "live.sqlite"), LiveStore(tmp_path / "live.sqlite")):
+            feed = ReplayFeed(holed, *span)
+            runs.append((await LiveRun.begin(Bundle.load(bundled), feed, store), feed))
+        (first, feed), (second, other) = runs
+        first.take(await anext(feed))
+        with pytest.raises(LiveError, match="another process writes it"):
+            second.take(await anext(other))
+        async for _ in first.closes(feed):
+            pass
+        with pytest.raises(UserError, match="has all closes up to 2024-02-07 00:20"):
+            check_follows(ReplayFeed(holed, *span), first.store)
+        check_follows(ReplayFeed(holed, span[0], "2024-02-07 00:25"), first.store)
+
+    asyncio.run(both())
 
 
 def test_a_stored_prediction_is_computed_once_more_to_the_bit(bundled, holed, tmp_path):
@@ -166,7 +188,7 @@ PLAYED = """
 import asyncio, sys
 from smc_ml.candles import Market
 from smc_ml.live.feeds.replay import ReplayFeed
-from smc_ml.live.running import LiveRun
+from smc_ml.live.running import LiveError, LiveRun
 from smc_ml.live.store.live_store import LiveStore
 from smc_ml.serving.bundle import Bundle
 from smc_ml.tables import read_table

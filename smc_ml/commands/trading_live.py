@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LiveAsked', 'live_sections', 'served_bundle', 'learnt_until', 'replay_start', 'opened_feed', 'fill_lines',
-           'run_lines', 'live_run', 'replayed_prediction', 'prediction_lines', 'replay_lines']
+           'run_lines', 'live_run', 'check_follows', 'replayed_prediction', 'prediction_lines', 'replay_lines']
 
 # %% ../../nbs/commands/10_trading_live.ipynb #5c81151c
 import asyncio
@@ -174,6 +174,7 @@ async def live_run(
     async with contextlib.AsyncExitStack() as opened:
         opened.callback(store.close)
         feed = await opened.enter_async_context(opened_feed(asked, bundle, live, store.last_close()))
+        check_follows(feed, store)
         run = await LiveRun.begin(bundle, feed, store, signals, risk, live, switch)
         if run.path.processor.unjudged:
             say(run.path.processor.unjudged)
@@ -186,6 +187,18 @@ async def live_run(
                 say(line)
         _stop_at_signals(feed, opened)
         return run_lines(await _followed(run, feed, *joined, say), run)
+
+
+def check_follows(feed: CandleFeed, store: LiveStore) -> None:
+    "Raise for a replay all of whose closes are in the book."
+    last = store.last_close()
+    if isinstance(feed, ReplayFeed) and last is not None:
+        opens = (candles.index[candles.index >= last] for candles in feed.market.values())
+        if not any(len(times) and (feed.end is None or times[0] < feed.end) for times in opens):
+            raise UserError(
+                f"the book {store.book} has all closes up to {last:%Y-%m-%d %H:%M} UTC: "
+                "replay what comes after with --from, or give another --book"
+            )
 
 
 def _why_stopped(run: LiveRun) -> str:
@@ -246,7 +259,7 @@ def replayed_prediction(
         )
     base, first = bundle.market.timeframe, store.equity().index[0]
     tables = {symbol: store.candles(symbol, base) for symbol in bundle.market.series}
-    market = Market({s: t for s, t in tables.items() if len(t)}, base, bundle.market.calendar)
+    market = Market({s: t for s, t in tables.items() if len(t)}, base)
     opened = first - bundle.step
     path = LivePath(bundle, market.map(lambda candles: candles[candles.index < opened]), *sections)
     walked = [one for one in closes(market, opened) if one[0] <= stored.known_at]

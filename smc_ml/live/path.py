@@ -220,6 +220,7 @@ class LivePath:
         signals = self.processor.process(decisions, now, account, None, closed.filled)
         predictions = recorded_predictions(signals, self.source.said, self.role)
         marks.append(perf_counter())
+        forecasts = self._forecasts(closed.known_at) if bar_closed else []
         done = self.engine.decide(closed.known_at, signals, account)
         orders = [one.order for one in done if one.order is not None]
         for order in orders:
@@ -232,7 +233,7 @@ class LivePath:
             decisions=tuple(decisions),
             predictions=tuple(predictions),
             outcomes=tuple(kept_outcome(one, self.bundle.digest) for one in outcomes),
-            forecasts=tuple(self._forecasts(closed.known_at)) if bar_closed else (),
+            forecasts=tuple(forecasts),
             signals=tuple(signals),
             orders=tuple(orders),
             fills=fills,
@@ -254,8 +255,13 @@ class LivePath:
         return out
 
     def _forecasts(self, known_at: pd.Timestamp) -> list[Forecast]:
-        "What models of bars say where a bar has closed."
-        table = self.source.forecast()
+        "What models of bars say where a bar has closed; nothing and a notice where they fail."
+        try:
+            table = self.source.forecast()
+        except Exception as error:  # of whatever kind a library raises: nothing is traded on it
+            what = f"the models of bars do not answer: {error}"
+            self.processor.notices.append(Notice(known_at, "models", "degraded", what))
+            return []
         found = []
         for row in table.to_dict("records"):
             if row["time"] != known_at:

@@ -125,13 +125,15 @@ class LiveRun:
         kept_every: int = 48,
     ) -> Self:
         "Go on with what the book holds, or begin one with the feed's history."
-        states = {name: store.state(name) for name in PATH_STATES}
-        if store.last_close() is None or None in states.values():
+        if store.last_close() is None:
             history = await feed.history(history_needed(bundle))
             path = await asyncio.to_thread(LivePath, bundle, history, signals, risk, live, role)
             run = cls(path, store, switch, kept_every)
             await asyncio.to_thread(run._write_history, history)
             return run
+        states = {name: store.state(name) for name in PATH_STATES}
+        if None in states.values():
+            raise LiveError(f"{store!r} has closes but no state to go on from: begin a book of its own")
         kept = {name: content for name, content in states.items() if content is not None}
         rules = bundle, signals, risk, live, role
         path = await asyncio.to_thread(restored_path, kept, *rules)
@@ -142,9 +144,15 @@ class LiveRun:
         return run
 
     def _write_history(self, history: Market) -> None:
-        "Keep the candles that a second walk begins with."
+        "Keep the candles and the state that a second walk begins with, before the first close."
         for symbol, candles in history.items():
             self.store.write_candles(symbol, history.timeframe, candles)
+        self._keep(max(candles.index[-1] for candles in history.values()) + self.path.step)
+
+    def _keep(self, known_at: pd.Timestamp) -> None:
+        "Keep the path as it is after a close."
+        self.since = _Since()
+        self.store.keep_states(known_at, **kept_path(self.path), **{_SINCE: self.since.content()})
 
     def _walk_again(self) -> None:
         "Take the closes since the path was kept once more; a notice where they say something else."
@@ -193,12 +201,15 @@ class LiveRun:
             result = self._taken(closed, came)
         self.count += 1
         began = perf_counter()
-        self._write(result, closed, {_SINCE: self.since.content()})
+        if not self._write(result, closed, {_SINCE: self.since.content()}).new:
+            raise LiveError(
+                f"{self.store!r} has the close of {result.known_at} already: another process writes it; "
+                "stop one of them, or give each a book of its own"
+            )
         self.last = result.known_at
         self.seconds.append({**result.seconds, "store": perf_counter() - began})
-        if self.count % self.kept_every == 1:
-            self.since = _Since()
-            self.store.keep_states(self.last, **kept_path(self.path), **{_SINCE: self.since.content()})
+        if self.count % self.kept_every == 0:
+            self._keep(result.known_at)
         return result
 
     def _taken(self, closed: ClosedCandles, came: Arrival) -> CloseResult:

@@ -73,7 +73,9 @@ class LivePredictor:
         columns = list(bundle.market.columns)
         rules = bundle.settings["features"], bundle.settings["patterns"], names
         self.bundle = bundle
-        self.calculator = RealTimeCalculator(history.map(lambda candles: candles[columns]), *rules, windows)
+        served, tables = bundle.market, {symbol: history[symbol][columns] for symbol in history}
+        days = served.calendar, served.complete_share, served.kind  # those of the run, whatever the feed's
+        self.calculator = RealTimeCalculator(Market(tables, served.timeframe, *days), *rules, windows)
 
     @classmethod
     def going_on(cls, bundle: Bundle, calculator: RealTimeCalculator) -> Self:
