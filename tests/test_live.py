@@ -127,6 +127,8 @@ def live_as_batch(bundled, market, start, end, outages, restarts, place):
     rows = {key: row for key, row in rows.items() if key[1] < cut}
     check_features(rows, feature_tables(whole, detect_market(whole), wanted=FEATURES))
     signals = decided(results)
+    late = pd.concat([signals[signals["time"].between(*span, inclusive="left")] for span in outages])
+    assert len(late) and (late["reason"] == FILLED).all()  # nothing is traded on what came after a gap
     begin = results[0].known_at
     events = run.labels[run.labels["time"] >= begin].reset_index(drop=True)
     said = same_predictions(bundle, events, run.features, signals)
