@@ -415,7 +415,7 @@ def run_live(
     """Trade on paper, candle by candle: signals, account and a page.
 
     A replay of candles that are there, or an exchange. What happens is in the database: SQLite in
-    artifacts/live, or PostgreSQL at SMC_DATABASE_URL. Stopped at any moment, it goes on where it was.
+    artifacts/live, or PostgreSQL at SMC_DATABASE_URL. Stopped at any moment, it resumes.
     """
     with plainly():
         _hold()
@@ -551,7 +551,7 @@ def list_bundles(
 
 # %% ../nbs/11_cli.ipynb #49f7e538
 retraining = typer.Typer(
-    help="Train again: now, on schedule, and what became of it.",
+    help="Train again: now, on schedule, and its history.",
     epilog=examples(
         "smc retrain now               # a retraining, or the next steps of the one that is open",
         "smc retrain status            # where it stands, step by step",

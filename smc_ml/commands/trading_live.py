@@ -27,7 +27,7 @@ from ..live.broker.stopping import KillSwitch
 from ..live.config import LiveConfig, RiskConfig, SignalConfig
 from ..live.feeds.interface import CandleFeed
 from ..live.feeds.live import ExchangeFeed, OandaFeed
-from ..live.feeds.replay import ReplayFeed, closes
+from ..live.feeds.replay import ReplayFeed, _moment, closes
 from ..live.messages import ClosedCandles, Prediction
 from ..live.path import CloseResult, LivePath
 from ..live.running import LiveRun
@@ -94,7 +94,7 @@ def replay_start(bundle: Bundle, start: str | None) -> tuple[pd.Timestamp, str]:
     learnt = _utc(learnt_until(bundle))
     if start is None:
         return learnt.ceil("D"), ""
-    begin = _utc(pd.Timestamp(start))
+    begin = _moment(start, "start") or learnt
     if begin > learnt:
         return begin, ""
     return begin, (

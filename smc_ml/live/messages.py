@@ -181,7 +181,7 @@ class Prediction(NamedTuple):
 
 
 class PredictionOutcome(NamedTuple):
-    "What became of a decision, by the rules of the bundle that predicted it."
+    "Outcome of a decision, by the rules of the bundle that predicted it."
 
     prediction_id: str
     known_at: pd.Timestamp  # the close at which it could be known

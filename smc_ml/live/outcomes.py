@@ -37,7 +37,7 @@ def barriers_of(
 
 # %% ../../nbs/live/03_outcomes.ipynb #362d113a
 class DecisionOutcome(NamedTuple):
-    "What became of a decision: the columns of the labels."
+    "Outcome of a decision: the columns of the labels."
 
     decision: Decision
     known_at: pd.Timestamp  # the close at which it was known

@@ -172,7 +172,11 @@ def performance_alerts(
     bounds = confidence_sequence(blocks["log_loss_gain"], settings.error, settings.window_blocks)
     worse = np.nan_to_num(bounds[:, 2], nan=np.inf) < 0
     for place in np.flatnonzero(np.diff(worse.astype(int), prepend=0)):
-        known = "it knows less than the base rate" if worse[place] else "no longer surely below the base rate"
+        known = (
+            "it knows less than the base rate"
+            if worse[place]
+            else "no longer significantly below the base rate"
+        )
         level = "degraded" if worse[place] else ""
         found.append(Alert(blocks.index[place], "performance", "base_rate", level, f"information: {known}"))
     return sorted(found, key=lambda each: (each.known_at, each.metric))
@@ -208,7 +212,7 @@ class PerformanceReport(NamedTuple):
             if row["low"] > 0
             else "worse than the base rate"
             if row["high"] < 0
-            else "not told apart from the base rate"
+            else "not significantly different from the base rate"
         )
         head = LEVELS[worst] or "healthy"
         gain = f"{1000 * row['value']:+.1f} mnat"
@@ -227,7 +231,7 @@ def _added(table: pd.DataFrame | None, new: pd.DataFrame, keys: list[str], sourc
 
 
 class PerformanceMonitor:
-    """Follows what became of predictions.
+    """Follows the outcomes of predictions.
 
     Example
     -------

@@ -188,7 +188,7 @@ class _Serving:
         return True
 
     def _compared(self) -> tuple[str, str]:
-        "The bundle that is on trial and the one that it is held against; empty where there is none."
+        "The bundle that is on trial and the one that it is compared with; empty where there is none."
         pointer = self._state.pointer
         if pointer.candidate:
             return pointer.candidate, pointer.champion
@@ -220,7 +220,7 @@ class ModelDeployer(_Serving):
         deployer = smc.ModelDeployer("artifacts/deployment/5m", sink=store.add_predictions)
         deployer.deploy("artifacts/bundles/5m", who="anna", why="the run of May")
         deployer.predict(features, events, now=now)        # as Bundle.predict, and who answered
-        deployer.update(outcomes)                          # what became of them
+        deployer.update(outcomes)                          # their outcomes
         deployer.health_check()["status"]                  # ok, degraded or down
 
     `predict` never raises for a bundle's sake: what the champion cannot answer is asked of the bundle before
@@ -340,7 +340,7 @@ class ModelDeployer(_Serving):
             self._sink_error = str(error)
             _log.error("predictions are kept until they can be written down: %s", error)
 
-    # what became of them
+    # their outcomes
 
     def update(
         self,
@@ -450,7 +450,7 @@ class ModelDeployer(_Serving):
         """A row for each bundle that answered here since the process began.
 
         bundle, role, answers, failures, neutral (shares), p50_ms and p99_ms of a call, resolved outcomes,
-        log_loss (nats), and against the bundle it is held against: difference in log-loss and the
+        log_loss (nats), and against the bundle it is compared with: difference in log-loss and the
         always-valid p-value of being worse. NaN where nothing is known.
         """
         new, old = self._compared()

@@ -52,7 +52,7 @@ class OnlineLogistic:
         return 1 / (1 + math.exp(-min(max(score, -700.0), 700.0)))
 
     def learn(self, values: np.ndarray, won: bool) -> None:
-        "One step towards what became of (features,)."
+        "One step towards the outcome of (features,)."
         known = np.isfinite(values)
         filled = np.where(known, values, self.mean)
         before, self.count = self.mean, self.count + known

@@ -41,7 +41,7 @@ class SignalFilter:
         "Candles of a close."
 
     def resolve(self, outcome: DecisionOutcome, signal: Signal) -> None:
-        "What became of a signal, once it is known."
+        "Outcome of a signal, once it is known."
 
     def took(self, signal: Signal) -> None:
         "A signal that all filters let through."

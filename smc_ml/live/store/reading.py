@@ -102,7 +102,7 @@ class StoreReader(StoreConnection):
         "What models of bars said."
         return self._list("forecasts", since, until, newest, symbol)
 
-    # predictions and what became of them
+    # predictions and their outcomes
 
     def predictions(
         self,
