@@ -407,7 +407,9 @@ def run_live(
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="none: the champion, or the only one")
     ] = None,
-    book: Annotated[str, typer.Option(help="account in the database; each name is one")] = "main",
+    book: Annotated[
+        str | None, typer.Option(help="account in the database; none: one of the feed's name")
+    ] = None,
     page: Annotated[bool, typer.Option(help="serve the page while it runs")] = True,
     port: Annotated[int | None, typer.Option(help="of the page; 0: any that is free")] = None,
     settings: SettingsFile = Path("params.yaml"),
@@ -443,7 +445,7 @@ def run_replay(
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="none: the champion, or the only one")
     ] = None,
-    book: Annotated[str, typer.Option(help="account in the database")] = "main",
+    book: Annotated[str, typer.Option(help="account in the database")] = "replay",
     settings: SettingsFile = Path("params.yaml"),
 ) -> None:
     "Compute a stored prediction once more, from candles and bundle, and compare it to the bit."

@@ -52,7 +52,7 @@ class LiveAsked(NamedTuple):
     symbols: tuple[str, ...] = ()  # of an exchange; none: those of the bundle
     market: str = "perpetual"  # of an exchange
     bundle: Path | None = None  # None: the only one of the project
-    book: str = "main"  # account in the database
+    book: str | None = None  # account in the database; None: one of the feed's name
     page: bool = True
     port: int | None = None
 
@@ -167,7 +167,7 @@ async def live_run(
     signals, risk, live, service = live_sections(settings)
     service = service if asked.port is None else service.model_copy(update={"port": asked.port})
     bundle = Bundle.load(asked.bundle or served_bundle(root))
-    store = LiveStore(book=asked.book, root=root)
+    store = LiveStore(book=asked.book or asked.feed, root=root)
     switch = KillSwitch(root / "artifacts" / "live" / risk.kill_file)
     if asked.feed == "replay" and (warned := replay_start(bundle, asked.start)[1]):
         say(warned)
