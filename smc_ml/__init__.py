@@ -176,5 +176,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    "All names, loaded or not."
-    return sorted({*globals(), *__all__})
+    "All names, loaded or not; what this module itself imports is not among them."
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__})
