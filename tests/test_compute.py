@@ -16,7 +16,7 @@ from smc_ml.features.config import FeatureConfig
 from smc_ml.settings import check_settings
 from smc_ml.simulation.config import SimulationConfig
 from smc_ml.simulation.market import simulate_market
-from smc_ml.stages.symbol_years import YearSettings, symbol_years
+from smc_ml.stages.symbol_years import YEAR_PARTS, YearSettings, symbol_years
 from smc_ml.tables import write_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,11 +52,13 @@ def die_once(place: Path, number: int) -> int:
 
 def test_one_process_two_and_a_dask_cluster_write_the_same_bytes(candles, tmp_path):
     made = [
-        symbol_years(candles, tmp_path / str(place), config, FEW, progress=False)
+        symbol_years(candles, tmp_path / str(place), config, FEW, progress=False, parts=YEAR_PARTS)
         for place, config in enumerate([ComputeConfig(workers=1), HERE, CLUSTER])
     ]
     files = [contents(tmp_path / str(place)) for place in range(3)]
-    assert list(files[0]) == ["A/2023.parquet", "A/2024.parquet", "B/2023.parquet", "B/2024.parquet"]
+    names = [".labels.parquet", ".parquet", ".patterns.parquet"]
+    years = ["A/2023", "A/2024", "B/2023", "B/2024"]
+    assert list(files[0]) == [year + name for year in years for name in names]
     assert files[0] == files[1] == files[2]
     pd.testing.assert_frame_equal(made[0], made[1])
     pd.testing.assert_frame_equal(made[0], made[2])
