@@ -22,7 +22,6 @@ from smc_ml.tables import write_tables
 ROOT = Path(__file__).resolve().parents[1]
 FEW = YearSettings(features=FeatureConfig(families=("smc",)))
 HERE = ComputeConfig(workers=2)
-CLUSTER = ComputeConfig(backend="dask", workers=2, wait_seconds=60)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +31,16 @@ def candles(tmp_path_factory):
     market = simulate_market(["A", "B"], "2023-12-28", "2024-01-04", SimulationConfig())
     write_tables({symbol: one.candles for symbol, one in market.items()}, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    "A cluster of two workers on this machine, by its address."
+    from distributed import LocalCluster
+
+    settings = {"n_workers": 2, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+    with LocalCluster(**settings, silence_logs=50) as there:
+        yield ComputeConfig(backend="dask", address=there.scheduler_address, wait_seconds=60)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -50,10 +59,10 @@ def die_once(place: Path, number: int) -> int:
     return number * number
 
 
-def test_one_process_two_and_a_dask_cluster_write_the_same_bytes(candles, tmp_path):
+def test_one_process_two_and_a_dask_cluster_write_the_same_bytes(candles, cluster, tmp_path):
     made = [
         symbol_years(candles, tmp_path / str(place), config, FEW, progress=False, parts=YEAR_PARTS)
-        for place, config in enumerate([ComputeConfig(workers=1), HERE, CLUSTER])
+        for place, config in enumerate([ComputeConfig(workers=1), HERE, cluster])
     ]
     files = [contents(tmp_path / str(place)) for place in range(3)]
     names = [".labels.parquet", ".parquet", ".patterns.parquet"]
@@ -64,8 +73,8 @@ def test_one_process_two_and_a_dask_cluster_write_the_same_bytes(candles, tmp_pa
     pd.testing.assert_frame_equal(made[0], made[2])
 
 
-def test_a_dask_worker_that_is_killed_loses_nothing(tmp_path):
-    with computing(CLUSTER):
+def test_a_dask_worker_that_is_killed_loses_nothing(cluster, tmp_path):
+    with computing(cluster):
         found = on_workers(partial(die_once, tmp_path), range(12), progress=False)
     assert (tmp_path / "died").exists() and found == [number**2 for number in range(12)]
 

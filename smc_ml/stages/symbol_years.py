@@ -207,7 +207,7 @@ def make_symbol_year(
 
 # %% ../../nbs/stages/26_symbol_years.ipynb #8bdc3b53
 def _base_files(folder: Path) -> dict[str, Path]:
-    "Base candles by symbol: of several timeframes the shortest, where names tell them as the collect stage's."
+    "Base candles by symbol: the shortest timeframe, where names tell it as those of the collect stage do."
     paths = sorted(folder.glob("*.parquet"))
     names = {path: path.stem.rpartition("_") for path in paths}
     if not paths or any(timeframe not in TIMEFRAMES for _, _, timeframe in names.values()):
