@@ -9,8 +9,9 @@ __all__ = ['CloseResult', 'AskedSource', 'recorded_predictions', 'kept_outcome',
 # %% ../../nbs/live/04_path.ipynb #f83b136e
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import pandas as pd
@@ -18,6 +19,7 @@ import pandas as pd
 from ..candles import TIMEFRAMES, Market
 from ..config import UserError
 from ..datasets.bars import bar_timeframe
+from ..ensemble.running import Key
 from .broker.contract import BrokerRules
 from .broker.execution import ExecutionEngine
 from .broker.paper import PaperBroker
@@ -41,7 +43,7 @@ from .signals.processor import SignalProcessor
 from .signals.sources import PredictorSource
 from ..patterns.streaming import Candle
 from ..serving.answering import LivePredictor
-from ..serving.asked import NUMBERS
+from ..serving.asked import NUMBERS, BarForecast, EventAnswer, LiveEvent
 from ..serving.bundle import Bundle
 
 # %% ../../nbs/live/04_path.ipynb #dcfae1d7
@@ -70,15 +72,18 @@ class CloseResult(NamedTuple):
 class AskedSource(PredictorSource):
     "A bundle that answers, and remembers what it said last, of decisions and of bars."
 
-    said: pd.DataFrame | None = None
-    ahead: pd.DataFrame | None = None
+    said: Mapping[Key, EventAnswer] = MappingProxyType({})
+    ahead: list[BarForecast] | None = None
 
-    def predict(self, events: pd.DataFrame, context: pd.DataFrame | None, keep: bool) -> pd.DataFrame:
+    def predict(
+        self, events: Sequence[LiveEvent], context: pd.DataFrame | None, keep: bool
+    ) -> list[EventAnswer]:
         "What the bundle says, with what each model said."
-        self.said = super().predict(events, context, keep)
-        return self.said
+        found = super().predict(events, context, keep)
+        self.said = {event.key: answer for event, answer in zip(events, found, strict=True)}
+        return found
 
-    def forecast(self) -> pd.DataFrame:
+    def forecast(self) -> list[BarForecast]:
         "What models of bars say, asked once after a bar has closed."
         if self.ahead is None:
             self.ahead = super().forecast()
@@ -87,21 +92,16 @@ class AskedSource(PredictorSource):
 # %% ../../nbs/live/04_path.ipynb #284a3683
 def recorded_predictions(
     signals: Iterable[Signal],
-    said: pd.DataFrame | None,  # of `Bundle.predict`, a row for each decision; None: nobody was asked
+    said: Mapping[Key, EventAnswer],  # what a bundle said, by event
+    members: Sequence[str] = (),  # whose probabilities stand in its answers
     role: str = "champion",
 ) -> list[Prediction]:
     "What is kept of a close: a prediction for each signal."
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in [] if said is None else said.to_dict("records"):
-        rows[row["symbol"], row["time"], row["event_id"]] = row
     found = []
     for one in signals:
-        row = rows.get((one.symbol, one.known_at, one.decision.event_id), {})
-        models = {
-            name.removeprefix("probability_"): float(value)
-            for name, value in row.items()
-            if name.startswith("probability_")
-        }
+        answer = said.get(Key(one.known_at.value, one.symbol, one.decision.event_id))
+        numbers = [math.nan] * len(NUMBERS) if answer is None else answer[2:-1]
+        models = () if answer is None else zip(members, answer.models, strict=True)
         found.append(
             Prediction(
                 key=one.key,
@@ -110,9 +110,9 @@ def recorded_predictions(
                 timeframe=one.timeframe,
                 known_at=one.known_at,
                 role=role,
-                **{name: float(row.get(name, math.nan)) for name in NUMBERS},
-                models=models,
-                reason=str(row["reason"]) if row else one.reason,
+                **dict(zip(NUMBERS, numbers, strict=True)),
+                models=dict(models),
+                reason=one.reason if answer is None else answer.reason,
                 feature_hash=one.feature_hash,
                 decision=one.decision,
             )
@@ -230,12 +230,12 @@ class LivePath:
         self.processor.resolve(outcomes)
         decisions = self._decided(candles, closed.known_at)
         marks.append(perf_counter())
-        self.source.said = None
+        self.source.said = {}
         bar_closed = any(closed.known_at.value % length == 0 for length in self._bars)
         self.source.ahead = None if bar_closed else self.source.ahead
         self.processor.observe(closed)
         signals = self.processor.process(decisions, now, account, None, closed.filled)
-        predictions = recorded_predictions(signals, self.source.said, self.role)
+        predictions = recorded_predictions(signals, self.source.said, self.bundle.members, self.role)
         marks.append(perf_counter())
         forecasts = self._forecasts(closed.known_at) if bar_closed else []
         done = self.engine.decide(closed.known_at, signals, account)
@@ -274,17 +274,14 @@ class LivePath:
     def _forecasts(self, known_at: pd.Timestamp) -> list[Forecast]:
         "What models of bars say where a bar has closed; nothing and a notice where they fail."
         try:
-            table = self.source.forecast()
+            said = self.source.forecast()
         except Exception as error:  # of whatever kind a library raises: nothing is traded on it
             what = f"the models of bars do not answer: {error}"
             self.processor.notices.append(Notice(known_at, "models", "degraded", what))
             return []
-        found = []
-        for row in table.to_dict("records"):
-            if row["time"] != known_at:
-                continue
-            keys = {"symbol", "time", "model", "target"}
-            values = {str(name): float(value) for name, value in row.items() if name not in keys}
-            where = str(row["symbol"]), known_at, self.bundle.digest, str(row["model"]), str(row["target"])
-            found.append(Forecast(*where, values))
-        return found
+        now, version = known_at.value, self.bundle.digest
+        return [
+            Forecast(one.symbol, known_at, version, one.model, one.target, one.values)
+            for one in said
+            if one.time.value == now
+        ]

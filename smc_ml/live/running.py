@@ -7,6 +7,7 @@ __all__ = ['LiveError', 'Arrival', 'arrival_of', 'LiveRun']
 
 # %% ../../nbs/live/06_running.ipynb #fedc599a
 import asyncio
+import gc
 import json
 import logging
 import threading
@@ -110,6 +111,7 @@ class LiveRun:
         self.last = store.last_close()  # that was written
         self.count, self.since, self.notices = 0, _Since(), deque[Notice]()
         self.seconds: deque[dict[str, float]] = deque(maxlen=10_000)  # of the parts of each close
+        self.keeping: deque[float] = deque(maxlen=1000)  # seconds that keeping the path took, after its close
 
     @classmethod
     async def begin(
@@ -186,12 +188,16 @@ class LiveRun:
 
     async def closes(self, feed: CandleFeed) -> AsyncIterator[CloseResult]:
         "What happens at each close, until the feed ends."
-        async for closed in feed:
-            if self.last is not None and closed.known_at <= self.last:
-                continue
-            self.notices.extend(feed.notices())
-            arrival = arrival_of(closed, feed, self.path.live, self.switch.stopped())
-            yield await asyncio.to_thread(self.take, closed, arrival)
+        gc.freeze()  # what is there stays: no close waits while all of it is looked through
+        try:
+            async for closed in feed:
+                if self.last is not None and closed.known_at <= self.last:
+                    continue
+                self.notices.extend(feed.notices())
+                arrival = arrival_of(closed, feed, self.path.live, self.switch.stopped())
+                yield await asyncio.to_thread(self.take, closed, arrival)
+        finally:
+            gc.unfreeze()
 
     def take(self, closed: ClosedCandles, arrival: Arrival | None = None) -> CloseResult:
         "Take a close and write what it says."
@@ -209,7 +215,9 @@ class LiveRun:
         self.last = result.known_at
         self.seconds.append({**result.seconds, "store": perf_counter() - began})
         if self.count % self.kept_every == 0:
+            began = perf_counter()
             self._keep(result.known_at)
+            self.keeping.append(perf_counter() - began)
         return result
 
     def _taken(self, closed: ClosedCandles, came: Arrival) -> CloseResult:
