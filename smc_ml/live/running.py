@@ -78,9 +78,11 @@ class _Since:
             for at, (filled, now, stopped) in told.items()
         }
 
-    def note(self, known_at: pd.Timestamp, arrival: Arrival) -> None:
-        if arrival != Arrival():
+    def note(self, known_at: pd.Timestamp, arrival: Arrival) -> bool:
+        "Remember an unusual one; whether it is."
+        if unusual := arrival != Arrival():
             self.arrivals[known_at.value] = arrival
+        return unusual
 
     def at(self, known_at: pd.Timestamp) -> Arrival:
         return self.arrivals.get(known_at.value, Arrival())
@@ -202,12 +204,12 @@ class LiveRun:
     def take(self, closed: ClosedCandles, arrival: Arrival | None = None) -> CloseResult:
         "Take a close and write what it says."
         came = arrival or Arrival(closed.filled)
-        self.since.note(closed.known_at, came)
+        told = {_SINCE: self.since.content()} if self.since.note(closed.known_at, came) else {}
         with self.lock:
             result = self._taken(closed, came)
         self.count += 1
         began = perf_counter()
-        if not self._write(result, closed, {_SINCE: self.since.content()}).new:
+        if not self._write(result, closed, told).new:
             raise LiveError(
                 f"{self.store!r} has the close of {result.known_at} already: another process writes it; "
                 "stop one of them, or give each a book of its own"
