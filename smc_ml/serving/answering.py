@@ -110,7 +110,7 @@ class LivePredictor:
 
     # the same without tables, which is what a close has time for
 
-    def _rows(self, symbols: Iterable[str]) -> dict[str, FeatureRows]:
+    def rows_of(self, symbols: Iterable[str]) -> dict[str, FeatureRows]:
         "All rows that are held of symbols, as views."
         calculator, found = self.calculator, {}
         for symbol in symbols:
@@ -127,9 +127,9 @@ class LivePredictor:
         keep: bool = False,
     ) -> list[EventAnswer]:
         "What `predict` says."
-        rows = self._rows(dict.fromkeys(event.symbol for event in asked))
+        rows = self.rows_of(dict.fromkeys(event.symbol for event in asked))
         return self.bundle.answered(rows, asked, context, now, keep)
 
     def forecasts(self) -> list[BarForecast]:
         "What `forecast` says."
-        return self.bundle.forecasts(self._rows(self.calculator.symbols))
+        return self.bundle.forecasts(self.rows_of(self.calculator.symbols))

@@ -42,6 +42,7 @@ class EventAnswer(NamedTuple):
     expected_r: float
     disagreement: float
     models: tuple[float, ...] = ()  # probability by member
+    version: str | None = None  # digest of the bundle, where several may have answered
 
 
 class BarForecast(NamedTuple):
@@ -54,7 +55,7 @@ class BarForecast(NamedTuple):
     values: dict[str, float]  # expected_return, probability_up, …
 
 
-NUMBERS = EventAnswer._fields[2:-1]
+NUMBERS = EventAnswer._fields[2:-2]
 
 
 class FeatureRows(NamedTuple):

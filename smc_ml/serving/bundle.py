@@ -248,13 +248,13 @@ class Bundle:
         found = []
         for event, row, why in zip(asked, numbers.tolist(), reasons, strict=True):
             side = _signal(event.direction, row[worth], why, least)
-            found.append(EventAnswer._make((*side, *row[:many], tuple(row[many:]))))
+            found.append(EventAnswer._make((*side, *row[:many], tuple(row[many:]), None)))
         return found
 
     def _table(self, events: pd.DataFrame, answers: Sequence[EventAnswer]) -> pd.DataFrame:
         "The answers as a table."
         names = (*NUMBERS, *(f"probability_{name}" for name in self.members))
-        numbers = np.array([(*one[2:-1], *one.models) for one in answers]).reshape(-1, len(names))
+        numbers = np.array([(*one[2:-2], *one.models) for one in answers]).reshape(-1, len(names))
         found: dict[str, Any] = {name: events[name].array for name in EVENT_KEYS}
         found |= {name: [getattr(one, name) for one in answers] for name in ("signal", "reason")}
         return pd.DataFrame(found | dict(zip(names, numbers.T, strict=True)))
