@@ -158,7 +158,7 @@ def rests(project, tmp_path_factory):
     "The bundle of a run on the same candles that enters by limit orders."
     market = Market({"SIM": read_table(project / "artifacts/candles/SIM_5m.parquet")}, "5m")
     place, labels = tmp_path_factory.mktemp("rests"), {"entry": "limit_edge", "limit_expiry": 100}
-    test_serving.finished(place, market, "simulated", models=("logistic",), labels=labels)
+    test_serving.finished(place, market, "simulated", models=("logistic", "lstm"), labels=labels)
     assert test_serving.smc(place, "bundle").exit_code == 0
     return place / "artifacts/bundles/5m"
 
