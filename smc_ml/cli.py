@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'SettingsFile', 'SettingsFileOption', 'deployment', 'Timeframe', 'Who', 'AsJson', 'retraining', 'init', 'demo',
            'doctor', 'check', 'files', 'run_pipeline', 'report', 'mend', 'run_tuning', 'run_table', 'run_comparison',
-           'run_bundling', 'run_monitoring', 'run_live', 'run_replay', 'controls', 'run_tracking', 'list_bundles',
-           'retrain_now', 'retrain_status', 'retrain_history', 'retrain_schedule', 'promote', 'rollback', 'history',
-           'drill']
+           'run_bundling', 'run_monitoring', 'run_live', 'run_replay', 'run_features', 'controls', 'run_tracking',
+           'list_bundles', 'retrain_now', 'retrain_status', 'retrain_history', 'retrain_schedule', 'promote',
+           'rollback', 'history', 'drill']
 
 # %% ../nbs/11_cli.ipynb #b30b25e8
 import contextlib
@@ -460,6 +460,42 @@ def run_replay(
         print(next_step("smc live"))
     if not same:
         raise typer.Exit(1)
+
+
+@app.command(
+    "features",
+    epilog=examples(
+        "smc features                                    # of the candles of the last run",
+        "smc features data/market --into /shared/years   # a Parquet file for each symbol",
+        "smc features --parts patterns,labels,features",
+    ),
+)
+def run_features(
+    candles: Annotated[
+        Path | None,
+        typer.Argument(help="folder of base candles by symbol; none: the last run's", metavar="CANDLES"),
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", help="folder of what is made; none: artifacts/years")
+    ] = None,
+    parts: Annotated[str, typer.Option(help="patterns, labels, features; with commas")] = "features",
+    settings: SettingsFileOption = Path("params.yaml"),
+) -> None:
+    """Patterns, labels and features by symbol and year.
+
+    One file each, for many symbols and long histories; on this machine, or on the cluster that the
+    section compute names. Resumes: what is finished is not made again.
+    """
+    with plainly():
+        _hold()
+        candles, into = candles and candles.resolve(), into and into.resolve()
+        settings = at_root(settings)
+        check_everything(settings)
+        from smc_ml.commands.long_runs import features_by_year
+
+        places = candles or Path("artifacts/candles"), into or Path("artifacts/years")
+        print(features_by_year(settings, *places, parts.replace(" ", "").split(",")))
+        print(next_step("smc run", "the whole pipeline on the project's own candles"))
 
 
 @app.command(epilog=examples("smc controls   # resumes where it was stopped"))

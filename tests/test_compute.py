@@ -16,13 +16,12 @@ from smc_ml.features.config import FeatureConfig
 from smc_ml.settings import check_settings
 from smc_ml.simulation.config import SimulationConfig
 from smc_ml.simulation.market import simulate_market
-from smc_ml.stages.symbol_years import YearSettings, symbol_years
+from smc_ml.stages.symbol_years import YEAR_PARTS, YearSettings, symbol_years
 from smc_ml.tables import write_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW = YearSettings(features=FeatureConfig(families=("smc",)))
 HERE = ComputeConfig(workers=2)
-CLUSTER = ComputeConfig(backend="dask", workers=2, wait_seconds=60)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +31,16 @@ def candles(tmp_path_factory):
     market = simulate_market(["A", "B"], "2023-12-28", "2024-01-04", SimulationConfig())
     write_tables({symbol: one.candles for symbol, one in market.items()}, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    "A cluster of two workers on this machine, by its address."
+    from distributed import LocalCluster
+
+    settings = {"n_workers": 2, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+    with LocalCluster(**settings, silence_logs=50) as there:
+        yield ComputeConfig(backend="dask", address=there.scheduler_address, wait_seconds=60)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -50,20 +59,22 @@ def die_once(place: Path, number: int) -> int:
     return number * number
 
 
-def test_one_process_two_and_a_dask_cluster_write_the_same_bytes(candles, tmp_path):
+def test_one_process_two_and_a_dask_cluster_write_the_same_bytes(candles, cluster, tmp_path):
     made = [
-        symbol_years(candles, tmp_path / str(place), config, FEW, progress=False)
-        for place, config in enumerate([ComputeConfig(workers=1), HERE, CLUSTER])
+        symbol_years(candles, tmp_path / str(place), config, FEW, progress=False, parts=YEAR_PARTS)
+        for place, config in enumerate([ComputeConfig(workers=1), HERE, cluster])
     ]
     files = [contents(tmp_path / str(place)) for place in range(3)]
-    assert list(files[0]) == ["A/2023.parquet", "A/2024.parquet", "B/2023.parquet", "B/2024.parquet"]
+    names = [".labels.parquet", ".parquet", ".patterns.parquet"]
+    years = ["A/2023", "A/2024", "B/2023", "B/2024"]
+    assert list(files[0]) == [year + name for year in years for name in names]
     assert files[0] == files[1] == files[2]
     pd.testing.assert_frame_equal(made[0], made[1])
     pd.testing.assert_frame_equal(made[0], made[2])
 
 
-def test_a_dask_worker_that_is_killed_loses_nothing(tmp_path):
-    with computing(CLUSTER):
+def test_a_dask_worker_that_is_killed_loses_nothing(cluster, tmp_path):
+    with computing(cluster):
         found = on_workers(partial(die_once, tmp_path), range(12), progress=False)
     assert (tmp_path / "died").exists() and found == [number**2 for number in range(12)]
 

@@ -4,6 +4,7 @@ Simulated five-minute candles of as many symbols, the year 2024 and what stands 
 those of all processes below this one, looked at five times a second.
 """
 
+import shutil
 import sys
 import tempfile
 import threading
@@ -17,7 +18,7 @@ from smc_ml.compute.computing import computing, on_workers
 from smc_ml.compute.config import ComputeConfig
 from smc_ml.simulation.config import SimulationConfig
 from smc_ml.simulation.market import simulate_market
-from smc_ml.stages.symbol_years import symbol_year_tasks, year_of_features
+from smc_ml.stages.symbol_years import make_symbol_year, symbol_year_tasks
 from smc_ml.tables import write_tables
 
 WORKERS, EMPTY, MIB = 2, 500, 2**20
@@ -59,20 +60,22 @@ def measured(backend: str, symbols: int, place: Path) -> str:
     watch.start()
     with computing(ComputeConfig(backend=backend, workers=WORKERS, wait_seconds=60)):
         begun = time.perf_counter() - start
-        on_workers(year_of_features, tasks[:WORKERS], progress=False)  # imports, compiled code
+        on_workers(make_symbol_year, tasks[:WORKERS], progress=False)  # imports, compiled code
         start = time.perf_counter()
         on_workers(abs, range(EMPTY), progress=False)
         empty = (time.perf_counter() - start) / EMPTY * 1000
         for path in out.rglob("*.parquet"):
             path.unlink()
         before, start = watch.cpu(), time.perf_counter()
-        made = on_workers(year_of_features, tasks, progress=False)
+        made = on_workers(make_symbol_year, tasks, progress=False)
         wall = time.perf_counter() - start
         time.sleep(0.4)
         cpu = watch.cpu() - before
     watch.ended.set()
     get_reusable_executor().shutdown()  # idle processes are not the next row's
-    size = sum(path.stat().st_size for path in out.rglob("2024.parquet")) / len(made) / MIB
+    files = list(out.rglob("2024.parquet"))
+    size = sum(path.stat().st_size for path in files) / len(made) / MIB
+    shutil.rmtree(out)
     return (
         f"{backend:5} {symbols:3} symbols: start {begun:5.1f} s, empty task {empty:5.1f} ms, "
         f"wall {wall:6.1f} s, CPU {cpu / len(made):5.2f} s a symbol-year, memory {watch.highest:6.0f} MiB "

@@ -62,7 +62,7 @@ def live_sections(settings: Path) -> tuple[SignalConfig, RiskConfig, LiveConfig,
     found: Mapping[str, Any] = read_settings(settings)
     own = {name: found.get(name) or {} for name in ("signals", "risk", "live")}
     parts = SignalConfig(**own["signals"]), RiskConfig(**own["risk"]), LiveConfig(**own["live"])
-    return *parts, with_environment(ServiceConfig())
+    return *parts, with_environment(ServiceConfig(**(found.get("service") or {})))
 
 
 def served_bundle(root: Path) -> Path:

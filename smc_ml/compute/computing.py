@@ -161,6 +161,12 @@ def computing(
         yield
 
 # %% ../../nbs/compute/01_computing.ipynb #ba549750
+def _by_itself(task: Callable[[Any], Any], given: Any) -> Any:
+    "The result of a task that starts no processes of its own."
+    with parallel_config("sequential", n_jobs=1):
+        return task(given)
+
+
 def on_workers(
     task: Callable[[Any], Any],  # can be sent to another process
     over: Sequence[Any],  # what each is given: paths and settings, not tables
@@ -171,7 +177,7 @@ def on_workers(
     one_by_one = get_active_backend()[0].supports_return_generator  # ray gives all at the end
     how = "generator" if one_by_one else "list"
     parallel = Parallel(return_as=how, batch_size=1, pre_dispatch="2 * n_jobs")
-    found = parallel(delayed(task)(each) for each in over)
+    found = parallel(delayed(_by_itself)(task, each) for each in over)
     try:
         return list(ProgressBar(found, desc=what, total=len(over), disable=not progress))
     except Exception as error:

@@ -31,13 +31,13 @@ class DecisionAnswer(NamedTuple):
 
 
 def answers_in(
-    table: pd.DataFrame,  # with the columns of `Bundle.predict`
-    version: str,
+    table: pd.DataFrame,  # with the columns of `Bundle.predict`, and `model_version` where several answer
+    version: str,  # of all answers, where the table does not say
 ) -> list[DecisionAnswer]:
     "The answers of a table, in its order."
     columns = ("signal", "reason", *DecisionAnswer._fields[2:-1])
-    rows = zip(*(table[name].tolist() for name in columns), strict=True)
-    return [DecisionAnswer._make((*one, version)) for one in rows]
+    versions = table["model_version"].tolist() if "model_version" in table else [version] * len(table)
+    return list(map(DecisionAnswer, *(table[name].tolist() for name in columns), versions))
 
 
 def no_answer(why: str, version: str = "") -> DecisionAnswer:
