@@ -185,7 +185,9 @@ class LivePath:
         self.step, costs = TIMEFRAMES[base], sections["costs"].charged_in(self.bundle.market.kind)
         self.source, self._moved = ServedModels(self.predictor, deployment), list[Notice]()
         age = live.age_limit * self.step
-        self.processor = SignalProcessor([self.source], signals, None, age, labels.minimum_risk)
+        self.processor = SignalProcessor(
+            [self.source], signals, None, age, labels.minimum_risk, labels=labels
+        )
         self.broker = PaperBroker(broker_rules(self.bundle, symbols))
         self.engine = ExecutionEngine(self.broker, self.broker.rules, risk)
         self.decisions = {s: DecisionStream(s, base, labels, patterns) for s in sorted(symbols)}
@@ -217,10 +219,15 @@ class LivePath:
         }
         self.predictor.update(candles)
         marks.append(perf_counter())
-        fills = self.broker.take(closed)
+        happened = self.broker.count
+        for symbol in sorted(candles):
+            self._take_back(symbol, candles[symbol]["open_time"], closed.known_at)
+        self.broker.take(closed)
         account = self.broker.state()
         marks.append(perf_counter())
         outcomes = [one for symbol in sorted(candles) for one in self.outcomes[symbol].take(candles[symbol])]
+        for symbol in sorted(candles):
+            self._take_back(symbol, closed.known_at, closed.known_at)
         self.processor.resolve(outcomes)
         decisions = self._decided(candles, closed.known_at)
         marks.append(perf_counter())
@@ -232,10 +239,7 @@ class LivePath:
         predictions = self._recorded(signals)
         marks.append(perf_counter())
         forecasts = self._forecasts(closed.known_at) if bar_closed else []
-        done = self.engine.decide(closed.known_at, signals, account)
-        orders = [one.order for one in done if one.order is not None]
-        for order in orders:
-            self.broker.place(order)
+        orders = self._ordered(closed.known_at, signals, account)
         marks.append(perf_counter())
         names = ("features", "broker", "decisions", "models", "orders")
         seconds = {name: after - before for name, before, after in zip(names, marks, marks[1:], strict=False)}
@@ -247,12 +251,33 @@ class LivePath:
             forecasts=tuple(forecasts),
             signals=tuple(signals),
             orders=tuple(orders),
-            fills=fills,
+            fills=self.broker.since(happened),
             account=account,
             notices=(*self._told(), *self.processor.take_notices(), *self.engine.told()),
             events=self.source.take_events(closed.known_at),
             seconds=seconds,
         )
+
+    def _take_back(self, symbol: str, by: pd.Timestamp, known_at: pd.Timestamp) -> None:
+        "Take back the limit orders at zones that have ended by a time."
+        keys = self.decisions[symbol].ended(self.predictor.calculator.symbols[symbol].said, by)
+        self.outcomes[symbol].take_back(keys)
+        for key in keys:
+            self.broker.take_back(key, "its zone has ended", known_at)
+
+    def _ordered(self, known_at: pd.Timestamp, signals: list[Signal], account: AccountState) -> list[Order]:
+        "The orders that follow from signals, sent; what rests is taken back where nothing is entered."
+        done = self.engine.decide(known_at, signals, account, self.broker.resting_orders())
+        orders = []
+        for one in done:
+            if one.order is None:
+                continue
+            if one.action == "CANCEL":
+                self.broker.take_back(one.order.order_id, one.reason)
+            else:
+                self.broker.place(one.order)
+                orders.append(one.order)
+        return orders
 
     def _recorded(self, signals: Iterable[Signal]) -> list[Prediction]:
         "What each bundle that was asked said; of a decision of which none was asked, why."
