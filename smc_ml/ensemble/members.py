@@ -39,7 +39,7 @@ def log_loss_of(probability: np.ndarray, won: np.ndarray) -> np.ndarray:
 def known_from(
     events: pd.DataFrame,  # exit_at, and exit_reason where the labels tell it
 ) -> np.ndarray:
-    "(events,) when each outcome is known, ns, of a time limit just after its open; `PENDING` where it is not."
+    "(events,) when each outcome is known, ns: of a time limit just after its open; `PENDING`: not yet."
     exits = pd.DatetimeIndex(events["exit_at"])
     if "exit_reason" not in events:
         return np.where(exits.notna(), exits.as_unit("ns").asi8, PENDING)
