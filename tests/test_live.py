@@ -206,7 +206,7 @@ def rests(project, tmp_path_factory):
 def test_limit_orders_live_are_what_was_backtested(rests, holed, tmp_path):
     outage, book = [("2024-02-08 09:02", "2024-02-08 10:31")], tmp_path / "live.sqlite"
     trades = live_as_batch(rests, holed, "2024-02-07", "2024-02-10", outage, (1, 200, 431), book)
-    assert trades >= 8
+    assert trades >= 5
     with LiveStore(book) as store:
         assert not store_faults(store)
         limits = {order.order_id: order.limit_price for order in store.orders()}
