@@ -1,6 +1,6 @@
 """A close, from its candles to the stored signal, with all default models: its parts, and a hundred symbols.
 
-The candles are simulated; the networks have their default sizes and one epoch of training, which costs the same.
+The candles are simulated; the networks have their default sizes and one epoch of training.
 """
 
 import time
