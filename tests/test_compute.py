@@ -1,7 +1,10 @@
 """Tasks here and on clusters: the same bytes, nothing lost, and a sentence where it fails."""
 
+import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +13,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from exchange_servers import BinanceServer
 from postgres import postgres, postgres_url  # noqa: F401
+from test_collector import tables, wish
 
 from smc_ml.candles import Market, candles_path, read_market, write_candles
 from smc_ml.compute.computing import ComputeError, computing, on_workers
 from smc_ml.compute.config import ComputeConfig
 from smc_ml.controls.markets import NULL_MARKETS
 from smc_ml.controls.nulls import null_results, run_markets
+from smc_ml.data.collection.collector import HistoricalDataCollector
+from smc_ml.data.collection.spread import fetch_on_workers
+from smc_ml.data.sources.config import RetryPolicy
 from smc_ml.features.catalogue import write_catalogue
 from smc_ml.features.config import FeatureConfig
 from smc_ml.labels.config import SplitsConfig
@@ -72,6 +80,11 @@ def die_once(place: Path, number: int) -> int:
     return number * number
 
 
+def die(_) -> None:
+    "The process that does this is killed, whichever it is."
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_one_process_two_and_a_dask_cluster_write_the_same_bytes(candles, cluster, tmp_path):
     made = [
         symbol_years(candles, tmp_path / str(place), config, FEW, progress=False, parts=YEAR_PARTS)
@@ -90,6 +103,14 @@ def test_a_dask_worker_that_is_killed_loses_nothing(cluster, tmp_path):
     with computing(cluster):
         found = on_workers(partial(die_once, tmp_path), range(12), progress=False)
     assert (tmp_path / "died").exists() and found == [number**2 for number in range(12)]
+
+
+def test_a_task_that_kills_every_worker_and_a_cluster_without_any_are_told_in_a_sentence(outside):
+    address, start = outside
+    where = ComputeConfig(backend="dask", address=address, wait_seconds=60)
+    start("one", "worker", "--nthreads", "1")
+    with computing(where), pytest.raises(ComputeError, match="squares: a worker died"):
+        on_workers(die, range(3), "squares", progress=False)
 
 
 def test_a_process_of_this_machine_that_is_killed_is_told_in_a_sentence(tmp_path):
@@ -241,3 +262,74 @@ def test_a_study_in_postgresql_is_that_of_a_file(project, postgres_url, tmp_path
         for place, storage in enumerate([None, url])
     ]
     pd.testing.assert_frame_equal(*found, check_exact=True)
+
+
+def test_symbols_collected_by_workers_are_those_collected_here(cluster, tmp_path):
+    symbols = ["BTCUSDT", "ETHUSDT", "SOLUSDT"]
+    retry = RetryPolicy(first_wait=0.001, longest_wait=0.05, timeout=2.0)
+    with BinanceServer(tables(symbols, days=2)) as server:
+        asked = {"symbols": symbols, "end": "2024-01-02", "base_url": server.url, "retry": retry}
+        asked |= {"cross_check": True}
+        here, there = (wish(tmp_path / name, **asked) for name in ("here", "there"))
+        HistoricalDataCollector(here).collect()
+        before = len(server.requests)
+        assert fetch_on_workers(there, cluster, progress=False) == 3
+        fetched = len(server.requests)
+        HistoricalDataCollector(there).collect()
+        assert before < fetched == len(server.requests)
+        assert fetch_on_workers(there, cluster, progress=False) == 0
+    assert contents(tmp_path / "here") == contents(tmp_path / "there") != {}
+
+
+@pytest.fixture
+def outside(tmp_path):
+    "A scheduler and, when asked, workers: programs of their own, each in a folder of its own."
+    file, started = tmp_path / "scheduler.json", []
+
+    def start(name: str, *words: str, code: Path = ROOT) -> None:
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-m", "dask", *words, "--no-dashboard", "--scheduler-file", str(file)]
+        environment = os.environ | {"PYTHONPATH": str(code)}
+        with open(tmp_path / name / "log.txt", "w") as log:
+            started.append(
+                subprocess.Popen(
+                    command, cwd=tmp_path / name, env=environment, stdout=log, stderr=subprocess.STDOUT
+                )
+            )
+
+    start("scheduler", "scheduler", "--host", "127.0.0.1", "--port", "0")
+    while not file.exists():
+        time.sleep(0.05)
+    yield json.loads(file.read_text())["address"], start
+    for process in started[::-1]:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.slow
+def test_workers_that_were_started_elsewhere_and_one_of_other_code(candles, project, outside, tmp_path):
+    from distributed import Client
+
+    address, start = outside
+    for name in ("one", "two"):
+        start(name, "worker", "--nthreads", "1")
+    where = ComputeConfig(backend="dask", address=address, workers=2, wait_seconds=60)
+    with Client(address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        folders = set(client.run(os.getcwd).values())
+        assert {Path(folder).name for folder in folders} == {"one", "two"}
+    for name, config in [("here", HERE), ("there", where)]:
+        symbol_years(candles, tmp_path / name / "years", config, FEW, False, YEAR_PARTS)
+        judged(project, tmp_path / name / "markets", config if name == "there" else None)
+        tuned(project, tmp_path / name / "tuning", config)
+    for made in ("years", "markets"):
+        assert contents(tmp_path / "here" / made) == contents(tmp_path / "there" / made) != {}
+    shutil.copytree(ROOT / "smc_ml", tmp_path / "code" / "smc_ml")
+    with open(tmp_path / "code/smc_ml/rows.py", "a") as module:
+        module.write("# another commit\n")
+    start("other", "worker", "--nthreads", "1", code=tmp_path / "code")
+    with Client(address, set_as_default=False) as client:
+        client.wait_for_workers(3, timeout=60)
+    with pytest.raises(ComputeError, match=r"^worker tcp://\S+ has smc_ml \w+, here it is \w+: install the"):
+        symbol_years(candles, tmp_path / "refused", where, FEW, progress=False)
+    assert contents(tmp_path / "refused") == {}
