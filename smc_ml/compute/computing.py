@@ -198,12 +198,14 @@ def _on_client(
     lost, queue = _Lost(client, seconds), iter(enumerate(over))
     running: dict[Any, int] = {}
     results: dict[int, Any] = {}
-    with told:
+    with told, client.as_current():
         while len(results) < len(over):
             for place, given in islice(queue, max(lost.check() - len(running), 0)):
                 running[client.submit(_by_itself, task, given, pure=False)] = place
             with suppress(TimeoutError):
                 wait(list(running), timeout=1.0, return_when="FIRST_COMPLETED")
+            if not running:
+                time.sleep(0.2)  # no worker now
             for future in [one for one in running if one.done()]:
                 results[running.pop(future)] = future.result()
                 told.update()
