@@ -24,7 +24,7 @@ from ..datasets.inputs import TradeOrigin
 from ..evaluation.trials import Data, Trial, model_trial, record_trials, trial_id, tried_on
 from ..features.catalogue import FeatureCatalogue, read_catalogue
 from ..models.config import TrainingConfig
-from ..models.tuning import Asked, TrialScores, Tuned, TuningError, TuningSearch, score_trial, tune
+from ..models.tuning import AskedTrial, TrialScores, Tuned, TuningError, TuningSearch, score_trial, tune
 from ..runs.guard import alone
 from .features import learns_regimes
 from .train import model_windows
@@ -139,7 +139,7 @@ def _search_at(where: TuningPlace) -> TuningSearch:
 
 
 def trial_elsewhere(
-    asked: Asked,
+    asked: AskedTrial,
     where: TuningPlace,
     study: tuple[str | Path, str],  # its place and its name
 ) -> list[float] | None:
@@ -148,7 +148,7 @@ def trial_elsewhere(
 
 
 def scored_elsewhere(
-    asked: Sequence[Asked], where: TuningPlace, study: tuple[str | Path, str]
+    asked: Sequence[AskedTrial], where: TuningPlace, study: tuple[str | Path, str]
 ) -> list[list[float] | None]:
     "The objectives of a round, by the processes of `computing`."
     return on_workers(partial(trial_elsewhere, where=where, study=study), asked, "trials", progress=False)
