@@ -175,7 +175,8 @@ class BundlePanel:
         for key, said in zip(_event_keys(table), table["probability"].tolist(), strict=True):
             if math.isfinite(said):
                 _remember(told, key, said)
-        return BundleAnswer(digest, table, seconds)
+        found = BundleAnswer(digest, table, seconds)
+        return found._replace(table=_neutral(events, found.failure)) if found.failure else found
 
     def _shadows(self, pointer: SlotPointer) -> Iterator[str]:
         "Bundles that answer every event, acted on or not, so that outcomes compare them."
