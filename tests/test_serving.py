@@ -49,11 +49,17 @@ def trained(events, ahead, train):
         yield model, run
 
 
+_MADE = {}  # the project, for all modules that ask for it
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    "A small finished run on simulated candles."
-    candles = simulate_market(["SIM"], "2024-01-01", "2024-02-12", SimulationConfig(edge=0.4))["SIM"].candles
-    return finished(tmp_path_factory.mktemp("project"), Market({"SIM": candles}, "5m"), "simulated")
+    "A small finished run on simulated candles, made once."
+    if "project" not in _MADE:
+        market = simulate_market(["SIM"], "2024-01-01", "2024-02-12", SimulationConfig(edge=0.4))
+        market = Market({"SIM": market["SIM"].candles}, "5m")
+        _MADE["project"] = finished(tmp_path_factory.mktemp("project"), market, "simulated")
+    return _MADE["project"]
 
 
 def finished(root, market, source, models=TRAIN["models"], **sections):

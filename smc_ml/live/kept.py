@@ -19,10 +19,11 @@ from .broker.saved_account import restored_account, saved_account
 from .config import LiveConfig, RiskConfig, SignalConfig
 from .path import LivePath
 from .signals.served import WantedBundles
-from .store.folders import bytes_as_folder, folder_as_bytes
+from .store.folders import bytes_as_folder, files_as_bytes, folder_as_bytes
 from ..serving.answering import LivePredictor
 from ..serving.bundle import Bundle
-from ..serving.calculator import restore_calculator, save_calculator
+from ..serving.calculator import calculator_files, restore_calculator
+from ..serving.manifest import with_manifest
 from ..tracking.config import DeploymentConfig
 
 # %% ../../nbs/live/05_kept.ipynb #9a3b9aed
@@ -44,12 +45,13 @@ def kept_path(path: LivePath) -> dict[str, bytes]:
         "engine": path.engine.state(),
         "account": saved_account(path.broker),
     }
+    files = with_manifest(calculator_files(path.predictor.calculator, small=False))
     with tempfile.TemporaryDirectory() as place:
-        save_calculator(path.predictor.calculator, Path(place) / "calculator")
         for digest, bundle in path.source.bundles.items():
-            bundle.ensemble.save(Path(place) / "ensemble" / digest)
-        folders = {name: folder_as_bytes(Path(place) / name) for name in PATH_STATES[:2]}
-    return folders | {"path": json.dumps(told, sort_keys=True).encode()}
+            bundle.ensemble.save(Path(place) / digest)
+        ensembles = folder_as_bytes(place)
+    states = files_as_bytes(files), ensembles, json.dumps(told, sort_keys=True).encode()
+    return dict(zip(PATH_STATES, states, strict=True))
 
 
 def _waited_since(path: LivePath) -> pd.Timestamp:

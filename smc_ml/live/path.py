@@ -9,7 +9,7 @@ __all__ = ['CloseResult', 'recorded_predictions', 'numbered', 'broker_rules', 'P
 # %% ../../nbs/live/04_path.ipynb #f83b136e
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple, Self
 
@@ -18,6 +18,7 @@ import pandas as pd
 from ..candles import TIMEFRAMES, Market
 from ..config import UserError
 from ..datasets.bars import bar_timeframe
+from ..ensemble.running import Key
 from .broker.contract import BrokerRules
 from .broker.execution import ExecutionEngine
 from .broker.paper import PaperBroker
@@ -41,7 +42,7 @@ from .signals.processor import SignalProcessor
 from .signals.served import ServedModels, WantedBundles
 from ..patterns.streaming import Candle
 from ..serving.answering import LivePredictor
-from ..serving.asked import NUMBERS
+from ..serving.asked import NUMBERS, EventAnswer
 from ..serving.bundle import Bundle
 from ..tracking.config import DeploymentConfig
 
@@ -71,22 +72,17 @@ class CloseResult(NamedTuple):
 # %% ../../nbs/live/04_path.ipynb #284a3683
 def recorded_predictions(
     signals: Iterable[Signal],
-    said: pd.DataFrame | None,  # of `Bundle.predict`, a row for each decision; None: nobody was asked
+    said: Mapping[Key, EventAnswer],  # what a bundle said, by event
+    members: Sequence[str] = (),  # whose probabilities stand in its answers
     role: str = "champion",
     version: str | None = None,  # of the bundle that was asked; None: of whoever the signal names
 ) -> list[Prediction]:
     "What is kept of a close: a prediction for each signal."
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in [] if said is None else said.to_dict("records"):
-        rows[row["symbol"], row["time"], row["event_id"]] = row
     found = []
     for one in signals:
-        row = rows.get((one.symbol, one.known_at, one.decision.event_id), {})
-        models = {
-            name.removeprefix("probability_"): float(value)
-            for name, value in row.items()
-            if name.startswith("probability_")
-        }
+        answer = said.get(Key(one.known_at.value, one.symbol, one.decision.event_id))
+        numbers = [math.nan] * len(NUMBERS) if answer is None else answer[2:-2]
+        models = zip(members, answer.models, strict=True) if answer is not None and answer.models else ()
         found.append(
             Prediction(
                 key=one.key,
@@ -95,9 +91,9 @@ def recorded_predictions(
                 timeframe=one.timeframe,
                 known_at=one.known_at,
                 role=role,
-                **{name: float(row.get(name, math.nan)) for name in NUMBERS},
-                models=models,
-                reason=str(row["reason"]) if row else one.reason,
+                **dict(zip(NUMBERS, numbers, strict=True)),
+                models=dict(models),
+                reason=one.reason if answer is None else answer.reason,
                 feature_hash=one.feature_hash,
                 decision=one.decision,
             )
@@ -188,6 +184,7 @@ class LivePath:
         base, patterns, labels = self.bundle.market.timeframe, sections["patterns"], sections["labels"]
         self.step, costs = TIMEFRAMES[base], sections["costs"].charged_in(self.bundle.market.kind)
         self.source, self._moved = ServedModels(self.predictor, deployment), list[Notice]()
+        self.only: frozenset[str] | None = None  # keys of the decisions that are asked; None: all
         age = live.age_limit * self.step
         self.processor = SignalProcessor(
             [self.source], signals, None, age, labels.minimum_risk, labels=labels
@@ -239,7 +236,8 @@ class LivePath:
         bar_closed = any(closed.known_at.value % length == 0 for length in self._bars)
         self.source.ahead = None if bar_closed else self.source.ahead
         self.processor.observe(closed)
-        signals = self.processor.process(decisions, now, account, None, closed.filled)
+        asked = [one for one in decisions if self.only is None or one.key in self.only]
+        signals = self.processor.process(asked, now, account, None, closed.filled)
         predictions = self._recorded(signals)
         marks.append(perf_counter())
         forecasts = self._forecasts(closed.known_at) if bar_closed else []
@@ -287,13 +285,13 @@ class LivePath:
         "What each bundle that was asked said; of a decision of which none was asked, why."
         given, found = list(signals), list[Prediction]()
         for said in self.source.said:
-            for one in recorded_predictions(given, said.table, "", said.digest):
+            for one in recorded_predictions(given, said.answers, said.members, "", said.digest):
                 event = one.symbol, one.known_at, one.decision.event_id
                 role = self.role if said.roles[event] == "champion" else said.roles[event]
                 rows = self.source.hash_of(said.digest, one.symbol, one.feature_hash)
                 found.append(one._replace(role=role, feature_hash=rows))
         asked = {one.key for one in found}
-        found += recorded_predictions([one for one in given if one.key not in asked], None, self.role)
+        found += recorded_predictions([one for one in given if one.key not in asked], {}, (), self.role)
         for signal in given:
             versions = tuple(one.model_version for one in found if one.key == signal.key)
             self.source.wait_for(signal.key, versions)
@@ -319,17 +317,14 @@ class LivePath:
     def _forecasts(self, known_at: pd.Timestamp) -> list[Forecast]:
         "What models of bars say where a bar has closed; nothing and a notice where they fail."
         try:
-            table = self.source.forecast()
+            said = self.source.forecast()
         except Exception as error:  # of whatever kind a library raises: nothing is traded on it
             what = f"the models of bars do not answer: {error}"
             self.processor.notices.append(Notice(known_at, "models", "degraded", what))
             return []
-        found = []
-        for row in table.to_dict("records"):
-            if row["time"] != known_at:
-                continue
-            keys = {"symbol", "time", "model", "target"}
-            values = {str(name): float(value) for name, value in row.items() if name not in keys}
-            where = str(row["symbol"]), known_at, self.source.version, str(row["model"]), str(row["target"])
-            found.append(Forecast(*where, values))
-        return found
+        now, version = known_at.value, self.source.version
+        return [
+            Forecast(one.symbol, known_at, version, one.model, one.target, one.values)
+            for one in said
+            if one.time.value == now
+        ]

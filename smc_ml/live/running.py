@@ -7,6 +7,7 @@ __all__ = ['LiveError', 'only_bundle', 'Arrival', 'arrival_of', 'LiveRun']
 
 # %% ../../nbs/live/06_running.ipynb #fedc599a
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -98,9 +99,11 @@ class _Since:
             for at, (filled, now, stopped, wanted, failed) in told.items()
         }
 
-    def note(self, known_at: pd.Timestamp, arrival: Arrival) -> None:
-        if arrival != Arrival():
+    def note(self, known_at: pd.Timestamp, arrival: Arrival) -> bool:
+        "Remember an unusual one; whether it is."
+        if unusual := arrival != Arrival():
             self.arrivals[known_at.value] = arrival
+        return unusual
 
     def at(self, known_at: pd.Timestamp) -> Arrival:
         return self.arrivals.get(known_at.value, Arrival())
@@ -134,6 +137,7 @@ class LiveRun:
         self.count, self.since, self.notices = 0, _Since(), deque[Notice]()
         self.deployer: ModelDeployer | None = None  # that says which bundles are asked; None: none changes
         self.seconds: deque[dict[str, float]] = deque(maxlen=10_000)  # of the parts of each close
+        self.keeping: deque[float] = deque(maxlen=1000)  # seconds that keeping the path took, after its close
 
     @classmethod
     async def begin(
@@ -212,23 +216,28 @@ class LiveRun:
 
     async def closes(self, feed: CandleFeed) -> AsyncIterator[CloseResult]:
         "What happens at each close, until the feed ends."
-        async for closed in feed:
-            if self.last is not None and closed.known_at <= self.last:
-                continue
-            self.notices.extend(feed.notices())
-            arrival = arrival_of(closed, feed, self.path.live, self.switch.stopped())
-            arrival = arrival._replace(wanted=self._wanted())
-            yield await asyncio.to_thread(self.take, closed, arrival)
+        gc.freeze()  # what is there stays: no close waits while all of it is looked through
+        try:
+            async for closed in feed:
+                if self.last is not None and closed.known_at <= self.last:
+                    continue
+                self.notices.extend(feed.notices())
+                arrival = arrival_of(closed, feed, self.path.live, self.switch.stopped())
+                arrival = arrival._replace(wanted=self._wanted())
+                yield await asyncio.to_thread(self.take, closed, arrival)
+        finally:
+            gc.unfreeze()
 
     def take(self, closed: ClosedCandles, arrival: Arrival | None = None) -> CloseResult:
         "Take a close and write what it says."
         came = arrival or Arrival(closed.filled)
         with self.lock:
             result = self._taken(closed, came)
-        self.since.note(closed.known_at, came._replace(failed=tuple(self.path.source.failures.items())))
+        how = came._replace(failed=tuple(self.path.source.failures.items()))
+        told = {_SINCE: self.since.content()} if self.since.note(closed.known_at, how) else {}
         self.count += 1
         began = perf_counter()
-        if not self._write(result, closed, {_SINCE: self.since.content()}).new:
+        if not self._write(result, closed, told).new:
             raise LiveError(
                 f"{self.store!r} has the close of {result.known_at} already: another process writes it; "
                 "stop one of them, or give each a book of its own"
@@ -236,7 +245,9 @@ class LiveRun:
         self.last = result.known_at
         self.seconds.append({**result.seconds, "store": perf_counter() - began})
         if self.count % self.kept_every == 0:
+            began = perf_counter()
             self._keep(result.known_at)
+            self.keeping.append(perf_counter() - began)
         self._guard(result)
         return result
 

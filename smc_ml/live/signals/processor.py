@@ -45,9 +45,8 @@ from .records import resolved_from, resolved_record, signal_from, signal_record
 from smc_ml.live.signals.sources import (
     PredictorSource,
     SignalSource,
-    decided_events,
+    asked_of,
     feature_hash,
-    resolved_events,
 )
 from .technical import TechnicalFilter, TechnicalSignals
 from .track_record import SharpeFilter
@@ -213,7 +212,7 @@ class SignalProcessor:
                     learner.resolve(one, signal)
         if due and self.keep:
             for source in self.sources:
-                source.resolve(resolved_events(due))
+                source.resolve(due)
         if due:
             self.cache.clear()
 
@@ -258,7 +257,7 @@ class SignalProcessor:
         keys = [] if keeps else [self._cache_key(source, one) for one in decisions]
         held = [self.cache.get(key, known_at) for key in keys] or [None] * len(decisions)
         asked = [one for one, answer in zip(decisions, held, strict=True) if answer is None]
-        said = source.predict(decided_events(asked), context, self.keep) if asked else None
+        said = source.predict(asked_of(asked), context, self.keep) if asked else None
         answers = iter(() if said is None else answers_in(said, source.version))
         found = [next(answers) if answer is None else answer for answer in held]
         for key, answer in zip(keys, found, strict=False):

@@ -6,7 +6,7 @@
 __all__ = ['WantedBundles', 'wanted_bundles', 'reduced', 'unfit', 'AskedBundle', 'ServedModels']
 
 # %% ../../../nbs/live/signals/11_served.ipynb #29bf270a
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,11 +14,18 @@ import numpy as np
 import pandas as pd
 
 from ...config import UserError
+from ...ensemble.running import Key
 from ..messages import ModelEvent, Notice, PredictionOutcome, prediction_name
 from ..outcomes import DecisionOutcome
-from .sources import PredictorSource, UnansweredError, feature_hash
-from ...models.predictions import EVENT_KEYS
+from smc_ml.live.signals.sources import (
+    PredictorSource,
+    UnansweredError,
+    asked_of,
+    asked_outcomes,
+    feature_hash,
+)
 from ...serving.answering import LivePredictor, bundle_windows
+from ...serving.asked import BarForecast, EventAnswer, LiveEvent
 from ...serving.bundle import Bundle
 from ...serving.calculator import _resolved, _rooms
 from ...tracking.config import DeploymentConfig
@@ -116,7 +123,8 @@ class AskedBundle(NamedTuple):
     "What one bundle said at a close."
 
     digest: str
-    table: pd.DataFrame  # as `Bundle.predict` gives it
+    answers: Mapping[Key, EventAnswer]
+    members: tuple[str, ...]  # whose probabilities stand in the answers
     roles: Mapping[tuple[Any, ...], str]  # by symbol, time and number of the event
 
 
@@ -139,9 +147,8 @@ class ServedModels(PredictorSource):
         self.wanted = self.serves = WantedBundles(bundle.digest)
         self.failed: Mapping[str, str] = {}  # by digest: those that failed when this close was walked first
         self.failures: dict[str, str] = {}  # by digest: those that failed at this close, and why
-        self.only: frozenset[str] | None = None  # keys of decisions that are asked; None: all
         self.said: list[AskedBundle] = []
-        self.ahead: pd.DataFrame | None = None  # what models of bars said, until the next bar closes
+        self.ahead: list[BarForecast] | None = None  # what models of bars said, until the next bar closes
         self.asked_by: dict[str, tuple[str, ...]] = {}  # by decision: whose predictions wait for its outcome
         why = "the book begins with it"
         self.happened: list[tuple[str, str, str, str]] = [(bundle.digest, "champion", "loaded", why)]
@@ -207,6 +214,11 @@ class ServedModels(PredictorSource):
         self.version, self.features = bundle.digest, bundle.inputs.names
         self._columns = np.array([names.index(one) for one in self.features])
 
+    def exchange(self, bundle: Bundle) -> None:
+        "Ask this bundle in the place of the one that serves, which has the same digest."
+        self.bundles[bundle.digest] = bundle
+        self._turn_to(bundle)
+
     def take_events(self, known_at: pd.Timestamp) -> tuple[ModelEvent, ...]:
         "What became of bundles, once."
         found, self.happened = [ModelEvent(known_at, *one) for one in self.happened], []
@@ -218,19 +230,27 @@ class ServedModels(PredictorSource):
         "Forget what was said at the close before."
         self.said, self.failures = [], {}
 
-    def predict(self, events: pd.DataFrame, context: pd.DataFrame | None, keep: bool) -> pd.DataFrame:
+    def predict(
+        self, events: Sequence[LiveEvent], context: pd.DataFrame | None, keep: bool
+    ) -> list[EventAnswer]:
         "What the bundle says whose turn it is; a `UnansweredError` where all that are asked fail."
-        features = self.predictor._features(events["symbol"].unique())
-        asked = {"features": features, "context": context, "now": None, "keep": keep}
+        rows = self.predictor.rows_of(dict.fromkeys(event.symbol for event in events))
+
+        def ask(bundle: Bundle) -> tuple[list[EventAnswer], tuple[str, ...]]:
+            return bundle.answered(rows, events, context, None, keep), tuple(bundle.members)
+
         served = ServedBundles(self.serves.pointer, self.bundles)
-        table, said = self.panel.answer(served, events, asked, self.failed)
-        keys = list(zip(*(events[name].tolist() for name in EVENT_KEYS), strict=True))
-        roles = {digest: self._roles(digest, keys) for digest in said}
-        self.said = [AskedBundle(one.digest, one.table, roles[one.digest]) for one in said.values()]
+        answers, roles, said = self.panel.answer(served, events, ask, self.failed)
+        keys = [event[:3] for event in events]
+        self.said = []
+        for one in said.values():
+            by_key = {event.key: answer for event, answer in zip(events, one.answers, strict=True)}
+            self.said.append(AskedBundle(one.digest, by_key, one.members, self._roles(one.digest, keys)))
         self.failures = {one.digest: one.failure for one in said.values() if one.failure}
-        if (table["role"] == "none").all():
-            raise UnansweredError(next(filter(is_failure, table["reason"]), table["reason"].iat[0]))
-        return table
+        if not {*roles} - {"none"}:
+            reasons = [one.reason for one in answers]
+            raise UnansweredError(next(filter(is_failure, reasons), reasons[0]))
+        return answers
 
     def _roles(self, digest: str, keys: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
         "The role of a bundle in each event."
@@ -241,10 +261,10 @@ class ServedModels(PredictorSource):
         acts = self.panel.by_canary(self.serves.pointer, keys)
         return {key: "canary" if own else "challenger" for key, own in zip(keys, acts, strict=True)}
 
-    def forecast(self) -> pd.DataFrame:
+    def forecast(self) -> list[BarForecast]:
         "What models of bars of the bundle that serves say, asked once after a bar has closed."
         if self.ahead is None:
-            self.ahead = self.predictor.forecast()
+            self.ahead = self.predictor.forecasts()
         return self.ahead
 
     def hash_of(self, digest: str, symbol: str, known: str) -> str:
@@ -276,15 +296,13 @@ class ServedModels(PredictorSource):
             for version in self.asked_by.pop(key, (self.version,))
         ]
 
-    def resolve(self, outcomes: pd.DataFrame) -> None:
+    def resolve(self, outcomes: Sequence[DecisionOutcome]) -> None:
         "Every ensemble takes those of the events that it was asked for; bundles are compared by them."
         for bundle in self.bundles.values():
-            asked = bundle.ensemble.stream_.places
-            keys = zip(*(outcomes[name].tolist() for name in EVENT_KEYS), strict=True)
-            known = np.array([(at.value, name, int(number)) in asked for name, at, number in keys], bool)
-            if known.any():
-                bundle.update(outcomes[known])
-        self.panel.resolve(self.serves.pointer, outcomes)
+            bundle.learn(asked_outcomes(bundle, outcomes))
+        events = asked_of(one.decision for one in outcomes)
+        pairs = zip(outcomes, events, strict=True)
+        self.panel.resolve(self.serves.pointer, [(one.exit_at, event[:3], one.won) for one, event in pairs])
 
     # over a restart
 
