@@ -49,11 +49,17 @@ def trained(events, ahead, train):
         yield model, run
 
 
+_MADE = {}  # the project, for all modules that ask for it
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    "A small finished run on simulated candles."
-    candles = simulate_market(["SIM"], "2024-01-01", "2024-02-12", SimulationConfig(edge=0.4))["SIM"].candles
-    return finished(tmp_path_factory.mktemp("project"), Market({"SIM": candles}, "5m"), "simulated")
+    "A small finished run on simulated candles, made once."
+    if "project" not in _MADE:
+        market = simulate_market(["SIM"], "2024-01-01", "2024-02-12", SimulationConfig(edge=0.4))
+        market = Market({"SIM": market["SIM"].candles}, "5m")
+        _MADE["project"] = finished(tmp_path_factory.mktemp("project"), market, "simulated")
+    return _MADE["project"]
 
 
 def finished(root, market, source, models=TRAIN["models"], **sections):
@@ -76,8 +82,9 @@ def finished(root, market, source, models=TRAIN["models"], **sections):
     write_metrics({"auc": 0.5}, root / "headline.json")
     (root / "dvc.yaml").touch()
     settings = {"train": told, "ensemble": {"method": "mean"}} | sections
+    mixed = settings["ensemble"]
     (root / "params.yaml").write_text(yaml.safe_dump(settings))
-    noted = {"params": {"params.yaml": {"ensemble": {"method": "mean"}, "train.lstm": TINY}}}
+    noted = {"params": {"params.yaml": {"ensemble": mixed, "train.lstm": TINY}}}
     stages = dict.fromkeys((*_STAGES, *(f"train@{model}" for model in train.models)), noted)
     (root / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
     return root
