@@ -132,6 +132,8 @@ class _Serving:
             for digest in bundles.keys() - self._state.bundles.keys():  # it begins anew
                 self._records.pop(digest, None)
                 self._bets = {pair: bet for pair, bet in self._bets.items() if digest not in pair}
+            if pointer.champion != self._state.pointer.champion:  # what a shadow has shown is no trial
+                self._bets = {}
             self._state = _State(pointer, signature, bundles, refused)
         for digest, why in refused.items():
             if digest in (pointer.candidate, pointer.champion):
