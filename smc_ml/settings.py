@@ -25,10 +25,12 @@ from .features.config import FeatureConfig
 from .labels.config import HorizonConfig, LabelingConfig, SplitsConfig
 from .live.config import LiveConfig, RiskConfig, SignalConfig
 from .models.config import TrainingConfig, TuningConfig
+from .monitoring.config import MonitoringConfig
 from .patterns.config import PatternConfig
 from .regimes.config import RegimeConfig
 from .reports.config import ReportConfig
 from .retraining.config import RetrainingConfig
+from .service.config import ServiceConfig
 from .tracking.config import DeploymentConfig, PromotionConfig
 from .trading.config import BacktestConfig, JudgementConfig
 
@@ -61,6 +63,8 @@ LIVE_SECTIONS: dict[str, type[Section]] = {
     "live": LiveConfig,
     "signals": SignalConfig,
     "risk": RiskConfig,
+    "monitoring": MonitoringConfig,
+    "service": ServiceConfig,
     "retraining": RetrainingConfig,
     "compute": ComputeConfig,
 }

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -20,6 +21,9 @@ from smc_ml.retraining.config import RetrainingConfig
 from smc_ml.retraining.pipeline import AutomatedTrainingPipeline
 from smc_ml.retraining.schedule import RetrainingError
 from smc_ml.retraining.steps import StepAnswer, make_worktree, train_again
+from smc_ml.serving.manifest import check_bundle, write_bundle
+from smc_ml.tracking.slots import BundleSlots
+from smc_ml.writing import write_whole
 
 DUE = pd.Timestamp("2024-05-01 03:00", tz="UTC")
 RUN = OpenRun("5m", DUE, "schedule", "monthly", DUE)
@@ -103,6 +107,87 @@ def test_killed_in_its_steps_it_goes_on_there_and_the_champion_is_untouched_unti
     assert pipeline.history()["outcome"].tolist() == ["promoted"] and not folder.exists()
     assert pipeline.run(due=DUE) is None
     pipeline.close(), book.close()
+
+
+class Killed:
+    "Ends the process before or after one of its writings, as they are counted."
+
+    def __init__(self, at):
+        self.left = at
+
+    def moment(self):
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
+    def around(self, write):
+        def counted(*words, **more):
+            self.moment()
+            said = write(*words, **more)
+            self.moment()
+            return said
+
+        return counted
+
+
+def bundle_of(folder, word):
+    "A bundle with one file."
+    write_bundle(folder, lambda place: write_whole(place / "model.txt", word.encode()))
+    return check_bundle(folder)
+
+
+def renewal(root, at=-1, minutes=0):
+    "A retraining of two steps that bring a bundle into the slots; it may be killed at a writing."
+    killed, slots = Killed(at), BundleSlots(root / "slots")
+    slots.log.append = killed.around(slots.log.append)
+
+    def make(context):
+        return StepAnswer("made", {"digest": bundle_of(root / "made", "new")})
+
+    def promote(context):
+        if slots.read().champion != context.facts["digest"]:
+            slots.deploy(slots.put(root / "made"), "automatic", "earned", DUE, "blue_green")
+        return StepAnswer("promoted by the rule")
+
+    steps, now = {"make": make, "promote": promote}, DUE + pd.Timedelta(minutes=minutes)
+    config = RetrainingConfig(lease_seconds=60)
+    pipeline = AutomatedTrainingPipeline(
+        root, config, steps=steps, place=root / "live.sqlite", now=lambda: now
+    )
+    for name in ("begin", "note", "end", "release"):
+        setattr(pipeline.book, name, killed.around(getattr(pipeline.book, name)))
+    return pipeline
+
+
+def killed_at(at, root, old):
+    "Kill a retraining at a writing, look at what serves, let another take it up; whether it had ended."
+    slots = BundleSlots(root / "slots")
+    slots.deploy(slots.put(old), "anna", "the first", DUE)
+    target = partial(renewal, root, at)
+    process = multiprocessing.get_context("fork").Process(target=lambda: target().run(due=DUE))
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    serves = slots.read().champion
+    assert check_bundle(slots.place(serves), serves) == serves
+    pipeline = renewal(root, minutes=5)  # when the lease of the dead one is over
+    pipeline.tick()
+    pipeline.run(due=DUE)  # which does nothing where it was begun before
+    assert pipeline.history()["outcome"].tolist() == ["promoted"], at
+    pipeline.close()
+    moved = [(change.what, change.before != change.after) for change in slots.history()]
+    assert slots.read().champion == check_bundle(root / "made") != slots.read().previous == check_bundle(old)
+    assert moved.count(("deployed", True)) - moved.count(("not done", True)) == 2, moved
+    return process.exitcode == 0
+
+
+def test_killed_at_every_writing_it_ends_once_and_a_whole_bundle_serves_all_the_time(tmp_path):
+    bundle_of(tmp_path / "old", "old")
+    ended = (killed_at(at, tmp_path / str(at), tmp_path / "old") for at in range(99))
+    killed = next(number for number, done in enumerate(ended) if done)
+    assert (
+        killed == 16
+    )  # before and after: the run, both steps twice, the change of the slots, the end, the lease
 
 
 def test_a_step_that_is_killed_again_and_again_is_given_up(project):

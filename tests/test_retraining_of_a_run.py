@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_tracking
+import yaml
 from test_tracking import project as finished  # noqa: F401
 
 from smc_ml.live.messages import Decision, Prediction, PredictionOutcome
@@ -15,25 +16,27 @@ from smc_ml.live.store.live_store import LiveStore
 from smc_ml.retraining.config import RetrainingConfig
 from smc_ml.retraining.pipeline import AutomatedTrainingPipeline
 from smc_ml.retraining.steps import RETRAINING_STEPS, StepAnswer
-from smc_ml.tables import read_table, write_metrics
+from smc_ml.tables import write_metrics
 from smc_ml.tracking.config import PromotionConfig
 from smc_ml.tracking.manager import MLflowManager
 from smc_ml.tracking.slots import BundleSlots
-from smc_ml.writing import write_table
 
 pytestmark = pytest.mark.slow
 START = pd.Timestamp("2024-05-01", tz="UTC")
 
 
+CANDLES = [{"path": "artifacts/candles", "md5": "ab.dir"}]
+EMPTY = {"market": "shuffled", "headline": "auc", "markets": 5, "mean": 0.5, "count_p": 1.0, "pooled_p": 0.4}
+
+
 def with_another_run(context):
-    "A copy of the project in which a run has just ended: its models know how trades end."
+    "A copy of the project in which a run has just ended, with its controls; its headline is another."
     shutil.copytree(context.root, context.folder, ignore=shutil.ignore_patterns("retraining", "tracking"))
-    path = context.folder / "artifacts/predictions/ensemble.parquet"
-    won = read_table(context.folder / "artifacts/labels/labels.parquet").set_index("event_id")["won"]
-    mixed = read_table(path)
-    known = np.where(mixed["event_id"].map(won), 0.7, 0.4)
-    write_table(mixed.assign(probability=known), path)
     write_metrics({"auc": 0.7}, context.folder / "headline.json")
+    write_metrics({"nulls": [EMPTY]}, context.folder / "reports/metrics/controls.json")
+    lock = yaml.safe_load((context.folder / "dvc.lock").read_text())
+    lock["stages"] |= {"collect": {"outs": CANDLES}, "controls": {"deps": CANDLES}}
+    (context.folder / "dvc.lock").write_text(yaml.safe_dump(lock))
     return StepAnswer("a run")
 
 
@@ -68,7 +71,7 @@ def test_a_retrained_bundle_earns_its_place_and_the_registry_follows_when_it_los
     root, clock = finished, [START]
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     write_metrics({"credible": True}, root / "reports/metrics/judgement.json")
-    first = test_tracking.another_run(root, 1, lambda mixed: 0.5)
+    first = test_tracking.tracked(root)
     assert test_tracking.smc(root, "deploy", "promote", first["version"]).exit_code == 0
     steps = {"worktree": with_another_run} | {
         name: step for name, step in RETRAINING_STEPS.items() if name not in ("worktree", "train")
@@ -84,7 +87,7 @@ def test_a_retrained_bundle_earns_its_place_and_the_registry_follows_when_it_los
     told = {step.step: step for step in pipeline.steps_of(began.due)}
     assert began.outcome == "waiting", began.said
     digest, slots = (
-        told["check"].facts["digest"],
+        told["smoke"].facts["digest"],
         lambda: json.loads((root / "artifacts/deployment/5m/pointer.json").read_text()),
     )
     assert slots()["candidate"] == digest and first["bundle"] in (slots()["blue"], slots()["green"])
@@ -92,7 +95,9 @@ def test_a_retrained_bundle_earns_its_place_and_the_registry_follows_when_it_los
     assert pipeline.tick().said == "shadow: no live event was resolved for both bundles yet"
     clock[0] = live_events(root, first["bundle"], digest)
     ended = pipeline.tick()
-    assert ended.outcome == "promoted" and "It beats the champion on" in ended.said, ended
+    assert ended.outcome == "promoted" and "On live events that neither had seen: promote" in ended.said, (
+        ended
+    )
     assert "is left" not in ended.said and not pipeline.folder(ended.due).exists()
     assert MLflowManager(root=root).version("5m", "champion").bundle == digest
     assert slots()[slots()["active"]] == digest and not slots()["candidate"]

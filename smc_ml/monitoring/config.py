@@ -7,7 +7,7 @@ __all__ = ['DAYS_OF_A_MONTH', 'DriftConfig', 'PerformanceConfig', 'NotifyConfig'
            'create_monitoring_config']
 
 # %% ../../nbs/monitoring/00_config.ipynb #a08bfe7a
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -84,6 +84,12 @@ class NotifyConfig(Section):
     "Who is told of an alarm, and how often at most."
 
     model_config = {"title": "notify"}
+    by: tuple[Literal["log", "webhook", "email"], ...] = Field(
+        ("log",),
+        strict=False,
+        description="ways of telling; addresses and passwords stand in the environment",
+    )
+    receivers: tuple[str, ...] = Field((), strict=False, description="addresses of e-mails")
     every_hours: float = Field(6.0, ge=0, description="time in which one alarm is told once, hours")
     most_a_day: int = Field(20, ge=1, description="messages a day, of all alarms together")
 
@@ -115,6 +121,9 @@ class MonitoringConfig(Section):
     "Drift, performance and who is told."
 
     model_config = {"title": "monitoring"}
+    features: tuple[str, ...] = Field(
+        ("smc",), min_length=1, strict=False, description="features and families that are watched for drift"
+    )
     drift: DriftConfig = DriftConfig()
     performance: PerformanceConfig = PerformanceConfig()
     notify: NotifyConfig = NotifyConfig()

@@ -197,6 +197,8 @@ class DriftDetector:
                 f"{needed} days or more, or allow more alarms"
             )
         rows = _last_days(rows, self.config.reference_days)
+        for budget in (self._budget, self._broken_budget):
+            budget.least = min(budget.share, 1 / (len(rows.days) + 1))
         typical = usual_spread(rows)
         self._usual = _Usual(
             rows.columns,

@@ -13,6 +13,7 @@ import numpy as np
 # %% ../../nbs/monitoring/02_ranks.ipynb #3b7cffe1
 _FLAT = 1e-10  # smallest variance that is divided by
 _TIE = 1e-9
+_HELD_DAY = 3.0  # standard deviations beyond which a day of a run counts as that far
 
 
 def deviations(
@@ -91,7 +92,8 @@ def rank_with_runs(
 ) -> TwoRanks:
     "The last day ranked by itself and by the run that it ends, together at one level."
     alone, last = _furthest(days)
-    run, last_run = _furthest(means_of_runs(days, length))
+    held = np.where(np.isfinite(days), np.clip(deviations(days), -_HELD_DAY, _HELD_DAY), np.nan)
+    run, last_run = _furthest(means_of_runs(held, length))
     ranks, run_ranks = _upper_ranks(alone), np.ones(len(days))
     run_ranks[length - 1 :] = _upper_ranks(run)
     both = np.minimum(ranks, run_ranks)
@@ -110,8 +112,9 @@ class AlarmBudget:
         share: float,  # of the days that may alarm, 0 to 1
         adaptation: float = 0.02,  # how fast the level follows; 0: it stays
         level: float | None = None,  # where it begins; None: at the share
+        least: float = 0.0,  # smallest p-value that a day can have: the level does not fall below it
     ) -> None:
-        self.share, self.adaptation = share, adaptation
+        self.share, self.adaptation, self.least = share, adaptation, least
         self.level = share if level is None else level
 
     def alarms(
@@ -120,5 +123,5 @@ class AlarmBudget:
     ) -> bool:
         "Whether a day with this p-value alarms; the level follows."
         alarm = bool(p <= self.level)
-        self.level = float(np.clip(self.level + self.adaptation * (self.share - alarm), 0.0, 0.5))
+        self.level = float(np.clip(self.level + self.adaptation * (self.share - alarm), self.least, 0.5))
         return alarm

@@ -22,22 +22,35 @@ class RetrainingConfig(Section):
     on_performance: Literal["never", "warning", "degraded"] = Field(
         "degraded", description="level of an alert of performance that starts one"
     )
-    on_drift: bool = Field(False, description="whether an alarm of drift starts one")
+    on_drift: Literal["never", "concept", "any"] = Field(
+        "any",
+        description="alarm of drift that starts one: of the loss of predictions, or of features too",
+    )
     rest_days: float = Field(7.0, ge=0, description="time after one in which no alarm starts another, days")
     grace_hours: float = Field(12.0, gt=0, description="how late a due time may still be begun, hours")
     commands: tuple[str, ...] = Field(
         ("smc run code", "smc run -f -s collect", "smc run"),
         min_length=1,
         strict=False,
-        description="that train, in order",
+        description="that train, in order; {day} stands for the day on which it is due",
     )
     time_limit_hours: float = Field(24.0, gt=0, description="after which a command is stopped, hours")
+    memory_gb: float = Field(
+        8.0, gt=0, description="memory at which a command is stopped, with all that it begins, GB"
+    )
     niceness: int = Field(10, ge=0, le=19, description="how far commands stand back behind other processes")
     tries: int = Field(3, ge=1, description="starts of a step that was killed, before it is given up")
     lease_seconds: float = Field(120.0, gt=0, description="time after which a dead owner's run is taken over")
     smoke_events: int = Field(50, ge=1, description="last events that a new bundle has to answer")
     slowest_ms: float = Field(1000.0, gt=0, description="99th percentile of its answers, milliseconds")
+    apart: float = Field(
+        1e-6, ge=0, description="how far its probabilities of the last fold may lie from the run's"
+    )
+    null_level: float = Field(
+        0.01, gt=0, lt=1, description="chance at which a run whose null markets are empty is refused"
+    )
     shadow: bool = Field(True, description="whether it has to beat the champion on live events, unseen")
+    book: str = Field("", description="book of smc live whose events decide; empty: the only one there is")
     shadow_weeks: float = Field(26.0, gt=0, description="after which a shadow without a winner ends, weeks")
 
     @field_validator("cron")

@@ -70,6 +70,7 @@ def judge_challenger(
     champion: pd.DataFrame | None,  # judged events of the champion; None: there is none
     challenger: pd.DataFrame,  # its own
     config: PromotionConfig = PromotionConfig(),
+    shown: str = "",  # what a paired test on live events has shown, in the place of the folds; empty: none
 ) -> PromotionAnswer:
     "Whether a challenger becomes champion by the criteria of the settings."
     if config.need_edge and verdict != "shown":
@@ -80,6 +81,8 @@ def judge_challenger(
         )
     if champion is None:
         return PromotionAnswer(True, "There is no champion, and the verdict on its run is not refused.")
+    if shown:
+        return PromotionAnswer(True, f"On live events that neither had seen: {shown}.")
     paired = champion_gain(champion, challenger)
     wrong = _hindrance(paired, config)
     numbers = f"gain in log-loss {in_words(paired.gain.value, '+.4f')} nats ({paired.gain.bounds('+.4f')})"
@@ -149,17 +152,19 @@ class BundleRegistry:
         "Name no challenger any more."
         return self._move(CHALLENGER, None, "no longer challenger", who, why, when)
 
-    def judge(self, version: BundleVersion) -> PromotionAnswer:
+    def judge(self, version: BundleVersion, shown: str = "") -> PromotionAnswer:
         "Whether a bundle may become champion."
         champion = self.alias(CHAMPION)
         if champion is not None and champion.bundle == version.bundle:
             return PromotionAnswer(False, f"Not promoted: {version.bundle[:12]} is the champion.")
         before = None if champion is None else self.manager.judged(champion)
-        return judge_challenger(version.verdict, before, self.manager.judged(version), self.config)
+        return judge_challenger(version.verdict, before, self.manager.judged(version), self.config, shown)
 
-    def promote(self, version: BundleVersion, who: str, why: str, when: pd.Timestamp) -> PromotionAnswer:
+    def promote(
+        self, version: BundleVersion, who: str, why: str, when: pd.Timestamp, shown: str = ""
+    ) -> PromotionAnswer:
         "Make a bundle champion where the criteria allow it; nothing is changed where they do not."
-        answer = self.judge(version)
+        answer = self.judge(version, shown)
         if answer.allowed:
             challenger = self.alias(CHALLENGER)
             reason = " ".join(part for part in (why, answer.sentence) if part)
