@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CloseResult', 'recorded_predictions', 'numbered', 'broker_rules', 'PathError', 'check_asks_for_no_context',
-           'LivePath']
+           'check_one_close', 'LivePath']
 
 # %% ../../nbs/live/04_path.ipynb #f83b136e
 import hashlib
@@ -38,6 +38,7 @@ from smc_ml.live.messages import (
     Signal,
 )
 from .outcomes import OutcomeStream
+from .signals.filters import SignalFilter
 from .signals.processor import SignalProcessor
 from .signals.served import ServedModels, WantedBundles
 from ..patterns.streaming import Candle
@@ -127,6 +128,16 @@ def check_asks_for_no_context(bundle: Bundle) -> None:
         )
 
 
+def check_one_close(closed: ClosedCandles, step: pd.Timedelta) -> None:
+    "Raise a `PathError` for a candle that does not end at the close it is given for: open, or another's."
+    for symbol, candle in closed.candles.items():
+        if candle["open_time"] + step != closed.known_at:
+            raise PathError(
+                f"{symbol}: the candle of {candle['open_time']} does not close at {closed.known_at}: "
+                "give closed candles, one close at a time"
+            )
+
+
 class LivePath:
     "A bundle, a market, an account: all of it at each close."
 
@@ -139,10 +150,11 @@ class LivePath:
         live: LiveConfig = LiveConfig(),
         role: str = "champion",
         deployment: DeploymentConfig = DeploymentConfig(),
+        filters: Sequence[SignalFilter] = (),  # before those of the settings
     ):
         last = max(candles.index[-1] for candles in history.values()) + TIMEFRAMES[history.timeframe]
         self.predictor = LivePredictor(bundle.until(last), history)
-        self._connect(signals, risk, live, role, deployment)
+        self._connect(signals, risk, live, role, deployment, filters)
         calculator, columns = self.predictor.calculator, list(bundle.market.columns)
         for symbol, stream in self.decisions.items():
             stream.begin(history[symbol], calculator.symbols[symbol].said)
@@ -157,11 +169,12 @@ class LivePath:
         live: LiveConfig = LiveConfig(),
         role: str = "champion",
         deployment: DeploymentConfig = DeploymentConfig(),
+        filters: Sequence[SignalFilter] = (),
     ) -> Self:
         "A path whose parts have still to be told what they were."
         path = cls.__new__(cls)
         path.predictor = predictor
-        path._connect(signals, risk, live, role, deployment)
+        path._connect(signals, risk, live, role, deployment, filters)
         return path
 
     @property
@@ -176,6 +189,7 @@ class LivePath:
         live: LiveConfig,
         role: str,
         deployment: DeploymentConfig,
+        filters: Sequence[SignalFilter],
     ) -> None:
         "Make all that needs no history."
         self.role, self.live = role, live
@@ -189,6 +203,7 @@ class LivePath:
         self.processor = SignalProcessor(
             [self.source], signals, None, age, labels.minimum_risk, labels=labels
         )
+        self.processor.filters[:0] = filters
         self.broker = PaperBroker(broker_rules(self.bundle, symbols))
         self.engine = ExecutionEngine(self.broker, self.broker.rules, risk)
         self.decisions = {s: DecisionStream(s, base, labels, patterns) for s in sorted(symbols)}
@@ -212,7 +227,11 @@ class LivePath:
         self._moved += self.source.serve(wanted, close, load)
 
     def take(self, closed: ClosedCandles, now: pd.Timestamp | None = None) -> CloseResult:
-        "Go on by one close; now: by the clock, for the age limit; None: the close itself."
+        """Go on by one close; now: by the clock, for the age limit; None: the close itself.
+
+        A candle that does not close then is refused, and nothing has changed.
+        """
+        check_one_close(closed, self.step)
         marks = [perf_counter()]
         columns = ("open_time", *self.source.columns)
         candles = {
