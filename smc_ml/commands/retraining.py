@@ -88,7 +88,7 @@ def live_alarms(
     pipeline: AutomatedTrainingPipeline,
     monitoring: MonitoringConfig | None = None,
 ) -> tuple[Alert, ...]:
-    "The alarms of performance and of concept drift that stand, by what the live path predicted and what came."
+    "The alarms of performance and of concept drift that stand, by live predictions and their outcomes."
     settings = monitoring or MonitoringConfig()
     resolved = live_outcomes(pipeline.root, pipeline.config.book)
     told, became = told_and_became(resolved)
