@@ -88,16 +88,16 @@ def changed(market, bundles, tmp_path_factory):
     folder = tmp_path_factory.mktemp("changed")
     slots = BundleSlots(folder / "5m", CONFIG)
     a, b, c, _ = (slots.put(folder) for folder in bundles.values())
-    slots.deploy(a, "anna", "the first", AT)
+    slots.deploy(a, "trader", "the first", AT)
 
     def change(closes, run):
         pointer = slots.read()
         if closes == 40 and pointer.champion == a:
-            slots.deploy(b, "anna", "better", AT)
+            slots.deploy(b, "trader", "better", AT)
         if closes == 80 and not pointer.candidate:
-            slots.deploy(c, "anna", "a try", AT, "canary")
+            slots.deploy(c, "trader", "a try", AT, "canary")
         if closes == 120 and pointer.candidate:
-            slots.rollback("anna", "no better", AT)
+            slots.rollback("trader", "no better", AT)
 
     results = asyncio.run(played(market, slots, folder / "live.sqlite", change, (70, 95)))
     return SimpleNamespace(
@@ -179,13 +179,13 @@ def test_a_bundle_that_breaks_while_one_trades_is_left_in_the_same_close(market,
     slots = BundleSlots(tmp_path / "5m", config)
     a, b, _, dear = (slots.put(folder) for folder in bundles.values())
     for digest in (a, b):
-        slots.deploy(digest, "anna", "a drill", AT)
+        slots.deploy(digest, "trader", "a drill", AT)
 
     def change(closes, run):
         if closes == 5:
-            slots.deploy(dear, "anna", "cheaper", AT, "canary")
+            slots.deploy(dear, "trader", "cheaper", AT, "canary")
         if closes == 8:
-            slots.rollback("anna", "it is refused", AT)
+            slots.rollback("trader", "it is refused", AT)
         if closes >= 20 and b in run.path.source.bundles:
             run.path.source.bundles[b].models["logistic"] = Broken()
 

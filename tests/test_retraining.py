@@ -165,7 +165,7 @@ def renewal(root, at=-1, minutes=0):
 def killed_at(at, root, old):
     "Kill a retraining at a writing, look at what serves, let another take it up; whether it had ended."
     slots = BundleSlots(root / "slots")
-    slots.deploy(slots.put(old), "anna", "the first", DUE)
+    slots.deploy(slots.put(old), "trader", "the first", DUE)
     target = partial(renewal, root, at)
     process = multiprocessing.get_context("fork").Process(target=lambda: target().run(due=DUE))
     process.start()

@@ -88,7 +88,7 @@ def project(tmp_path_factory):
 def smc(project, *words):
     "A command in the project."
     with contextlib.chdir(project):
-        return CliRunner().invoke(app, [*words], env={"SMC_USER": "anna"})
+        return CliRunner().invoke(app, [*words], env={"SMC_USER": "trader"})
 
 
 def tracked(project):
@@ -168,11 +168,11 @@ def test_a_real_server_keeps_what_the_database_keeps(project, first, server, tmp
         manager.judged(version), local.judged(local.version("5m", first["version"]))
     )
     assert (manager.fetch(version, tmp_path / "5m") / "manifest.json").exists()
-    told = "2030-01-01T00:00:00+00:00", "anna", "promoted to champion", "it is there", "", version.bundle
+    told = "2030-01-01T00:00:00+00:00", "trader", "promoted to champion", "it is there", "", version.bundle
     change = replace(Change(1, *told), digest=Change(1, *told).hashed())
     manager._set_alias("5m", "champion", version.version, change)
     assert manager.version("5m", "champion").run_id == run.run_id and manager.changes("5m") == [change]
-    gone = MLflowManager("http://anna:secret@127.0.0.1:9")
+    gone = MLflowManager("http://trader:secret@127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"^http://127.0.0.1:9: nobody answers there: look at"):
         gone.runs()
 
@@ -215,7 +215,7 @@ def test_a_bundle_comes_into_service_by_the_criteria_and_the_history_says_who(pr
     when, place = pd.Timestamp("2030-01-01", tz="UTC"), project / "artifacts/deployment/5m"
     BundleSlots(place).rollback("automatic", "3 answers failed", when, failed=good["bundle"])  # a process
     rows = json.loads(smc(project, "deploy", "history", "--json").stdout)
-    assert {row["who"] for row in rows} == {"anna", "automatic"}
+    assert {row["who"] for row in rows} == {"trader", "automatic"}
     assert "no longer challenger" in {row["what"] for row in rows}
     last = {of: [row for row in rows if row["of"] == of][-1] for of in ("registry", "service")}
     assert (
@@ -233,7 +233,7 @@ def test_a_deployer_says_what_its_bundle_says(asked, tmp_path):
     folder, features, events = asked
     written = []
     deployer = ModelDeployer(tmp_path / "5m", sink=written.extend)
-    digest = deployer.deploy(folder, "anna", "the first")
+    digest = deployer.deploy(folder, "trader", "the first")
     said, alone = deployer.predict(features, events, keep=True), Bundle.load(folder).predict(features, events)
     pd.testing.assert_frame_equal(said.drop(columns=["model_version", "role"]), alone)
     assert said["model_version"].unique().tolist() == [digest] and len(written) == len(events)
@@ -274,7 +274,7 @@ def test_a_process_that_runs_follows_the_pointer_within_a_second(asked, tmp_path
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().split() == ["ready", "False"]  # and without MLflow
         start = time.time()
-        slots.deploy(digest, "anna", "the first", when)
+        slots.deploy(digest, "trader", "the first", when)
         seen, champion = process.stdout.readline().split()
         assert process.wait(30) == 0
     print(f"seen after {float(seen) - start:.2f} s, the bundle loaded")
@@ -285,10 +285,10 @@ def test_two_that_roll_back_at_once_roll_back_once(asked, tmp_path):
     when = pd.Timestamp("2024-06-01", tz="UTC")
     slots = BundleSlots(tmp_path / "5m", DeploymentConfig(workers=8))
     digest = slots.put(asked[0])
-    slots.deploy(digest, "anna", "the first", when)
+    slots.deploy(digest, "trader", "the first", when)
     with pytest.raises(BundleError, match="no such file"):
-        slots.deploy("f" * 64, "anna", "it is not there", when)
-    slots.deploy(slots.put(_copied(asked[0], tmp_path / "other", "another one")), "anna", "the next", when)
+        slots.deploy("f" * 64, "trader", "it is not there", when)
+    slots.deploy(slots.put(_copied(asked[0], tmp_path / "other", "another one")), "trader", "the next", when)
     failed, done = slots.read().champion, []
 
     def back():

@@ -407,7 +407,7 @@ class ModelDeployer(_Following):
     """Serves the bundle that is champion, and follows every change of it while it runs.
 
         deployer = smc.ModelDeployer("artifacts/deployment/5m", sink=store.add_predictions)
-        deployer.deploy("artifacts/bundles/5m", who="anna", why="the run of May")
+        deployer.deploy("artifacts/bundles/5m", who="trader", why="the run of May")
         deployer.predict(features, events, now=now)        # as Bundle.predict, and who answered
         deployer.update(outcomes)                          # their outcomes
         deployer.health_check()["status"]                  # ok, degraded or down
