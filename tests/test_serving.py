@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -52,8 +53,20 @@ def trained(events, ahead, train):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "A small finished run on simulated candles."
-    candles = simulate_market(["SIM"], "2024-01-01", "2024-02-12", SimulationConfig(edge=0.4))["SIM"].candles
-    return finished(tmp_path_factory.mktemp("project"), Market({"SIM": candles}, "5m"), "simulated")
+    own = tmp_path_factory.mktemp("project")
+    return shutil.copytree(small_run(tmp_path_factory), own, dirs_exist_ok=True)
+
+
+_MADE: list = []
+
+
+def small_run(tmp_path_factory):
+    "It is made once for all modules that take `project`; each has its own copy."
+    if not _MADE:
+        made = simulate_market(["SIM"], "2024-01-01", "2024-02-12", SimulationConfig(edge=0.4))
+        market = Market({"SIM": made["SIM"].candles}, "5m")
+        _MADE.append(finished(tmp_path_factory.mktemp("made"), market, "simulated"))
+    return _MADE[0]
 
 
 def finished(root, market, source, **sections):

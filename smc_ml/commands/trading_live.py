@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..candles import Market, read_market
 from .bundling import BUNDLES
+from .monitoring import monitoring_section, trials_of_run
 from .tracking import SERVED
 from ..config import UserError
 from ..facade.markets import load
@@ -36,6 +37,7 @@ from ..service.app import Service
 from ..service.config import ServiceConfig, service_token, with_environment
 from ..service.joining import LiveProcess, join_service
 from ..service.running import ServiceServer, welcome
+from ..service.watching import LiveWatch, watched_live
 from ..serving.bundle import Bundle
 from ..settings import read_settings
 from ..tracking.slots import BundleSlots
@@ -186,7 +188,10 @@ async def live_run(
             for line in welcome(server.address, token):
                 say(line)
         _stop_at_signals(feed, opened)
-        return run_lines(await _followed(run, feed, *joined, say), run)
+        told = monitoring_section(settings), trials_of_run(root)
+        seen = watched_live(run, feed, joined[0], joined[1].metrics, *told)
+        watch = await opened.enter_async_context(seen)
+        return run_lines(await _followed(run, feed, *joined, watch, say), run)
 
 
 def check_follows(feed: CandleFeed, store: LiveStore) -> None:
@@ -220,6 +225,7 @@ async def _followed(
     feed: CandleFeed,
     process: LiveProcess,
     service: Service,
+    watch: LiveWatch,
     say: Callable[[str], None],
 ) -> _Counted:
     "Take all closes; a line for each fill, a bar for the rest."
@@ -229,6 +235,7 @@ async def _followed(
             counted.add(result)
             cached = run.path.processor.counts["cached"]
             process.took(result, service.metrics, sum(run.seconds[-1].values()), cached)
+            await watch.closed(result.known_at)
             for line in fill_lines(result):
                 say(line)
             progress.update()
