@@ -123,7 +123,8 @@ def live_as_batch(bundled, market, start, end, outages, restarts, place):
     results = results[: flat + 1]
     cut = results[-1].known_at
     whole = market.map(lambda candles: candles[candles.index < cut])
-    bundle, run = Bundle.load(bundled).until(results[0].known_at - market.step), events_of(whole)
+    bundle = Bundle.load(bundled).until(results[0].known_at - market.step)
+    run = events_of(whole, labels=bundle.settings["labels"])
     rows = {key: row for key, row in rows.items() if key[1] < cut}
     check_features(rows, feature_tables(whole, detect_market(whole), wanted=FEATURES))
     signals = decided(results)
@@ -150,6 +151,28 @@ def test_live_is_what_was_backtested(bundled, holed, tmp_path):
         bundled, holed, "2024-02-07", "2024-02-10", outage, (1, 200, 431), tmp_path / "live.sqlite"
     )
     assert trades >= 8
+
+
+@pytest.fixture(scope="module")
+def rests(project, tmp_path_factory):
+    "The bundle of a run on the same candles that enters by limit orders."
+    market = Market({"SIM": read_table(project / "artifacts/candles/SIM_5m.parquet")}, "5m")
+    place, labels = tmp_path_factory.mktemp("rests"), {"entry": "limit_edge", "limit_expiry": 100}
+    test_serving.finished(place, market, "simulated", models=("logistic", "lstm"), labels=labels)
+    assert test_serving.smc(place, "bundle").exit_code == 0
+    return place / "artifacts/bundles/5m"
+
+
+def test_limit_orders_live_are_what_was_backtested(rests, holed, tmp_path):
+    outage, book = [("2024-02-08 09:02", "2024-02-08 10:31")], tmp_path / "live.sqlite"
+    trades = live_as_batch(rests, holed, "2024-02-07", "2024-02-10", outage, (1, 200, 431), book)
+    assert trades >= 8
+    with LiveStore(book) as store:
+        assert not store_faults(store)
+        limits = {order.order_id: order.limit_price for order in store.orders()}
+        entries = [fill for fill in store.fills() if fill.what == "entry"]
+        inside = [fill for fill in entries if fill.price == limits[fill.order_id]]
+        assert 0 < len(inside) <= len(entries) < len(limits)
 
 
 def test_a_book_has_one_writer_and_one_end(bundled, holed, tmp_path):

@@ -12,7 +12,7 @@ from conftest import BTC, ETH, real_candles
 from smc_ml.candles import Market
 from smc_ml.costs import Costs
 from smc_ml.labels.config import LabelingConfig
-from smc_ml.labels.outcomes import label_symbols
+from smc_ml.labels.outcomes import label_patterns, label_symbols
 from smc_ml.live.broker.contract import BrokerError, BrokerRules
 from smc_ml.live.broker.paper import PaperBroker
 from smc_ml.live.broker.saved_account import restored_account, saved_account
@@ -43,26 +43,58 @@ class Scene(NamedTuple):
     labels: pd.DataFrame
     predictions: pd.DataFrame
     patterns: PatternConfig = ANY_HOLE
+    labeling: LabelingConfig = LABELS
+    unfilled: pd.DataFrame | None = None  # labels of limit orders that no price reached, with event_id
 
     def rules(self, config: BacktestConfig, costs: Costs = Costs()) -> BrokerRules:
         market = self.market
-        return BrokerRules(tuple(market), market.timeframe, config, costs, LABELS, self.patterns, market.kind)
+        rules = config, costs, self.labeling, self.patterns
+        return BrokerRules(tuple(market), market.timeframe, *rules, market.kind)
 
     def walk(self, config: BacktestConfig, costs: Costs = Costs(), history: Market | None = None) -> Walked:
         broker = PaperBroker(self.rules(config, costs), history)
-        return walk_account(broker, market_closes(self.market), self.orders(config))
+        return walk_account(broker, market_closes(self.market), self.orders(config), self.taken_back())
 
     def orders(self, config: BacktestConfig) -> dict:
-        return orders_of_predictions(self.predictions, self.labels, self.market, config, LABELS)
+        labels, said = self.labels, self.predictions
+        if self.unfilled is not None:
+            labels = pd.concat([labels, self.unfilled])
+            hoped = self.unfilled[["event_id"]].assign(probability=0.6, expected_r=1.0)  # first of all
+            said = pd.concat([said, hoped])
+        return orders_of_predictions(said, labels, self.market, config, self.labeling)
+
+    def taken_back(self) -> dict:
+        "The orders whose zone ended before they had waited as long as they may, by close."
+        found: dict = {}
+        for one in [] if self.unfilled is None else self.unfilled.to_dict("records"):
+            waited = self.market[one["symbol"]].loc[one["time"] : one["exit_at"] - self.market.step]
+            if len(waited) < self.labeling.limit_expiry:
+                found.setdefault(one["exit_at"], []).append(str(one["event_id"]))
+        return found
 
     def backtest(self, config: BacktestConfig, costs: Costs = Costs()) -> Backtest:
         told = self.predictions, self.labels, self.market, config, costs
         return follow_predictions(*told, ["expected"]).expected
 
 
-def scene_of(market: Market, seed: int, patterns: PatternConfig = ANY_HOLE) -> Scene:
+def unfilled_orders(market: Market, found: dict, scene: tuple, first: int) -> pd.DataFrame:
+    "Labels of limit orders that were not filled, numbered from `first` on."
+    tables = [
+        label_patterns(candles, found[symbol], symbol, scene[1], Costs(), "5m", scene[0])
+        for symbol, candles in market.items()
+    ]
+    labels = pd.concat(tables, ignore_index=True)
+    labels = labels[~labels["filled"]]
+    return labels.assign(event_id=first + np.arange(len(labels)))
+
+
+def scene_of(
+    market: Market, seed: int, patterns: PatternConfig = ANY_HOLE, labeling: LabelingConfig = LABELS
+) -> Scene:
     found = {symbol: detect_patterns(candles, PATTERNS, "5m") for symbol, candles in market.items()}
-    labels = label_symbols(market, found, LABELS, Costs(), patterns)
+    labels = label_symbols(market, found, labeling, Costs(), patterns)
+    rests = labeling.entry != "next_open"
+    unfilled = unfilled_orders(market, found, (patterns, labeling), len(labels)) if rests else None
     generator = np.random.default_rng(seed)
     said = labels[["symbol", "time", "event_id"]].assign(
         model="random",
@@ -71,7 +103,7 @@ def scene_of(market: Market, seed: int, patterns: PatternConfig = ANY_HOLE) -> S
         probability=generator.uniform(0.3, 0.7, len(labels)),
         expected_r=generator.normal(0.1, 0.2, len(labels)).round(2),  # some are equal
     )
-    return Scene(market, labels, said, patterns)
+    return Scene(market, labels, said, patterns, labeling, unfilled)
 
 
 def with_costs_and_holes(candles: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -152,18 +184,44 @@ def test_the_account_is_that_of_the_backtest(rough, name):
         assert (expected.trades["funding"] != 0).any()
 
 
-def test_on_real_candles_of_two_symbols(market):
+LIMITS = LABELS.model_copy(update={"entry": "limit_edge", "limit_expiry": 220})
+
+
+@pytest.fixture(scope="module")
+def resting(rough) -> Scene:
+    "The same candles, entered by limit orders."
+    return scene_of(rough.market, 3, labeling=LIMITS)
+
+
+@pytest.mark.parametrize("name", ["one place", "volatility", "leverage"])
+def test_the_account_of_limit_orders_is_that_of_the_backtest(resting, name):
+    config = BacktestConfig(**SETTINGS[name])
+    expected = resting.backtest(config)
+    assert len(expected.trades) > 30 and len(resting.unfilled) > 30 and len(resting.taken_back()) > 0
+    opens = resting.market["A"]["open"]
+    assert not expected.trades["entry"].isin(opens).all()  # filled within candles
+    walked = resting.walk(config)
+    check_same(walked, expected)
+    said = {fill.reason.partition(" is ")[0] for fill in walked.fills if fill.what == "cancelled"}
+    assert {"its zone has ended", "no price reached it within 220 candles"} <= said
+
+
+@pytest.mark.parametrize("entry", ["next_open", "limit_middle"])
+def test_on_real_candles_of_two_symbols(market, entry):
     each = {path.name[:7]: real_candles(path)["2023-03-10":"2023-03-12"] for path in (BTC, ETH)}
-    real = scene_of(Market(each, "5m", kind="perpetual"), 11, PATTERNS)
+    labeling = LABELS.model_copy(update={"entry": entry})
+    real = scene_of(Market(each, "5m", kind="perpetual"), 11, PATTERNS, labeling)
     config = BacktestConfig(leverage_limit=20.0, maximum_position=20.0, risk_per_trade=0.02)
     expected = real.backtest(config)
     assert len(expected.trades) > 30
     check_same(real.walk(config), expected)
 
 
-def test_an_account_that_is_saved_at_random_closes_goes_on_as_if_it_had_not(rough):
+@pytest.mark.parametrize("entry", ["next_open", "limit_edge"])
+def test_an_account_that_is_saved_at_random_closes_goes_on_as_if_it_had_not(rough, resting, entry):
     config = BacktestConfig(sizing="volatility", volatility_window=50, funding_rate=0.001, leverage_limit=3.0)
-    closes, orders, rules = list(market_closes(rough.market)), rough.orders(config), rough.rules(config)
+    scene = rough if entry == "next_open" else resting
+    closes, orders, rules = list(market_closes(scene.market)), scene.orders(config), scene.rules(config)
     steady = PaperBroker(rules)
     whole = walk_account(steady, closes, orders)
     cuts = np.sort(np.random.default_rng(2).choice(len(closes), 25, replace=False)).tolist()

@@ -14,7 +14,7 @@ from smc_ml.candles import Market, read_candles, write_candles
 from smc_ml.cli import app
 from smc_ml.features.catalogue import write_catalogue
 from smc_ml.features.table import feature_tables
-from smc_ml.labels.config import SplitsConfig
+from smc_ml.labels.config import LabelingConfig, SplitsConfig
 from smc_ml.models.config import TrainingConfig
 from smc_ml.models.predictions import EVENT_KEYS
 from smc_ml.models.saving import save_model
@@ -69,9 +69,12 @@ def small_run(tmp_path_factory):
     return _MADE[0]
 
 
-def finished(root, market, source, **sections):
+def finished(root, market, source, models=TRAIN["models"], **sections):
     "The folders of a small finished run, as the stages write them."
-    events, ahead, train = events_of(market), bar_targets(market).tables, TrainingConfig(**TRAIN)
+    told = TRAIN | {"models": list(models)}
+    labels = LabelingConfig(**sections.get("labels", {}))
+    events, ahead = events_of(market, labels=labels), bar_targets(market).tables
+    train = TrainingConfig(**told)
     for symbol, candles in market.items():
         write_candles(candles, root / f"artifacts/candles/{symbol}_5m.parquet", "5m", source=source)
     write_tables(events.features, root / "artifacts/features")
@@ -85,7 +88,7 @@ def finished(root, market, source, **sections):
     write_metrics({"ensemble": {"auc": 0.5}}, root / "reports/metrics/ensemble.json")
     write_metrics({"auc": 0.5}, root / "headline.json")
     (root / "dvc.yaml").touch()
-    settings = {"train": TRAIN, "ensemble": {"method": "mean"}} | sections
+    settings = {"train": told, "ensemble": {"method": "mean"}} | sections
     (root / "params.yaml").write_text(yaml.safe_dump(settings))
     noted = {"params": {"params.yaml": {"ensemble": {"method": "mean"}, "train.lstm": TINY}}}
     stages = dict.fromkeys((*_STAGES, *(f"train@{model}" for model in train.models)), noted)

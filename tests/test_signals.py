@@ -20,7 +20,7 @@ from smc_ml.live.signals.sources import PredictorSource, RecordedSource, decided
 from smc_ml.models.config import TrainingConfig
 from smc_ml.models.saving import save_model
 from smc_ml.serving.answering import LivePredictor
-from smc_ml.serving.asked import LiveEvent
+from smc_ml.serving.asked import LiveEvent, feature_rows
 from smc_ml.serving.bundle import Bundle
 from smc_ml.serving.calculator import restore_calculator, save_calculator
 from smc_ml.serving.finished import SERVED_SECTIONS, FinishedRun, ServedMarket
@@ -243,7 +243,7 @@ def test_a_row_is_seen_as_the_models_see_it(served):
     events = pd.DataFrame({"symbol": "SIM", "time": at, "event_id": [1, 2], "direction": [1, -1]})
     inputs = source.predictor.bundle.inputs
     asked = [LiveEvent(*one) for one in events[list(LiveEvent._fields)].itertuples(index=False)]
-    windows, _ = inputs.windows({"SIM": features}, asked)
+    windows, _ = inputs.windows({"SIM": feature_rows(features, inputs.names)}, asked)
     for place, direction in enumerate((1, -1)):
         np.testing.assert_allclose(source.oriented("SIM", direction), windows.last()[place], rtol=1e-6)
     window = features[list(source.features)].tail(60).astype(np.float32)

@@ -154,11 +154,13 @@ def run_lines(counted: _Counted, run: LiveRun) -> list[str]:
     account, table = counted.last.account, pd.DataFrame(run.seconds) * 1000
     whole = table.sum(axis=1)
     parts = ", ".join(f"{name} {table[name].median():.1f}" for name in table)
+    keeping = 1000 * np.median(run.keeping or [0.0])
+    kept = f"; then, each {run.kept_every} closes, {keeping:.0f} ms to keep the path" if keeping else ""
     return [
         f"{counted.closes:,} closes to {counted.last.known_at:%Y-%m-%d %H:%M} UTC: "
         f"{counted.decisions:,} decisions, {counted.signals:,} signals, {counted.entries:,} trades entered",
         f"equity {account.equity:,.2f}, drawdown {account.drawdown:.1%}, {len(account.positions)} positions",
-        f"a close took {whole.median():.1f} ms (99 %: {whole.quantile(0.99):.1f} ms): {parts}",
+        f"a close took {whole.median():.1f} ms (99 %: {whole.quantile(0.99):.1f} ms): {parts}{kept}",
     ]
 
 

@@ -97,6 +97,12 @@ class Order(NamedTuple):
     probability: float = float("nan")  # of a win; NaN of a close
     expected_r: float = float("nan")  # the better expectation is entered first; NaN of a close
     size: float = 1.0  # multiples of a plain one's
+    limit_price: float = float("nan")  # at which it rests until it is filled; NaN: the next open
+
+    @property
+    def rests(self) -> bool:
+        "Whether it waits for its price; it enters at the next open otherwise."
+        return self.limit_price == self.limit_price
 
 
 class Fill(NamedTuple):

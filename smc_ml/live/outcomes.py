@@ -6,7 +6,7 @@
 __all__ = ['barriers_of', 'DecisionOutcome', 'OutcomeStream', 'decision_facts', 'kept_decision']
 
 # %% ../../nbs/live/03_outcomes.ipynb #3e55bf53
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -14,10 +14,10 @@ import pandas as pd
 
 from ..candles import TIMEFRAMES
 from ..costs import Costs
-from ..labels.barriers import EXIT_REASONS, TIMEOUT, barrier_exits
+from ..labels.barriers import EXIT_REASONS, TIMEOUT, barrier_exits, limit_fills
 from ..labels.config import LabelingConfig
 from ..labels.outcomes import _paid
-from .decisions import is_long_hole
+from .decisions import is_long_hole, resting_price
 from .messages import Decision
 from ..patterns.config import PatternConfig
 
@@ -27,9 +27,9 @@ def barriers_of(
     entry: float,  # price
     config: LabelingConfig,
 ) -> tuple[float, float] | None:
-    "Stop and target of an entry; None where it lies beyond the stop."
+    "Stop and target of an entry; None where the next open lies beyond the stop."
     side = decision.direction
-    if not side * (entry - decision.zone_stop) > 0:
+    if config.entry == "next_open" and not side * (entry - decision.zone_stop) > 0:
         return None
     nearest = entry * (1 - side * config.minimum_risk)
     stop = min(decision.zone_stop, nearest) if side > 0 else max(decision.zone_stop, nearest)
@@ -83,7 +83,7 @@ class OutcomeStream:
     ):
         self.timeframe, self.config, self.costs = timeframe, config, costs
         self.pattern_config, self.step = pattern_config, TIMEFRAMES[timeframe].value
-        self._new: list[Decision] = []  # whose entry is the next open
+        self._new: list[tuple[Decision, int]] = []  # not entered yet, and the candles they have waited
         self._open: list[_Followed] = []
         self._candles: list[dict[str, Any]] = []  # of the segment, as many as a trade may last
 
@@ -92,7 +92,12 @@ class OutcomeStream:
 
     def follow(self, decisions: Iterable[Decision]) -> None:
         "Decisions of the last close."
-        self._new += decisions
+        self._new += [(one, 0) for one in decisions]
+
+    def take_back(self, keys: Collection[str]) -> None:
+        "Decisions that are not entered any more: their zone has ended."
+        if keys and self._new:
+            self._new = [one for one in self._new if one[0].key not in keys]
 
     def take(self, candle: Mapping[str, Any]) -> list[DecisionOutcome]:
         "What is known by the close of the next candle, by entry."
@@ -101,17 +106,37 @@ class OutcomeStream:
         if is_long_hole(last, opened, self.step, self.pattern_config):
             self._candles, self._open, self._new = [], [], []
         self._candles = [*self._candles[-(self.config.maximum_bars + 2) :], dict(candle)]
-        for decision in self._new:
-            if barriers := barriers_of(decision, candle["open"], self.config):
-                self._open.append(_Followed(decision, opened, candle["open"], *barriers))
-        self._new = []
+        if self._new:
+            self._open += self._entered(candle, opened)
         return self._ended() if self._open else []
+
+    def _entered(self, candle: Mapping[str, Any], opened: int) -> list[_Followed]:
+        "The decisions that this candle enters; the rest goes on waiting, or has waited long enough."
+        entered, still = [], []
+        for (decision, waited), price in zip(self._new, self._prices(candle), strict=True):
+            if np.isnan(price):
+                still += [(decision, waited + 1)] if waited + 1 < self.config.limit_expiry else []
+            elif barriers := barriers_of(decision, price, self.config):
+                entered.append(_Followed(decision, opened, price, *barriers))
+        self._new = still
+        return entered
+
+    def _prices(self, candle: Mapping[str, Any]) -> list[float]:
+        "Price at which a candle enters each new decision; NaN where it does not."
+        if self.config.entry == "next_open":
+            return [candle["open"]] * len(self._new)
+        zones = ((one.direction, one.top, one.bottom) for one, _ in self._new)
+        limits = np.array([resting_price(*zone, self.config) for zone in zones])
+        sides = np.array([one.direction for one, _ in self._new])
+        open_, high, low = (np.array([candle[name]]) for name in ("open", "high", "low"))
+        rows, prices = limit_fills(open_, high, low, np.zeros(len(limits), np.int64), sides, limits, 1)
+        return np.where(rows >= 0, prices, np.nan).tolist()
 
     def _ended(self) -> list[DecisionOutcome]:
         "Those that are over."
         longest, shortest = self.config.maximum_bars, self.config.minimum_bars
-        open_, high, low, entered, side, stop, target = self._numbers()
-        exits = barrier_exits(open_, high, low, entered, side, stop, target, longest, shortest)
+        open_, high, low, entered, side, stop, target, entry = self._numbers()
+        exits = barrier_exits(open_, high, low, entered, side, stop, target, longest, shortest, entry)
         over = np.flatnonzero(exits[0] >= 0)
         if not len(over):
             return []
@@ -120,13 +145,13 @@ class OutcomeStream:
         return self._told(ended, tuple(part[over] for part in exits))
 
     def _numbers(self) -> tuple[np.ndarray, ...]:
-        "Open, high and low of the candles; entry row, direction, stop and target of the trades."
+        "Open, high and low of the candles; entry row, direction, stop, target and entry of the trades."
         rows = [(one["open"], one["high"], one["low"]) for one in self._candles]
         times = np.array([one["open_time"].value for one in self._candles])
         entered = times.searchsorted([one.entry_at for one in self._open])
         side = np.array([one.decision.direction for one in self._open])
-        stop, target = np.array([(one.stop, one.target) for one in self._open]).T.copy()
-        return *np.array(rows).T.copy(), entered, side, stop, target
+        stop, target, entry = np.array([(one.stop, one.target, one.entry) for one in self._open]).T.copy()
+        return *np.array(rows).T.copy(), entered, side, stop, target, entry
 
     def _told(self, ended: list[_Followed], exits: tuple[np.ndarray, ...]) -> list[DecisionOutcome]:
         "Those that ended, with what they earned."
@@ -180,11 +205,13 @@ class OutcomeStream:
         "What `restore` goes on from, as JSON holds it."
         candles = [one | {"open_time": one["open_time"].value} for one in self._candles]
         opened = [[decision_facts(one.decision), *one[1:]] for one in self._open]
-        return {"new": [decision_facts(one) for one in self._new], "open": opened, "candles": candles}
+        new, waited = [decision_facts(one) for one, _ in self._new], [waited for _, waited in self._new]
+        return {"new": new, "waited": waited, "open": opened, "candles": candles}
 
     def restore(self, state: Mapping[str, Any]) -> Self:
         "Go on from what `state` gave."
-        self._new = [kept_decision(one) for one in state["new"]]
+        new = [kept_decision(one) for one in state["new"]]
+        self._new = list(zip(new, state.get("waited", [0] * len(new)), strict=True))
         self._open = [_Followed(kept_decision(one[0]), *one[1:]) for one in state["open"]]
         self._candles = [
             one | {"open_time": pd.Timestamp(one["open_time"], tz="UTC")} for one in state["candles"]

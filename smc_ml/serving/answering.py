@@ -6,7 +6,7 @@
 __all__ = ['bundle_windows', 'history_needed', 'LivePredictor']
 
 # %% ../../nbs/serving/08_answering.ipynb #4ba5f428
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 from ..candles import Market
 from ..datasets.bars import bar_timeframe
 from ..features.table import FEATURE_FAMILIES, _needs_others, declared_features, longest_lookback
+from .asked import BarForecast, EventAnswer, FeatureRows, LiveEvent
 from .bundle import Bundle
 from .calculator import RealTimeCalculator, ServingError, _resolved, _rooms
 from .config import WindowConfig
@@ -106,3 +107,29 @@ class LivePredictor:
     def forecast(self) -> pd.DataFrame:
         "What models of bars say at the last close of a bar of each symbol."
         return self.bundle.forecast(self._features(self.calculator.symbols))
+
+    # the same without tables, which is what a close has time for
+
+    def rows_of(self, symbols: Iterable[str]) -> dict[str, FeatureRows]:
+        "All rows that are held of symbols, as views."
+        calculator, found = self.calculator, {}
+        for symbol in symbols:
+            if symbol in calculator.symbols:
+                held = calculator.symbols[symbol].held[calculator.timeframe]
+                found[symbol] = FeatureRows(*held.last(held.room), calculator.names)
+        return found
+
+    def answered(
+        self,
+        asked: Sequence[LiveEvent],
+        context: pd.DataFrame | None = None,
+        now: pd.Timestamp | None = None,
+        keep: bool = False,
+    ) -> list[EventAnswer]:
+        "What `predict` says."
+        rows = self.rows_of(dict.fromkeys(event.symbol for event in asked))
+        return self.bundle.answered(rows, asked, context, now, keep)
+
+    def forecasts(self) -> list[BarForecast]:
+        "What `forecast` says."
+        return self.bundle.forecasts(self.rows_of(self.calculator.symbols))

@@ -9,7 +9,7 @@ __all__ = ['Bundle']
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Self
@@ -20,10 +20,10 @@ from sklearn.base import BaseEstimator
 
 from ..candles import TIMEFRAMES
 from ..config import UserError
-from ..datasets.bars import bar_timeframe, closing_rows
+from ..datasets.bars import bar_timeframe
 from ..ensemble.estimator import Ensemble, load_ensemble
 from ..ensemble.members import check_table
-from ..ensemble.running import Asked, Stream
+from ..ensemble.running import Asked, Key, Outcome, Stream
 from ..ensemble.uncertainty import disagreement
 from ..features.catalogue import FeatureCatalogue, read_catalogue
 from ..features.table import feature_catalogue
@@ -35,13 +35,17 @@ from ..models.tasks import task_of
 from ..models.windows import WindowError, Windows
 from smc_ml.serving.asked import (
     NUMBERS,
+    BarForecast,
+    EventAnswer,
     EventInputs,
+    FeatureRows,
     LiveEvent,
     _around,
     _bar_samples,
+    _bars_of,
     _late,
-    _row_before,
     _signal,
+    feature_rows,
 )
 from .config import ServingConfig
 from .finished import SERVED_SECTIONS, ServedMarket
@@ -109,7 +113,9 @@ class Bundle:
         self.tasks = {name: task_of(told["target"]) for name, told in descriptions.items()}
         names, steps = descriptions[self.members[0]]["features"], self.settings["train"].steps
         self.inputs = EventInputs(catalogue, names, steps)
-        self.step = TIMEFRAMES[self.market.timeframe]
+        self.step, bars = TIMEFRAMES[self.market.timeframe], self.models_of("bars")
+        parts = {name: (descriptions[name]["features"], descriptions[name]["steps"]) for name in bars}
+        self.bar_inputs = {name: EventInputs(catalogue, *part) for name, part in parts.items()}
 
     @classmethod
     def load(
@@ -180,7 +186,7 @@ class Bundle:
         both = np.array(parts).transpose(1, 2, 0)
         return np.ascontiguousarray(both[0]), np.ascontiguousarray(both[1]), ""
 
-    def _refusal(self, features: Mapping[str, pd.DataFrame], event: LiveEvent, now: Any) -> str:
+    def _refusal(self, features: Mapping[str, FeatureRows], event: LiveEvent, now: Any) -> str:
         "Why an event cannot be answered; nothing where it can."
         symbol = event.symbol
         if symbol not in self.market.series:
@@ -189,13 +195,13 @@ class Bundle:
             return f"the direction {event.direction} is neither 1 nor -1"
         if now is not None and (late := _late(event.time, now, self.config.age_limit * self.step)):
             return late
-        table = features.get(symbol)
-        if table is None or not len(table):
+        rows = features.get(symbol)
+        if rows is None or not len(rows.times):
             return f"there are no features of {symbol}"
-        if lacking := [name for name in self.inputs.names if name not in table.columns]:
+        if lacking := self.inputs.lacking(rows.names):
             return f"the features of {symbol} lack {lacking[0]}"
-        row = _row_before(table, event.time)
-        if row < 0 or table.index[row] + self.step != event.time:
+        row = rows.before(event.time)
+        if row < 0 or rows.times[row] + self.step.value != event.time.value:
             return f"no row of features of {symbol} closes at {event.time}"
         return ""
 
@@ -215,7 +221,20 @@ class Bundle:
         """
         check_table(events, "the events", LiveEvent._fields)
         columns = [events[name].tolist() for name in LiveEvent._fields]
-        asked = [LiveEvent(*one) for one in zip(*columns, strict=True)]
+        asked, names = [LiveEvent(*one) for one in zip(*columns, strict=True)], self.inputs.names
+        wanted = [symbol for symbol in dict.fromkeys(columns[0]) if symbol in features]
+        rows = {symbol: feature_rows(features[symbol], names) for symbol in wanted}
+        return self._table(events, self.answered(rows, asked, context, now, keep))
+
+    def answered(
+        self,
+        features: Mapping[str, FeatureRows],  # by symbol, a row per base candle
+        asked: Sequence[LiveEvent],
+        context: pd.DataFrame | None = None,
+        now: pd.Timestamp | None = None,
+        keep: bool = False,
+    ) -> list[EventAnswer]:
+        "What `predict` says, without tables: they cost more than the models do."
         reasons = [self._refusal(features, event, now) for event in asked]
         numbers = np.full((len(asked), len(NUMBERS) + len(self.members)), np.nan)
         fine = [place for place, why in enumerate(reasons) if not why]
@@ -224,24 +243,25 @@ class Bundle:
             numbers[fine], whys = self._numbers(features, parts, context, keep)
             for place, why in zip(fine, whys, strict=True):
                 reasons[place] = why
-        return self._table(events, asked, reasons, numbers)
+        least, many = self.settings["backtest"].minimum_expected_r, len(NUMBERS)
+        worth = NUMBERS.index("expected_r")
+        found = []
+        for event, row, why in zip(asked, numbers.tolist(), reasons, strict=True):
+            side = _signal(event.direction, row[worth], why, least)
+            found.append(EventAnswer._make((*side, *row[:many], tuple(row[many:]), None)))
+        return found
 
-    def _table(
-        self, events: pd.DataFrame, asked: list[LiveEvent], reasons: list[str], numbers: np.ndarray
-    ) -> pd.DataFrame:
-        "The answers with what follows from them."
-        least = self.settings["backtest"].minimum_expected_r
-        expected = numbers[:, NUMBERS.index("expected_r")].tolist()
-        given = zip(asked, expected, reasons, strict=True)
-        signals = [_signal(event.direction, worth, why, least) for event, worth, why in given]
+    def _table(self, events: pd.DataFrame, answers: Sequence[EventAnswer]) -> pd.DataFrame:
+        "The answers as a table."
         names = (*NUMBERS, *(f"probability_{name}" for name in self.members))
+        numbers = np.array([(*one[2:-2], *one.models) for one in answers]).reshape(-1, len(names))
         found: dict[str, Any] = {name: events[name].array for name in EVENT_KEYS}
-        found |= {name: [one[place] for one in signals] for place, name in enumerate(("signal", "reason"))}
+        found |= {name: [getattr(one, name) for one in answers] for name in ("signal", "reason")}
         return pd.DataFrame(found | dict(zip(names, numbers.T, strict=True)))
 
     def _numbers(
         self,
-        features: Mapping[str, pd.DataFrame],
+        features: Mapping[str, FeatureRows],
         asked: list[LiveEvent],
         context: pd.DataFrame | None,
         keep: bool,
@@ -257,7 +277,7 @@ class Bundle:
         if not len(places):
             return numbers, reasons
         said, worth, why = self.answers(windows.take(places))
-        going = self.ensemble.stream_.fork()
+        going = self.ensemble.stream_ if keep else self.ensemble.stream_.fork()
         for place in sorted(places.tolist(), key=lambda place: asked[place].key):
             number, reasons[place] = int(np.searchsorted(places, place)), why
             if not why:
@@ -267,7 +287,7 @@ class Bundle:
 
     def _mixed(
         self,
-        going: Stream,  # that leaves no trace
+        going: Stream,  # that leaves no trace, or is kept
         event: LiveEvent,
         said: np.ndarray,  # (members,)
         worth: np.ndarray,  # (members,)
@@ -279,11 +299,11 @@ class Bundle:
         around = _around(context, event, stream.columns)
         if around is None:
             return np.nan, f"the ensemble ({stream.config.method}) reads what surrounds an event: tell it"
-        now, known = stream if keep else going, stream.places.get(event.key)
+        known = stream.places.get(event.key)
         if known is not None:
             answer = stream.answer(known)
-        elif now.follows(event.key):
-            answer = now.observe(Asked(event.key, said, worth, around))
+        elif going.follows(event.key):
+            answer = going.observe(Asked(event.key, said, worth, around))
         else:
             return self._walked(event, said, worth, context, keep)
         apart = disagreement(said[None], answer.weights[None])[0]
@@ -305,6 +325,11 @@ class Bundle:
         "Outcomes of events that were predicted with `keep`: their keys, exit_at, won, realised_r."
         self.ensemble.update(outcomes)
 
+    def learn(self, outcomes: Iterable[tuple[Key, Outcome]]) -> None:
+        "What `update` does, of finite outcomes of events that are known, without a table."
+        for key, outcome in outcomes:
+            self.ensemble.stream_.update(key, outcome)
+
     # what is said of bars
 
     def forecast(
@@ -317,29 +342,53 @@ class Bundle:
         `expected_return`, `probability_down`, `_flat`, `_up` and the expected risks. A bar before which
         features are missing has no rows.
         """
-        tables = [self._forecast_of(name, features, times) for name in self.models_of("bars")]
+        rows, bars = {}, self.models_of("bars")
+        names = tuple(dict.fromkeys(one for name in bars for one in self.descriptions[name]["features"]))
+        for symbol, table in features.items():
+            if symbol in self.market.series:
+                rows[symbol] = feature_rows(table, names)
+        closes = None if times is None else pd.DatetimeIndex(times).as_unit("ns").asi8
+        tables = []
+        for name in bars:
+            keys, said = self._forecast_of(name, rows, closes)
+            symbols, ends = [one[0] for one in keys], [one[1] for one in keys]
+            facts: dict[str, Any] = {"symbol": symbols * len(said), "time": ends * len(said)}
+            facts |= {"model": name, "target": np.repeat(list(said), len(keys))}
+            columns = next(iter(said.values()), {})
+            numbers = {one: np.concatenate([said[target][one] for target in said]) for one in columns}
+            tables.append(pd.DataFrame(facts | numbers) if keys else pd.DataFrame())
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
+    def forecasts(
+        self,
+        features: Mapping[str, FeatureRows],  # by symbol, a row per base candle
+        closes: np.ndarray | None = None,  # of bars, ns; None: the last one of each symbol
+    ) -> list[BarForecast]:
+        "What `forecast` says, without tables."
+        found: list[BarForecast] = []
+        for name in self.models_of("bars"):
+            keys, said = self._forecast_of(name, features, closes)
+            for target, columns in said.items():
+                rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+                for (symbol, time), row in zip(keys, rows, strict=True):
+                    values = dict(zip(columns, row, strict=True))
+                    found.append(BarForecast(symbol, time, name, target, values))
+        return found
+
     def _forecast_of(
-        self, name: str, features: Mapping[str, pd.DataFrame], times: Sequence[pd.Timestamp] | None
-    ) -> pd.DataFrame:
-        "What one model says."
-        told = self.descriptions[name]
-        names, base = list(told["features"]), self.market.timeframe
+        self, name: str, features: Mapping[str, FeatureRows], closes: np.ndarray | None
+    ) -> tuple[list[tuple[str, pd.Timestamp]], dict[str, dict[str, np.ndarray]]]:
+        "What one model says: symbol and time of each bar, columns by target; none where nothing is whole."
+        told, inputs = self.descriptions[name], self.bar_inputs[name]
         samples = self.settings["train"].samples_of(name)
-        timeframe = bar_timeframe(samples.timeframe, base)
-        optional = self.catalogue.chosen(names).optional
-        bars = {
-            symbol: closing_rows(table[names], timeframe, base)
-            for symbol, table in features.items()
-            if symbol in self.market.series
-        }
-        windows, labels = _bar_samples(bars, told["steps"], TIMEFRAMES[timeframe], optional, times)
-        if not len(labels):
-            return pd.DataFrame()
-        said = _said(self.tasks[name], self.models[name], windows, {})
-        targets, columns = list(said), next(iter(said.values()))
-        keys: dict[str, Any] = {key: np.tile(labels[key].array, len(targets)) for key in ("symbol", "time")}
-        keys |= {"model": name, "target": np.repeat(targets, len(labels))}
-        numbers = {one: np.concatenate([said[target][one] for target in targets]) for one in columns}
-        return pd.DataFrame(keys | numbers)
+        length = TIMEFRAMES[bar_timeframe(samples.timeframe, self.market.timeframe)].value
+        bars = {}
+        for symbol, rows in features.items():
+            if symbol in self.market.series:
+                if lacking := inputs.lacking(rows.names):
+                    raise BundleError(f"the features of {symbol} lack {lacking[0]}: give all of {name}'s")
+                bars[symbol] = _bars_of(rows, inputs.columns(rows.names), length, self.step.value)
+        if not bars:
+            return [], {}
+        windows, keys = _bar_samples(bars, told["steps"], inputs.names, inputs.optional, closes)
+        return keys, _said(self.tasks[name], self.models[name], windows, {}) if keys else {}

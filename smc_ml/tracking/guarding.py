@@ -8,6 +8,8 @@ __all__ = ['is_failure', 'CallRecord', 'WorseBet']
 # %% ../../nbs/tracking/07_guarding.ipynb #a1dc89ad
 import math
 from collections import deque
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 
@@ -100,6 +102,17 @@ class WorseBet:
         "What the gambler has, beginning with 1."
         most = self._wealth.max()
         return float(np.exp(most) * np.exp(self._wealth - most).mean())
+
+    def state(self) -> dict[str, Any]:
+        "What it remembers, as JSON holds it."
+        numbers = {"events": self.events, "total": self.total, "largest": self._largest}
+        return numbers | {"block": list(self._block), "wealth": self._wealth.tolist()}
+
+    def restore(self, state: Mapping[str, Any]) -> Self:
+        "Go on from what `state` gave."
+        self.events, self.total, self._largest = (state[name] for name in ("events", "total", "largest"))
+        self._block, self._wealth = list(state["block"]), np.array(state["wealth"], float)
+        return self
 
     def wrong(self) -> str:
         "Why the bundle should go; nothing where it should not."

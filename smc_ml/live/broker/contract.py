@@ -27,10 +27,13 @@ class Broker(Protocol):
     "What the live path asks of a broker."
 
     async def submit(self, order: Order) -> None:
-        "Take an order: BUY and SELL enter at the next open, CLOSE leaves there; sent twice it is taken once."
+        "Take an order: BUY and SELL enter at the next open or rest; sent twice it is taken once."
 
     async def cancel(self, order_id: str, reason: str) -> bool:
         "Take back an order that is not filled yet; False where none waits under this name."
+
+    async def resting(self) -> tuple[Order, ...]:
+        "Limit orders that are not filled yet, in the order in which they came."
 
     async def holdings(self) -> tuple[Holding, ...]:
         "What is held, by symbol."
@@ -84,8 +87,3 @@ def check_broker_rules(rules: BrokerRules) -> None:
         raise BrokerError(f"{twice} is named twice: name each symbol once")
     if rules.timeframe not in TIMEFRAMES:
         raise BrokerError(f"timeframe {rules.timeframe!r} is none of {', '.join(TIMEFRAMES)}")
-    if rules.labels.entry != "next_open":
-        raise BrokerError(
-            f"labels.entry is {rules.labels.entry}, and orders are filled at the next open only: "
-            "train with next_open, or leave the orders to a broker of your own"
-        )

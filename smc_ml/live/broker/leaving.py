@@ -39,7 +39,8 @@ def _by_barrier(position: OpenTrade, candle: TradedCandle, rules: BrokerRules) -
     if position.bars == rules.labels.maximum_bars:
         return Leaving("timeout", candle.open, True), True
     may_take = position.bars >= rules.labels.minimum_bars
-    levels = position.side, position.stop, position.target, may_take, False
+    inside = position.bars == 0 and position.entry != candle.open
+    levels = position.side, position.stop, position.target, may_take, inside
     code, price, _ = _exit_within(candle.open, candle.high, candle.low, *levels)
     if code < 0:
         return None, False

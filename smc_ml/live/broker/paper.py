@@ -16,7 +16,7 @@ import pandas as pd
 from ...candles import Market
 from ...costs import FUNDING_INTERVAL, funding_due
 from .contract import Broker, BrokerError, BrokerRules, check_broker_rules
-from .entering import OpenTrade, entries_of, with_barriers, with_terms
+from .entering import OpenTrade, entries_of, filled_prices, with_barriers, with_terms
 from .leaving import Leaving, exit_rates, how_it_leaves, settle
 from .recent import RecentCandles, TradedCandle, breaks_off, traded_candle
 from ..messages import AccountState, ClosedCandles, Fill, Holding, Order
@@ -59,6 +59,7 @@ class PaperBroker:
         self.known_at: pd.Timestamp | None = None
         self.positions: dict[str, OpenTrade] = {}  # by symbol
         self.waiting: dict[str, Order] = {}  # in the order in which they came
+        self.rested: dict[str, int] = {}  # candles for which limit orders have rested, by order
         self.opens: dict[str, float] = {}
         self.closes: dict[str, float] = {}
         self.sent: deque[str] = deque(maxlen=KEPT_ORDERS)
@@ -86,6 +87,22 @@ class PaperBroker:
         else:
             self.waiting[order.order_id] = order
 
+    def take_back(
+        self,
+        order_id: str,
+        reason: str,
+        known_at: pd.Timestamp | None = None,  # close at which that is known; None: the last one
+    ) -> bool:
+        "What `cancel` does, without waiting."
+        order = self._done_with(order_id)
+        if order is not None:
+            self._cancel(order, reason, known_at)
+        return order is not None
+
+    def resting_orders(self) -> tuple[Order, ...]:
+        "What `resting` says, without waiting."
+        return tuple(order for order in self.waiting.values() if order.rests)
+
     def take(self, closed: ClosedCandles) -> tuple[Fill, ...]:
         "Go on by the candles of one close: what happened in them. What was taken before changes nothing."
         candles, before = self._new(closed), self.count
@@ -105,7 +122,7 @@ class PaperBroker:
         self.closes |= {symbol: candle.close for symbol, candle in candles.items()}
         self.equity = max(self.free + sum(self._worths(self.closes)), 0.0)
         self.peak = max(self.peak, self.equity)
-        return self._since(before)
+        return self.since(before)
 
     # what the live path asks
 
@@ -114,11 +131,12 @@ class PaperBroker:
         self.place(order)
 
     async def cancel(self, order_id: str, reason: str) -> bool:
-        "Take back an order that waits for its open."
-        order = self.waiting.pop(order_id, None)
-        if order is not None:
-            self._cancel(order, reason)
-        return order is not None
+        "Take back an order that waits for its open or its price."
+        return self.take_back(order_id, reason)
+
+    async def resting(self) -> tuple[Order, ...]:
+        "Limit orders that are not filled yet, in the order in which they came."
+        return self.resting_orders()
 
     async def holdings(self) -> tuple[Holding, ...]:
         "What is held, by symbol."
@@ -208,7 +226,7 @@ class PaperBroker:
         found = {}
         for order in [each for each in self.waiting.values() if each.action == "CLOSE"]:
             if order.symbol in candles:
-                del self.waiting[order.order_id]
+                self._done_with(order.order_id)
                 found[order.symbol] = order.reason
                 if order.symbol not in self.positions:
                     self._cancel(order, f"nothing is held in {order.symbol}")
@@ -246,13 +264,13 @@ class PaperBroker:
 
     def _enter_orders(self, candles: Mapping[str, TradedCandle], equity: float) -> dict[str, Leaving | None]:
         "Fill the orders whose candle has come; how each position that was entered leaves in it."
-        due = [order for order in self.waiting.values() if self._is_due(order, candles)]
-        orders = [order for order in due if self._goes_on(self.waiting.pop(order.order_id), candles)]
-        orders = [order for order in orders if self._is_free(order, ())]
+        reached = self._reached(candles)
+        priced = {order.order_id: price for order, price in reached}
+        orders = [order for order, _ in reached if self._is_free(order, ())]
         if not orders:
             return {}
-        entered = [candles[order.symbol] for order in orders]
-        events = entries_of(orders, [each.opened for each in entered], [each.open for each in entered])
+        opened = [candles[order.symbol].opened for order in orders]
+        events = entries_of(orders, opened, [priced[order.order_id] for order in orders])
         events = with_barriers(events, self.rules)
         for number in set(range(len(orders))) - set(events.index):
             self._cancel(orders[number], "it opened beyond the stop of its zone")
@@ -267,20 +285,51 @@ class PaperBroker:
             symbol: how_it_leaves(self.positions[symbol], candles[symbol], self.rules) for symbol in fresh
         }
 
+    def _done_with(self, order_id: str) -> Order | None:
+        "An order that waits no more; None where none waited under this name."
+        self.rested.pop(order_id, None)
+        return self.waiting.pop(order_id, None)
+
+    def _reached(self, candles: Mapping[str, TradedCandle]) -> list[tuple[Order, float]]:
+        "The orders that these candles fill, with the price; the rest goes on waiting, or is cancelled."
+        due = [order for order in self.waiting.values() if self._is_due(order, candles)]
+        due = [order for order in due if self._goes_on(order, candles)]
+        found = []
+        prices = filled_prices(due, [candles[order.symbol] for order in due])
+        for order, price in zip(due, prices, strict=True):
+            if np.isnan(price):
+                self._rests_on(order)
+            elif self._is_charged(self._done_with(order.order_id) or order):
+                found.append((order, price))
+        return found
+
+    def _rests_on(self, order: Order) -> None:
+        "One more candle that did not reach a limit order; after the last one it is cancelled."
+        expiry, rested = self.rules.labels.limit_expiry, self.rested.get(order.order_id, 0) + 1
+        self.rested[order.order_id] = rested
+        if rested >= expiry:
+            self.take_back(order.order_id, f"no price reached it within {expiry} candles")
+
     def _is_due(self, order: Order, candles: Mapping[str, TradedCandle]) -> bool:
         "Whether the candle that an order enters has come."
         candle = candles.get(order.symbol)
         return order.action != "CLOSE" and candle is not None and candle.opened >= order.known_at.value
 
     def _goes_on(self, order: Order, candles: Mapping[str, TradedCandle]) -> bool:
-        "Whether an order that is due may be filled; else it is cancelled."
+        "Whether no long hole lies between an order that is due and its candle; else it is cancelled."
         decided, opened = order.known_at.value - self.rules.step.value, candles[order.symbol].opened
-        if breaks_off(decided, opened, self.rules):
-            self._cancel(order, f"no candle from its decision to {_utc(opened)}: too long a hole")
-        elif self.rules.backtest.slippage_range_share and len(self.recent[order.symbol]) < 16:
-            self._cancel(order, "fifteen candles have to close before the ATR of its slippage is known")
-        else:
+        since = max(decided, self.recent.open_before(order.symbol)) if order.rests else decided
+        if not breaks_off(since, opened, self.rules):
             return True
+        where = "its last candle" if since > decided else "its decision"
+        self.take_back(order.order_id, f"no candle from {where} to {_utc(opened)}: too long a hole")
+        return False
+
+    def _is_charged(self, order: Order) -> bool:
+        "Whether what an order pays is known; else it is cancelled."
+        if not self.rules.backtest.slippage_range_share or len(self.recent[order.symbol]) >= 16:
+            return True
+        self._cancel(order, "fifteen candles have to close before the ATR of its slippage is known")
         return False
 
     def _is_free(self, order: Order, taken: Sequence[str]) -> bool:
@@ -345,13 +394,14 @@ class PaperBroker:
         self.count += 1
         self.happened.append((self.count, fill))
 
-    def _cancel(self, order: Order, reason: str) -> None:
+    def _cancel(self, order: Order, reason: str, known_at: pd.Timestamp | None = None) -> None:
         "Say that an order is not filled, and why."
-        at = order.known_at if self.known_at is None else self.known_at
+        at = known_at or (order.known_at if self.known_at is None else self.known_at)
         nothing = 0.0, np.nan, 0.0, 0.0, 0.0, np.nan
         self._say(Fill(order.order_id, order.symbol, at, at, "cancelled", *nothing, reason))
 
-    def _since(self, before: int) -> tuple[Fill, ...]:
+    def since(self, before: int) -> tuple[Fill, ...]:
+        "What has happened after so many fills."
         return tuple(fill for number, fill in self.happened if number > before)
 
 

@@ -55,7 +55,10 @@ def rows_needed(rules: BrokerRules) -> int:
     rows, config = 2, rules.backtest
     if config.slippage_range_share:
         rows = max(rows, 16)
-    return max(rows, config.volatility_window + 2) if config.sizing == "volatility" else rows
+    if config.sizing != "volatility":
+        return rows
+    rested = 0 if rules.labels.entry == "next_open" else rules.labels.limit_expiry
+    return max(rows, config.volatility_window + 2 + rested)
 
 
 class RecentCandles(Market):
@@ -84,6 +87,11 @@ class RecentCandles(Market):
         "One more candle."
         self.held[symbol].add(candle.opened, np.array(candle[1:]))
         self.candles.pop(symbol, None)
+
+    def open_before(self, symbol: str) -> int:
+        "When the candle before its newest opened, ns; -1 where there is none."
+        times, _ = self.held[symbol].last(2)
+        return int(times[0]) if len(times) > 1 else -1
 
     def last_open(self, symbol: str) -> int:
         "When its newest candle opened, ns; -1 where there is none."

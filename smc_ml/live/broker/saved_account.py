@@ -43,7 +43,7 @@ def _back(values: Mapping[str, Any], numbers: tuple[str, ...]) -> dict[str, Any]
     for name in _TIMES:
         if name in found:
             found[name] = pd.Timestamp(found[name], tz="UTC")
-    return found | {name: math.nan for name in numbers if found[name] is None}
+    return found | {name: math.nan for name in numbers if found.get(name) is None}
 
 
 def _rules(rules: BrokerRules) -> dict[str, Any]:
@@ -63,6 +63,7 @@ def saved_account(broker: PaperBroker) -> str:
         "known_at": broker.known_at,
         "positions": [asdict(position) for position in broker.positions.values()],
         "waiting": [order._asdict() for order in broker.waiting.values()],
+        "rested": broker.rested,
         "opens": broker.opens,
         "closes": broker.closes,
         "sent": list(broker.sent),
@@ -102,9 +103,10 @@ def restored_account(
     broker.known_at = None if facts["known_at"] is None else pd.Timestamp(facts["known_at"], tz="UTC")
     positions = (OpenTrade(**_back(values, ("expected_r",))) for values in facts["positions"])
     broker.positions = {position.symbol: position for position in positions}
-    numbers = ("zone_stop", "probability", "expected_r")
+    numbers = ("zone_stop", "probability", "expected_r", "limit_price")
     orders = (Order(**_back(values, numbers)) for values in facts["waiting"])
     broker.waiting = {order.order_id: order for order in orders}
+    broker.rested = dict(facts.get("rested", {}))
     broker.opens, broker.closes, broker.count = facts["opens"], facts["closes"], facts["count"]
     broker.sent.extend(facts["sent"])
     broker.happened.extend((n, Fill(**_back(values, ("price", "profit")))) for n, values in facts["happened"])

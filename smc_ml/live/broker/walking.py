@@ -15,6 +15,7 @@ import pandas as pd
 from ...candles import Market, average_true_range
 from ...labels.config import LabelingConfig
 from .paper import PaperBroker
+from ..decisions import resting_price
 from ..messages import ClosedCandles, Fill, Order
 from ...trading.config import BacktestConfig
 
@@ -45,9 +46,10 @@ def orders_of_predictions(
         side, name, symbol = event["direction"], str(event["event_id"]), event["symbol"]
         buffer = labeling.stop_buffer * ranges[symbol][event["row"]]
         stop = event["bottom"] - buffer if side > 0 else event["top"] + buffer
-        told = event["time"], 0.0, stop, "", event["probability"], event["expected_r"]
+        told = event["time"], 0.0, stop, "", event["probability"], event["expected_r"], 1.0
+        limit = resting_price(side, event["top"], event["bottom"], labeling)
         orders.setdefault(event["time"], []).append(
-            Order(name, name, symbol, "BUY" if side > 0 else "SELL", *told)
+            Order(name, name, symbol, "BUY" if side > 0 else "SELL", *told, limit)
         )
     return orders
 
@@ -63,17 +65,22 @@ def walk_account(
     broker: PaperBroker,
     closes: Iterable[ClosedCandles],
     orders: Mapping[pd.Timestamp, Iterable[Order]],  # by the close at which they are sent
+    taken_back: Mapping[pd.Timestamp, Iterable[str]] | None = None,  # names of orders, by close; None: none
 ) -> Walked:
     "Take an account through candles: what happened in them, and its equity at each close."
     fills: list[Fill] = []
     rows, times = [], []
     for closed in closes:
-        fills += broker.take(closed)
+        before = broker.count
+        broker.take(closed)
         state = broker.state()
         rows.append((state.equity, state.drawdown, state.exposure))
         times.append(closed.known_at)
         for order in orders.get(closed.known_at, ()):
             broker.place(order)
+        for name in (taken_back or {}).get(closed.known_at, ()):
+            broker.take_back(name, "its zone has ended")
+        fills += broker.since(before)
     index = pd.DatetimeIndex(times, name="time")
     return Walked(tuple(fills), pd.DataFrame(rows, index, ["equity", "drawdown", "exposure"]))
 

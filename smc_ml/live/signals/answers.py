@@ -8,13 +8,15 @@ __all__ = ['DecisionAnswer', 'answers_in', 'no_answer', 'expected_returns', 'Sig
 # %% ../../../nbs/live/signals/02_answers.ipynb #24b0c3cf
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from ..config import SignalConfig
 from ..messages import Decision, Signal
+from ...serving.asked import BarForecast, EventAnswer
 
 # %% ../../../nbs/live/signals/02_answers.ipynb #22987dc8
 class DecisionAnswer(NamedTuple):
@@ -31,13 +33,13 @@ class DecisionAnswer(NamedTuple):
 
 
 def answers_in(
-    table: pd.DataFrame,  # with the columns of `Bundle.predict`
-    version: str,
+    said: Iterable[EventAnswer],
+    version: str,  # of all answers that do not say whose they are
 ) -> list[DecisionAnswer]:
-    "The answers of a table, in its order."
-    columns = ("signal", "reason", *DecisionAnswer._fields[2:-1])
-    rows = zip(*(table[name].tolist() for name in columns), strict=True)
-    return [DecisionAnswer._make((*one, version)) for one in rows]
+    "The answers of a source, in its order."
+    return [
+        DecisionAnswer._make((*one[:-2], version if one.version is None else one.version)) for one in said
+    ]
 
 
 def no_answer(why: str, version: str = "") -> DecisionAnswer:
@@ -45,22 +47,26 @@ def no_answer(why: str, version: str = "") -> DecisionAnswer:
     return DecisionAnswer._make(("NEUTRAL", why, *[math.nan] * 5, version))
 
 # %% ../../../nbs/live/signals/02_answers.ipynb #e69530bb
+@cache
+def _length(target: str) -> int:
+    "Of a horizon, ns."
+    return pd.Timedelta(target).value
+
+
 def expected_returns(
-    forecasts: pd.DataFrame,  # of a source: symbol, time, model, target, expected_return
+    forecasts: Iterable[BarForecast],  # of a source
     known_at: pd.Timestamp,  # the close of the decisions
 ) -> dict[str, dict[str, float]]:
     "By symbol and horizon, in order of the horizons, the mean of what models of bars expect."
-    if not len(forecasts):
-        return {}
     found: dict[str, dict[str, list[float]]] = {}
-    columns = ("symbol", "target", "time", "expected_return")
-    for symbol, target, time, value in zip(*(forecasts[name].tolist() for name in columns), strict=True):
-        if time <= known_at < time + pd.Timedelta(target) and math.isfinite(value):
-            found.setdefault(str(symbol), {}).setdefault(str(target), []).append(value)
+    for one in forecasts:
+        value, age = one.values["expected_return"], known_at.value - one.time.value
+        if 0 <= age < _length(one.target) and math.isfinite(value):
+            found.setdefault(one.symbol, {}).setdefault(one.target, []).append(value)
     return {
         symbol: {
             target: sum(values) / len(values)
-            for target, values in sorted(own.items(), key=lambda item: pd.Timedelta(item[0]))
+            for target, values in sorted(own.items(), key=lambda item: _length(item[0]))
         }
         for symbol, own in found.items()
     }

@@ -16,7 +16,9 @@ from typing import Any, Self
 import pandas as pd
 
 from ...config import UserError
+from ...labels.config import LabelingConfig
 from ..config import LiveConfig, SignalConfig
+from ..decisions import resting_price
 from ..messages import AccountState, ClosedCandles, Decision, Notice, Signal
 from ..outcomes import DecisionOutcome
 from smc_ml.live.signals.answers import (
@@ -43,9 +45,8 @@ from .records import resolved_from, resolved_record, signal_from, signal_record
 from smc_ml.live.signals.sources import (
     PredictorSource,
     SignalSource,
-    decided_events,
+    asked_of,
     feature_hash,
-    resolved_events,
 )
 from .technical import TechnicalFilter, TechnicalSignals
 from .track_record import SharpeFilter
@@ -112,9 +113,11 @@ class SignalProcessor:
         keep: bool = True,  # whether the ensemble waits for outcomes, which `resolve` must then bring
         technical: TechnicalSignals | None = None,  # None: the first source computes those features
         enhancer: SignalEnhancer | None = None,  # that learns on; None: one only where its filter is on
+        labels: LabelingConfig = LabelingConfig(),  # where orders rest; the next open: where the price is
     ):
         self.sources, self.config, self.age_limit = tuple(sources), config, age_limit
         self.minimum_risk, self.keep, self.unjudged = minimum_risk, keep, unjudged(config)
+        self.labels = labels
         if enhancer is None and "enhancer" in config.filters:
             enhancer = SignalEnhancer(self.sources[0].features)
         self.enhancer = enhancer
@@ -142,8 +145,9 @@ class SignalProcessor:
     ) -> Self:
         "The processor of a bundle and its market."
         bundle, source = predictor.bundle, PredictorSource(predictor)
-        rules = live.age_limit * bundle.step, bundle.settings["labels"].minimum_risk
-        return cls([source], config, None, *rules, keep, technical, enhancer)
+        labels = bundle.settings["labels"]
+        rules = live.age_limit * bundle.step, labels.minimum_risk
+        return cls([source], config, None, *rules, keep, technical, enhancer, labels)
 
     def observe(self, closed: ClosedCandles) -> None:
         "Take the candles of a close, before its decisions."
@@ -208,7 +212,7 @@ class SignalProcessor:
                     learner.resolve(one, signal)
         if due and self.keep:
             for source in self.sources:
-                source.resolve(resolved_events(due))
+                source.resolve(due)
         if due:
             self.cache.clear()
 
@@ -253,7 +257,7 @@ class SignalProcessor:
         keys = [] if keeps else [self._cache_key(source, one) for one in decisions]
         held = [self.cache.get(key, known_at) for key in keys] or [None] * len(decisions)
         asked = [one for one, answer in zip(decisions, held, strict=True) if answer is None]
-        said = source.predict(decided_events(asked), context, self.keep) if asked else None
+        said = source.predict(asked_of(asked), context, self.keep) if asked else None
         answers = iter(() if said is None else answers_in(said, source.version))
         found = [next(answers) if answer is None else answer for answer in held]
         for key, answer in zip(keys, found, strict=False):
@@ -297,10 +301,15 @@ class SignalProcessor:
         hashes = {symbol: feature_hash(rows, names) for symbol, rows in symbols.items()}
         found = []
         for one, answer in zip(decisions, answers, strict=True):
-            facts = returns.get(one.symbol, {}), self.prices.get(one.symbol, math.nan)
+            facts = returns.get(one.symbol, {}), self._price(one)
             around = SignalFacts(*facts, hashes.get(one.symbol, ""), stale)
             found.append(signal_of(one, answer, around, self.config, self.minimum_risk))
         return found
+
+    def _price(self, decision: Decision) -> float:
+        "Price of the entry as far as it is known: the limit, or the last close; NaN where there is none."
+        limit = resting_price(decision.direction, decision.top, decision.bottom, self.labels)
+        return self.prices.get(decision.symbol, math.nan) if math.isnan(limit) else limit
 
     def _think(self, signals: Sequence[Signal], source: SignalSource | None) -> None:
         "Let the online model look at the signals, and its filter know what it thinks."

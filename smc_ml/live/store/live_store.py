@@ -56,11 +56,12 @@ def _key_columns(table: sa.Table) -> list[sa.Column]:
 
 
 @cache
-def _writes(dialect: str, name: str) -> tuple[Any, tuple[sa.Column, ...]]:
-    "The statement that writes a row once, and the columns of its key."
+def _writes(dialect: str, name: str) -> tuple[Any, Any, tuple[str, ...]]:
+    "The statement that writes a row once, the same that tells what was written, and the columns of its key."
     kind: Any = sqlite if dialect == "sqlite" else postgresql
     keys = _key_columns(_T[name])
-    return kind.insert(_T[name]).on_conflict_do_nothing(index_elements=keys), tuple(keys)
+    statement = kind.insert(_T[name]).on_conflict_do_nothing(index_elements=keys)
+    return statement, statement.returning(*keys), tuple(column.name for column in keys)
 
 
 def write_once(
@@ -71,13 +72,19 @@ def write_once(
     "Write rows whose key is not there; the keys of those that were written."
     if not rows:
         return set()
-    statement, keys = _writes(connection.dialect.name, name)
-    return {tuple(row) for row in connection.execute(statement.returning(*keys), list(rows))}
+    _, statement, _ = _writes(connection.dialect.name, name)
+    return set(map(tuple, connection.execute(statement, list(rows)).all()))
 
 
 def key_of(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
     "The key of a row."
-    return tuple(row[column.name] for column in _writes("sqlite", name)[1])
+    return tuple(row[column] for column in _writes("sqlite", name)[2])
+
+
+_AT: Any = sa.bindparam("of_close")
+_OF_BOOK = _T["closes"].c.book == sa.bindparam("of_book")
+_DIGEST_THERE = sa.select(_T["closes"].c.digest).where(_OF_BOOK, _T["closes"].c.known_at == _AT)
+_CLOSE_AFTER = sa.select(_T["closes"].c.known_at).where(_OF_BOOK, _T["closes"].c.known_at > _AT).limit(1)
 
 
 @cache
@@ -166,7 +173,7 @@ class LiveStore(StoreReader):
         "Write candles by open time, as a history comes; how many were not there."
         given = candles.rename_axis("open_time").reset_index().to_dict("records")
         rows = [candle_row(symbol, timeframe, candle, self.book) for candle in given]
-        statement, _ = _writes(self._engine.dialect.name, "candles")
+        statement, *_ = _writes(self._engine.dialect.name, "candles")
         counted = sa.select(sa.func.count()).where(
             *_within(_T["candles"], self.book, symbol=symbol), _T["candles"].c.timeframe == timeframe
         )
@@ -221,22 +228,20 @@ class LiveStore(StoreReader):
         self, connection: sa.Connection, close: Mapping[str, Any], rows: Rows, states: Mapping[str, bytes]
     ) -> Written:
         "Within a transaction; its first row keeps another process out."
-        source, known_at = _T["closes"], close["known_at"]
+        known_at = close["known_at"]
+        which = {"of_book": self.book, "of_close": known_at}
         if not write_once(connection, "closes", [close]):
-            there = sa.select(source.c.digest).where(
-                source.c.book == self.book, source.c.known_at == known_at
-            )
-            return Written(False, connection.execute(there).scalar() == close["digest"])
-        later = sa.select(source.c.known_at).where(source.c.book == self.book, source.c.known_at > known_at)
-        if (after := connection.execute(later.limit(1)).scalar()) is not None:
+            return Written(False, connection.execute(_DIGEST_THERE, which).scalar() == close["digest"])
+        if (after := connection.execute(_CLOSE_AFTER, which).scalar()) is not None:
             raise LiveStoreError(
                 f"{self!r}: the close of {known_at} comes after that of {after}: one process writes a book, "
                 "in the order of time; give another one a book of its own"
             )
         already = []
-        for name in WRITTEN_IN_ORDER:
-            new = write_once(connection, name, rows.get(name, ()))
-            keys = [key_of(name, row) for row in rows.get(name, ())]
-            already += [(name, key) for key in keys if key not in new and name not in ("feature_lists",)]
+        for name in (name for name in WRITTEN_IN_ORDER if rows.get(name)):
+            new = write_once(connection, name, rows[name])
+            if len(new) < len(rows[name]) and name != "feature_lists":
+                keys = [key_of(name, row) for row in rows[name]]
+                already += [(name, key) for key in keys if key not in new]
         _keep_states(connection, states, known_at, self.book)
         return Written(True, True, tuple(already))

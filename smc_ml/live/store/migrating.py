@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from .engines import LiveStoreError, place_in_words
 
 # %% ../../../nbs/live/store/04_migrating.ipynb #917ac37a
-NEWEST_MIGRATION = "0001"
+NEWEST_MIGRATION = "0002"
 VERSIONS = "smc_ml_versions"  # table with the number of the last migration
 _LOCK = 736_309_175  # of PostgreSQL, held while tables are made
 

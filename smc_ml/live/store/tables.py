@@ -148,7 +148,7 @@ _table(
     *_columns(TimeColumn, "known_at"),
     *_columns(NumberColumn, "position zone_stop"),
     *_columns(TextColumn, "reason"),
-    *_columns(NumberColumn, "probability expected_r size"),
+    *_columns(NumberColumn, "probability expected_r size limit_price"),
     ForeignKeyConstraint(["book", "signal_key"], ["signals.book", "signals.key"]),
     Index(None, "book", "known_at"),
     numbered=True,
