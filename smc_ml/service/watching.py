@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFERENCE_STATE', 'candles_as_bytes', 'bytes_as_candles', 'WatchedFeatures', 'book_candles', 'joined_candles',
-           'judged_from', 'told_by_book', 'wins_learnt', 'watched_book', 'WatchedPath', 'WatchedRun', 'ShownProcess',
-           'alert_notice', 'LiveWatch', 'watched_live']
+           'judged_from', 'told_by_book', 'wins_learnt', 'watched_book', 'ShownProcess', 'alert_notice', 'LiveWatch',
+           'watched_live']
 
 # %% ../../nbs/service/15_watching.ipynb #387332c8
 import asyncio
@@ -22,6 +22,7 @@ from ..candles import Market
 from ..features.table import declared_features, feature_tables, longest_lookback
 from ..live.feeds.interface import CandleFeed
 from ..live.messages import ModelEvent, Notice
+from ..live.running import LiveRun
 from ..live.store.live_store import LiveStore
 from ..monitoring.config import MonitoringConfig
 from ..monitoring.drift import needed_days
@@ -33,7 +34,6 @@ from ..monitoring.summaries import MonitoringError, all_symbols
 from ..monitoring.watching import MarketWatch, WatchedSpan, known_wins, watch
 from ..patterns.detection import detect_market
 from .metrics import LiveMetrics
-from ..serving.answering import LivePredictor
 from ..serving.bundle import Bundle
 
 _log = logging.getLogger("smc_ml.monitoring")
@@ -203,23 +203,6 @@ def _first_day(
     return max(began.floor("D") - config.drift.reference_days * _DAY, first.ceil("D"))
 
 # %% ../../nbs/service/15_watching.ipynb #0f0594fa
-class WatchedPath(Protocol):
-    "What a live path lets see."
-
-    @property
-    def predictor(self) -> LivePredictor:
-        "Its bundle, and the features as its candles close."
-        ...
-
-
-class WatchedRun(Protocol):
-    "What a live run lets see."
-
-    path: WatchedPath
-    store: LiveStore
-    last: pd.Timestamp | None
-
-
 class ShownProcess(Protocol):
     "Where the alarms that are on are shown."
 
@@ -240,7 +223,7 @@ class LiveWatch:
 
     def __init__(
         self,
-        run: WatchedRun,
+        run: LiveRun,
         feed: CandleFeed,
         process: ShownProcess | None = None,  # None: there is no page
         metrics: LiveMetrics | None = None,
@@ -414,8 +397,9 @@ class LiveWatch:
             self.run.store.write(*events)
         self.alerts += fresh
         self.notifiers.tell(fresh)
-        for alert in fresh if self.metrics is not None else ():
-            self.metrics.said(alert_notice(alert))
+        if self.metrics is not None:
+            for alert in fresh:
+                self.metrics.said(alert_notice(alert))
 
     def _show(self) -> None:
         "The alarms that are on, for the page and the gauges."
@@ -451,7 +435,7 @@ class LiveWatch:
 # %% ../../nbs/service/15_watching.ipynb #3068616f
 @contextlib.asynccontextmanager
 async def watched_live(
-    run: WatchedRun,
+    run: LiveRun,
     feed: CandleFeed,
     process: ShownProcess | None = None,
     metrics: LiveMetrics | None = None,
