@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -50,23 +49,17 @@ def trained(events, ahead, train):
         yield model, run
 
 
+_MADE = {}  # the project, for all modules that ask for it
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    "A small finished run on simulated candles."
-    own = tmp_path_factory.mktemp("project")
-    return shutil.copytree(small_run(tmp_path_factory), own, dirs_exist_ok=True)
-
-
-_MADE: list = []
-
-
-def small_run(tmp_path_factory):
-    "It is made once for all modules that take `project`; each has its own copy."
-    if not _MADE:
-        made = simulate_market(["SIM"], "2024-01-01", "2024-02-12", SimulationConfig(edge=0.4))
-        market = Market({"SIM": made["SIM"].candles}, "5m")
-        _MADE.append(finished(tmp_path_factory.mktemp("made"), market, "simulated"))
-    return _MADE[0]
+    "A small finished run on simulated candles, made once."
+    if "project" not in _MADE:
+        market = simulate_market(["SIM"], "2024-01-01", "2024-02-12", SimulationConfig(edge=0.4))
+        market = Market({"SIM": market["SIM"].candles}, "5m")
+        _MADE["project"] = finished(tmp_path_factory.mktemp("project"), market, "simulated")
+    return _MADE["project"]
 
 
 def finished(root, market, source, models=TRAIN["models"], **sections):

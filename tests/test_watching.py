@@ -1,6 +1,7 @@
 """The live run is watched: it says at each day's end what a batch says of the same days."""
 
 import asyncio
+import shutil
 
 import pandas as pd
 import pytest
@@ -158,18 +159,14 @@ def test_a_past_that_is_too_short_is_waited_for_and_nothing_stops(bundled, fault
     assert any("no route to the exchange" in each for each in said), said
 
 
-def test_the_page_of_a_book(bundled, project, ran):
-    place, _ = ran
-    live = project / "artifacts/live"
-    live.mkdir(parents=True, exist_ok=True)
-    (live / "live.sqlite").write_bytes(place.read_bytes())
-    settings = (project / "params.yaml").read_text()
-    own = CONFIG.model_dump(mode="json")
-    (project / "params.yaml").write_text(yaml.safe_dump(yaml.safe_load(settings) | {"monitoring": own}))
-    try:
-        lines = monitored(project, book="replay")
-        assert "Simulated" in lines[0] and lines[-1].endswith("/reports/monitoring_replay.html")
-        page = (project / "reports/monitoring_replay.html").read_text(encoding="utf-8")
-        assert "volume is constant" in page and "Simulated" in page
-    finally:
-        (project / "params.yaml").write_text(settings)
+def test_the_page_of_a_book(bundled, project, ran, tmp_path):
+    root, (place, _) = shutil.copytree(project, tmp_path / "project"), ran
+    (root / "artifacts/live").mkdir(exist_ok=True)
+    shutil.copy(place, root / "artifacts/live/live.sqlite")
+    settings = yaml.safe_load((root / "params.yaml").read_text())
+    settings["monitoring"] = CONFIG.model_dump(mode="json")
+    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    lines = monitored(root, book="replay")
+    assert "Simulated" in lines[0] and lines[-1].endswith("/reports/monitoring_replay.html")
+    page = (root / "reports/monitoring_replay.html").read_text(encoding="utf-8")
+    assert "volume is constant" in page and "Simulated" in page

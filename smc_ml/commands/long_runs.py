@@ -13,11 +13,7 @@ from typing import Any
 
 import papermill
 
-from ..candles import read_market
 from ..compute.config import ComputeConfig
-from ..datasets.inputs import TradeOrigin
-from ..evaluation.trials import tried_on
-from ..features.catalogue import read_catalogue
 from ..figures.ensemble import pareto_plot
 from ..models.registry import model_of
 from ..reports.pages import page
@@ -25,8 +21,7 @@ from ..settings import check_settings, read_settings, with_model, with_values
 from ..stages.comparison import compare_in_project, every_model
 from ..stages.ensemble_tuning import tune_ensemble_in_project
 from ..stages.symbol_years import YearSettings, symbol_years
-from ..stages.tuning import tune_model
-from ..tables import read_table, read_tables
+from ..stages.tuning import tune_in_project
 from ..writing import write_table, write_whole
 
 # %% ../../nbs/commands/02_long_runs.ipynb #623f7ecc
@@ -60,12 +55,7 @@ def tuned_settings(path: str | Path, model: str, trials: int | None = None, writ
     settings: dict[str, Any] = check_settings(path)
     if trials:
         settings["tuning"] = settings["tuning"].model_copy(update={"trials": trials})
-    catalogue = read_catalogue("artifacts/catalogue.json").chosen(settings["train"].features)
-    features = read_tables("artifacts/features", catalogue.names)
-    outcomes = read_table("artifacts/labels/labels.parquet")
-    data = tried_on("artifacts/candles")
-    origin = TradeOrigin(read_market(), settings["labels"], settings["patterns"])
-    found = tune_model(model, features, catalogue, outcomes, data, settings, origin=origin)
+    found = tune_in_project(model, settings)
     values = found.best.model_dump(mode="json", exclude_defaults=True)
     if write:
         text = Path(path).read_text(encoding="utf-8")

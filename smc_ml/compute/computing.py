@@ -11,10 +11,12 @@ import os
 import platform
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -105,7 +107,8 @@ def _on_dask(config: ComputeConfig, stack: ExitStack) -> None:
             "`dask scheduler`, correct the address, or set compute.backend to loky"
         ) from None
     check_alike(client.run(machine_facts), machine_facts())
-    stack.enter_context(parallel_config("dask", client=client, n_jobs=-1))
+    seconds = {"wait_for_workers_timeout": config.wait_seconds}
+    stack.enter_context(parallel_config("dask", client=client, n_jobs=-1, **seconds))
 
 # %% ../../nbs/compute/01_computing.ipynb #fd336c05
 def _knock(config: ComputeConfig) -> None:
@@ -167,6 +170,48 @@ def _by_itself(task: Callable[[Any], Any], given: Any) -> Any:
         return task(given)
 
 
+class _Lost:
+    "Whether a cluster has been without a worker, or without its scheduler, for too long."
+
+    def __init__(self, client: Any, seconds: float):
+        self.client, self.seconds, self.seen = client, seconds, time.monotonic()
+
+    def check(self) -> int:
+        "How many tasks its workers have room for; a `ComputeError` where there are none, and none came back."
+        cores = sum(self.client.ncores().values()) if self.client.status == "running" else 0
+        now = time.monotonic()
+        self.seen = now if cores else self.seen
+        if now - self.seen > self.seconds:
+            raise ComputeError(
+                f"the cluster has had no worker for {self.seconds:g} seconds: start some, and run again; "
+                "what was written is kept"
+            )
+        return 2 * cores
+
+
+def _on_client(
+    client: Any, seconds: float, task: Callable[[Any], Any], over: Sequence[Any], told: ProgressBar
+) -> list[Any]:
+    "The results by a dask cluster; joblib would wait for ever where a task's workers died, or all of them."
+    from distributed import wait
+
+    lost, queue = _Lost(client, seconds), iter(enumerate(over))
+    running: dict[Any, int] = {}
+    results: dict[int, Any] = {}
+    with told, client.as_current():
+        while len(results) < len(over):
+            for place, given in islice(queue, max(lost.check() - len(running), 0)):
+                running[client.submit(_by_itself, task, given, pure=False)] = place
+            with suppress(TimeoutError):
+                wait(list(running), timeout=1.0, return_when="FIRST_COMPLETED")
+            if not running:
+                time.sleep(0.2)  # no worker now
+            for future in [one for one in running if one.done()]:
+                results[running.pop(future)] = future.result()
+                told.update()
+    return [results[place] for place in range(len(over))]
+
+
 def on_workers(
     task: Callable[[Any], Any],  # can be sent to another process
     over: Sequence[Any],  # what each is given: paths and settings, not tables
@@ -174,11 +219,14 @@ def on_workers(
     progress: bool = True,
 ) -> list[Any]:
     "The results in the order of what was given, by the backend of `computing`; the first error ends all."
-    one_by_one = get_active_backend()[0].supports_return_generator  # ray gives all at the end
-    how = "generator" if one_by_one else "list"
-    parallel = Parallel(return_as=how, batch_size=1, pre_dispatch="2 * n_jobs")
-    found = parallel(delayed(_by_itself)(task, each) for each in over)
+    backend = get_active_backend()[0]
     try:
+        if client := getattr(backend, "client", None):
+            told = ProgressBar(total=len(over), desc=what, disable=not progress)
+            return _on_client(client, backend.wait_for_workers_timeout, task, over, told)
+        how = "generator" if backend.supports_return_generator else "list"  # ray gives all at the end
+        parallel = Parallel(return_as=how, batch_size=1, pre_dispatch="2 * n_jobs")
+        found = parallel(delayed(_by_itself)(task, each) for each in over)
         return list(ProgressBar(found, desc=what, total=len(over), disable=not progress))
     except Exception as error:
         if isinstance(error, TerminatedWorkerError) or type(error).__name__ == "KilledWorker":

@@ -51,6 +51,7 @@ def create_compute_config(
 def compute_of(
     path: str | Path = "params.yaml",  # settings file
 ) -> ComputeConfig:
-    "The section `compute` of a settings file; this machine where there is no such section."
-    sections = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    "The section `compute` of a settings file; this machine where there is no such file or section."
+    file = Path(path)
+    sections = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
     return ComputeConfig(**(sections.get("compute") or {}))

@@ -184,6 +184,7 @@ class LivePath:
         base, patterns, labels = self.bundle.market.timeframe, sections["patterns"], sections["labels"]
         self.step, costs = TIMEFRAMES[base], sections["costs"].charged_in(self.bundle.market.kind)
         self.source, self._moved = ServedModels(self.predictor, deployment), list[Notice]()
+        self.only: frozenset[str] | None = None  # keys of the decisions that are asked; None: all
         age = live.age_limit * self.step
         self.processor = SignalProcessor(
             [self.source], signals, None, age, labels.minimum_risk, labels=labels
@@ -235,7 +236,8 @@ class LivePath:
         bar_closed = any(closed.known_at.value % length == 0 for length in self._bars)
         self.source.ahead = None if bar_closed else self.source.ahead
         self.processor.observe(closed)
-        signals = self.processor.process(decisions, now, account, None, closed.filled)
+        asked = [one for one in decisions if self.only is None or one.key in self.only]
+        signals = self.processor.process(asked, now, account, None, closed.filled)
         predictions = self._recorded(signals)
         marks.append(perf_counter())
         forecasts = self._forecasts(closed.known_at) if bar_closed else []

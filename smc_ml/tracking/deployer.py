@@ -215,7 +215,10 @@ class BundlePanel:
         for event, one in zip(events, answers, strict=True):
             if math.isfinite(one.probability):
                 _remember(told, event[:3], one.probability)
-        return BundleAnswer(digest, events, answers, seconds, members)
+        found = BundleAnswer(digest, events, answers, seconds, members)
+        if why := found.failure:  # of all of them: a second walk notes it and does not ask again
+            return BundleAnswer(digest, events, [_neutral(why)] * len(events), seconds)
+        return found
 
     def _shadows(self, pointer: SlotPointer) -> Iterator[str]:
         "Bundles that answer every event, acted on or not, so that outcomes compare them."

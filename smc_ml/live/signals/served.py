@@ -147,7 +147,6 @@ class ServedModels(PredictorSource):
         self.wanted = self.serves = WantedBundles(bundle.digest)
         self.failed: Mapping[str, str] = {}  # by digest: those that failed when this close was walked first
         self.failures: dict[str, str] = {}  # by digest: those that failed at this close, and why
-        self.only: frozenset[str] | None = None  # keys of decisions that are asked; None: all
         self.said: list[AskedBundle] = []
         self.ahead: list[BarForecast] | None = None  # what models of bars said, until the next bar closes
         self.asked_by: dict[str, tuple[str, ...]] = {}  # by decision: whose predictions wait for its outcome
@@ -214,6 +213,11 @@ class ServedModels(PredictorSource):
         self.predictor.bundle, names = bundle, self.predictor.calculator.names
         self.version, self.features = bundle.digest, bundle.inputs.names
         self._columns = np.array([names.index(one) for one in self.features])
+
+    def exchange(self, bundle: Bundle) -> None:
+        "Ask this bundle in the place of the one that serves, which has the same digest."
+        self.bundles[bundle.digest] = bundle
+        self._turn_to(bundle)
 
     def take_events(self, known_at: pd.Timestamp) -> tuple[ModelEvent, ...]:
         "What became of bundles, once."
