@@ -13,16 +13,16 @@ import pandas as pd
 
 from ...labels.barriers import EXIT_REASONS, TARGET, _exit_within
 from .contract import BrokerRules
-from .entering import OpenTrade
+from .entering import OpenTrade, half_spread_now
 from .recent import RecentCandles, TradedCandle, traded_candle
 from ...trading.account import _leave
 from smc_ml.trading.costs import (
     _forced_fill,
     _is_bankrupt,
     _liquidation_rows,
-    _side_rates,
     bankruptcy_price,
     liquidation_distance,
+    rates_of_side,
 )
 
 # %% ../../../nbs/live/broker/03_leaving.ipynb #66b3996c
@@ -117,13 +117,14 @@ def exit_rates(
     rules: BrokerRules,
 ) -> tuple[float, float]:
     "Fee and slippage of leaving, shares of the price."
-    trade, config = _as_trade(position, candle, leaving), rules.backtest
-    if leaving.what == "liquidation" and _is_bankrupt(trade, config)[0]:
+    config = rules.backtest
+    if leaving.what == "liquidation" and _is_bankrupt(_as_trade(position, candle, leaving), config)[0]:
         return 0.0, 0.0
-    own = rules.charged.model_copy(update={"slippage_rate": position.slippage})
-    known = config.model_copy(update={"slippage_range_share": 0.0})
-    rates = _side_rates(trade, recent, known, own, 1.0)
-    return float(rates["exit_fee"][0]), float(rates["exit_slippage"][0])
+    half = half_spread_now(position.symbol, recent, leaving.at_open)
+    maker = config.maker_targets and leaving.what == "target" and not leaving.at_open
+    numbers = np.array([maker]), np.array([half]), np.array([position.slippage])
+    fee, slipped = rates_of_side(*numbers, config, rules.charged)
+    return float(fee[0]), float(slipped[0])
 
 
 def settle(
