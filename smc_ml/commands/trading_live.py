@@ -224,6 +224,8 @@ async def live_run(
     "Run until the feed ends or somebody stops it; lines that say what it came to."
     signals, risk, live, service = live_sections(settings)
     service = service if asked.port is None else service.model_copy(update={"port": asked.port})
+    trials = signals.sharpe_trials or trials_of_run(root)
+    signals = signals.model_copy(update={"sharpe_trials": trials})
     bundle = loaded_bundle(root, asked.bundle, say)
     store = LiveStore(book=asked.book or asked.feed, root=root)
     switch = KillSwitch(root / "artifacts" / "live" / risk.kill_file)

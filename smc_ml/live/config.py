@@ -43,7 +43,7 @@ class SignalConfig(Section):
     sharpe_trials: int | None = Field(
         None,
         ge=1,
-        description="sharpe: trials that were made before; null: those that the run counted, else 1",
+        description="sharpe: trials that were made before; null: those that the run counted",
     )
     model_weight: float = Field(
         0.7, ge=0, le=1, description="technical: weight of the models; the technical signals have the rest"
