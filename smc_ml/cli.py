@@ -390,6 +390,7 @@ def run_monitoring(
         "smc live --from 2023-10-01 --speed 1000         # a thousand times as fast as the market",
         "smc live --candles data/mine --from 2023-10-01  # your own candles",
         "smc live --feed binance                         # the exchange; paper trades, no real orders",
+        "smc live --experiment trees                     # champion and candidate, an account for each",
     ),
 )
 def run_live(
@@ -414,6 +415,9 @@ def run_live(
     ] = None,
     page: Annotated[bool, typer.Option(help="serve the page while it runs")] = True,
     port: Annotated[int | None, typer.Option(help="of the page; 0: any that is free")] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="its name: champion and candidate each trade half of the decisions")
+    ] = None,
     settings: SettingsFile = Path("params.yaml"),
 ) -> None:
     """Trade on paper, candle by candle: signals, account and a page.
@@ -430,7 +434,9 @@ def run_live(
         from smc_ml.commands.trading_live import LiveAsked, live_run
 
         named = tuple(name for name in (symbols or "").split(",") if name)
-        asked = LiveAsked(feed, candles, start, end, speed, named, market, bundle, book, page, port)
+        asked = LiveAsked(
+            feed, candles, start, end, speed, named, market, bundle, book, page, port, experiment
+        )
         print(*asyncio.run(live_run(asked, Path(), settings)), sep="\n")
         print(next_step("smc replay ID", "compute a stored prediction once more"))
 

@@ -13,6 +13,8 @@ from postgres import postgres, postgres_url  # noqa: F401
 from smc_ml.candles import Market
 from smc_ml.commands.trading_live import check_follows, prediction_lines, replayed_prediction
 from smc_ml.config import UserError
+from smc_ml.ensemble.estimator import Ensemble
+from smc_ml.ensemble.running import Key
 from smc_ml.features.table import feature_tables
 from smc_ml.live.config import LiveConfig, RiskConfig, SignalConfig
 from smc_ml.live.feeds.replay import ReplayFeed
@@ -72,17 +74,50 @@ def decided(results):
     return pd.DataFrame(rows)
 
 
+NAMES = ["symbol", "time", "kind", "direction", "timeframe", "formed_at", "known_at", "top", "bottom"]
+
+
+def live_predictions(events, signals):
+    "What was said live of the events of the batch."
+    plain = events.astype({"kind": str, "timeframe": str})
+    both = plain.merge(signals[[*NAMES, "live", "reason", "expected_r"]], on=NAMES)
+    assert len(both) == len(events)
+    said = both.rename(columns={"live": "probability"})[both["reason"] != FILLED]
+    return said[["symbol", "time", "event_id", "probability", "expected_r"]]
+
+
 def same_predictions(bundle, events, tables, signals):
     "The batch's predictions of the events that were decided live, checked against them."
-    names = ["symbol", "time", "kind", "direction", "timeframe", "formed_at", "known_at", "top", "bottom"]
     plain = events.astype({"kind": str, "timeframe": str})
-    both = plain.merge(signals[[*names, "live", "reason", "low", "high"]], on=names, how="left")
+    both = plain.merge(signals[[*NAMES, "live", "reason", "low", "high"]], on=NAMES, how="left")
     assert both["reason"].notna().all()
     said = bundle.predict(tables, events)
     assert len(both) == len(events)
     order = said.merge(both[["event_id", "live", "reason"]], on="event_id", suffixes=("", "_live"))
     np.testing.assert_allclose(order["probability"], order["live"], rtol=0, atol=1e-6)
     return said[~(order["reason_live"] == FILLED).to_numpy()]
+
+
+def check_ensemble(bundle, tables, results, labels):
+    "An ensemble that is walked through all events and outcomes at once says what it said live."
+    said = [one for result in results for one in result.predictions if one.probability == one.probability]
+    asked = pd.DataFrame([one.decision for one in said])
+    asked = asked.rename(columns={"known_at": "time", "pattern_known_at": "known_at"})
+    bundle.predict(tables, asked, keep=True)
+    plain = labels.astype({"kind": str, "timeframe": str}).drop(columns="event_id")
+    known = plain.merge(asked[[*NAMES, "event_id"]], on=NAMES)
+    bundle.ensemble.update(known)
+    learnt = Ensemble(config=bundle.ensemble.config)._learnt(bundle.ensemble.stream_.members(), "won").stream_
+    batch = [learnt.answer(learnt.places[key]) for key in map(key_of, said)]
+    for name in ("probability", "expected_r", "low", "high"):
+        live, walked = ([getattr(one, name) for one in each] for each in (said, batch))
+        np.testing.assert_allclose(live, walked, rtol=0, atol=1e-6, err_msg=name)
+    return (known["exit_reason"] == "timeout").sum()
+
+
+def key_of(said):
+    "What names an event to an ensemble."
+    return Key(said.known_at.value, said.symbol, said.decision.event_id)
 
 
 def check_account(bundle, market, said, labels, results, end):
@@ -132,7 +167,11 @@ def live_as_batch(bundled, market, start, end, outages, restarts, place):
     assert len(late) and (late["reason"] == FILLED).all()  # nothing is traded on what came after a gap
     begin = results[0].known_at
     events = run.labels[run.labels["time"] >= begin].reset_index(drop=True)
-    said = same_predictions(bundle, events, run.features, signals)
+    if bundle.ensemble.config.method != "mean":
+        assert check_ensemble(bundle.until(begin - market.step), run.features, results, run.labels) > 0
+        said = live_predictions(events, signals)
+    else:
+        said = same_predictions(bundle, events, run.features, signals)
     return check_account(bundle, whole, said, run.labels, results, cut)
 
 
@@ -158,7 +197,8 @@ def rests(project, tmp_path_factory):
     "The bundle of a run on the same candles that enters by limit orders."
     market = Market({"SIM": read_table(project / "artifacts/candles/SIM_5m.parquet")}, "5m")
     place, labels = tmp_path_factory.mktemp("rests"), {"entry": "limit_edge", "limit_expiry": 100}
-    test_serving.finished(place, market, "simulated", models=("logistic", "lstm"), labels=labels)
+    learns = {"method": "hedge", "learning_rate": 1.0}
+    test_serving.finished(place, market, "simulated", ("logistic", "lstm"), labels=labels, ensemble=learns)
     assert test_serving.smc(place, "bundle").exit_code == 0
     return place / "artifacts/bundles/5m"
 
@@ -166,7 +206,7 @@ def rests(project, tmp_path_factory):
 def test_limit_orders_live_are_what_was_backtested(rests, holed, tmp_path):
     outage, book = [("2024-02-08 09:02", "2024-02-08 10:31")], tmp_path / "live.sqlite"
     trades = live_as_batch(rests, holed, "2024-02-07", "2024-02-10", outage, (1, 200, 431), book)
-    assert trades >= 8
+    assert trades >= 5
     with LiveStore(book) as store:
         assert not store_faults(store)
         limits = {order.order_id: order.limit_price for order in store.orders()}

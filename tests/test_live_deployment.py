@@ -11,6 +11,7 @@ import test_serving
 
 from smc_ml.candles import Market
 from smc_ml.commands.trading_live import prediction_lines, replayed_prediction
+from smc_ml.live.arms import ARMS, ArmFilter, arm_book, experiment_lines, split_experiment
 from smc_ml.live.config import LiveConfig, RiskConfig, SignalConfig
 from smc_ml.live.feeds.replay import ReplayFeed
 from smc_ml.live.running import LiveRun
@@ -202,3 +203,44 @@ def test_a_bundle_that_breaks_while_one_trades_is_left_in_the_same_close(market,
     assert f"bundle {dear[:12]} is not asked: its settings of costs are not those of the book" in said
     assert "something else" not in said
     assert (b, "rolled_back") in [(one.model_version, one.what) for one in events]
+
+
+async def both_arms(market, bundles, place, span, stop):
+    "Champion and challenger on one feed, until so many closes; what the experiment comes to."
+    experiment, stores, runs = split_experiment("trees"), [], []
+    feed = ReplayFeed(market, *span)
+    for arm, name in zip(ARMS, "ab", strict=True):
+        stores.append(LiveStore(place, arm_book("trees", arm)))
+        filters = (ArmFilter(experiment, arm),)
+        runs.append(await LiveRun.begin(Bundle.load(bundles[name]), feed, stores[-1], filters=filters))
+    runs[0].beside.append(runs[1])
+    count = 0
+    async with feed:
+        async for _ in runs[0].closes(feed):
+            count += 1
+            if count == stop:
+                break
+    told = [store.signals() for store in stores], [store.predictions() for store in stores]
+    lines = experiment_lines(experiment, dict(zip(ARMS, stores, strict=True)))
+    counts = [len(store.equity()) for store in stores]
+    for store in stores:
+        store.close()
+    return *told, counts, lines
+
+
+def test_each_arm_trades_its_decisions_on_its_own_account(market, bundles, tmp_path):
+    span = "2024-02-07 02:00", "2024-02-07 05:30"
+    asyncio.run(both_arms(market, bundles, tmp_path / "live.sqlite", span, 10))
+    signals, said, counts, lines = asyncio.run(
+        both_arms(market, bundles, tmp_path / "live.sqlite", span, None)
+    )
+    experiment, wanted = split_experiment("trees"), 0
+    assert counts == [42, 42] and len(said[0]) == len(said[1]) > 3  # both say what they think of all
+    for one, other in zip(*signals, strict=True):
+        assert one.key == other.key and one.model_version != other.model_version
+        if one.side != "NEUTRAL":
+            wanted += 1
+            acts = ARMS[0] if one.acted_on else ARMS[1]
+            assert one.acted_on != other.acted_on and experiment.arm(one.key) == acts
+    assert wanted > 1
+    assert [line.split(":")[0] for line in (lines[0], lines[1], lines[-1])] == [*ARMS, "trees"]

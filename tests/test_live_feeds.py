@@ -1,6 +1,7 @@
 """Feeds of exchanges on loopback: whatever fails, the candles are the file's, or what is missing is said."""
 
 import asyncio
+import json
 import os
 import time
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import ccxt.pro  # noqa: F401  a second that should not pass while a market's cl
 import numpy as np
 import pandas as pd
 import pytest
+from aiohttp import web
 from conftest import MARKET
 from exchange_servers import FaultSchedule, OandaServer
 from streaming_servers import HeldClock, Script, StreamingServer
@@ -285,6 +287,81 @@ def test_a_brokers_candles_come_at_their_closes_and_weekends_are_not_waited_for(
     pd.testing.assert_frame_equal(table, served, check_freq=False, check_exact=True)
     assert (table.index[1:] - table.index[:-1]).max() > pd.Timedelta("40h") and state.missing <= 4
     assert all(notice.level == "info" and SECRET not in notice.what for notice in notices)
+
+
+class PriceServer:
+    "A broker's price stream: falls silent, ends, is refused, and then goes on."
+
+    def __init__(self, clock: MarketClock, account: str):
+        self.clock, self.path, self.connections = clock, f"/v3/accounts/{account}/pricing/stream", 0
+
+    def line(
+        self, bid: float = 1.1, ask: float = 1.1002, instrument: str = "EUR_USD", ahead: str = "0s"
+    ) -> str:
+        time = self.clock.now() + pd.Timedelta(ahead)
+        told = {"type": "PRICE", "instrument": instrument, "time": f"{time.value // 10**9}.000000000"}
+        sides = {"bids": [{"price": f"{bid:.5f}"}], "asks": [{"price": f"{ask:.5f}"}], "tradeable": True}
+        return json.dumps(told | sides)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        assert request.headers["Authorization"] == f"Bearer {SECRET}" and request.path == self.path
+        assert request.query["instruments"] == "EUR_USD"
+        self.connections += 1
+        if self.connections == 3:
+            return web.Response(status=503)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        wrong = (
+            "{",
+            "[]",
+            self.line(1.2, 1.1),
+            self.line(instrument="GBP_USD"),
+            self.line(1.3, 1.4, ahead="9D"),
+        )
+        for line in wrong if self.connections == 1 else ():
+            await response.write(f"{line}\n".encode())
+        for _ in range(10_000 if self.connections > 3 else 10):
+            await response.write(f'{{"type":"HEARTBEAT","time":"1.0"}}\n{self.line()}\n'.encode())
+            await asyncio.sleep(0.02)
+        if self.connections == 1:
+            await asyncio.sleep(30)
+        return response
+
+
+async def priced(euro: pd.DataFrame) -> tuple[Any, ...]:
+    "A broker's candles with its price stream beside them."
+    clock = HeldClock(euro.index[100] + pd.Timedelta("30min"), 18_000.0)  # 200 ms a candle
+    config = LiveConfig(close_wait=360.0, clock_skew=3000.0)
+    prices = PriceServer(clock, OandaServer.account)
+    app = web.Application()
+    app.router.add_get("/{any:.*}", prices.handle)
+    running = web.AppRunner(app, shutdown_timeout=0.1)
+    await running.setup()
+    site = web.TCPSite(running, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{running.addresses[0][1]}"
+    with OandaServer({("EUR_USD", "1h"): euro}, now=clock.now, token=SECRET) as server:
+        rules = {"config": config, "retry": QUICK, "base_url": server.url, "clock": clock}
+        feed = OandaFeed(["EUR/USD"], "1h", **rules, stream_url=url, heartbeat_limit=0.3)
+        await feed.history(5)
+        clock.go()
+        given = await taken(feed, euro.index[112], ["EUR/USD"])
+        expected = server.expected("EUR_USD", "1h")
+    await running.cleanup()
+    return given, expected, feed, prices
+
+
+def test_a_brokers_price_stream_tells_that_it_lives_and_makes_no_candle(market, monkeypatch):
+    monkeypatch.setenv(TOKEN, SECRET)
+    given, expected, feed, prices = asyncio.run(priced(broker_candles()))
+    table, said = table_of(given, "EUR/USD"), " ".join(notice.what for notice in feed.notices())
+    served = expected[(expected.index >= table.index[0]) & (expected.index <= table.index[-1])]
+    pd.testing.assert_frame_equal(table, served, check_freq=False, check_exact=True)
+    assert "not a word for 0.3 s" in said and "the stream is back" in said
+    assert feed.state.reconnects >= 2 and prices.connections >= 4 and feed.state.refused == 5
+    quote = feed.quotes["EUR/USD"]
+    assert list(feed.quotes) == ["EUR/USD"] and (quote.bid, quote.ask, quote.tradeable) == (1.1, 1.1002, True)
+    assert SECRET not in said
 
 
 def test_waiting_may_be_broken_off_and_symbols_need_not_wait_for_each_other(bitcoin, ether):

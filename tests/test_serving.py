@@ -82,8 +82,9 @@ def finished(root, market, source, models=TRAIN["models"], **sections):
     write_metrics({"auc": 0.5}, root / "headline.json")
     (root / "dvc.yaml").touch()
     settings = {"train": told, "ensemble": {"method": "mean"}} | sections
+    mixed = settings["ensemble"]
     (root / "params.yaml").write_text(yaml.safe_dump(settings))
-    noted = {"params": {"params.yaml": {"ensemble": {"method": "mean"}, "train.lstm": TINY}}}
+    noted = {"params": {"params.yaml": {"ensemble": mixed, "train.lstm": TINY}}}
     stages = dict.fromkeys((*_STAGES, *(f"train@{model}" for model in train.models)), noted)
     (root / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
     return root

@@ -2,10 +2,15 @@
 
 import contextlib
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -31,6 +36,8 @@ from smc_ml.tables import read_table, write_metrics, write_tables
 from smc_ml.tracking.config import DeploymentConfig
 from smc_ml.tracking.deployer import ModelDeployer
 from smc_ml.tracking.drill import DRILLS, _copied, rollback_drill
+from smc_ml.tracking.history import Change
+from smc_ml.tracking.lineage import TrackingError
 from smc_ml.tracking.manager import MLflowManager
 from smc_ml.tracking.slots import BundleSlots
 from smc_ml.writing import write_table
@@ -115,6 +122,59 @@ def test_a_run_is_noted_once_with_all_that_it_rests_on(project, first):
     assert len(run.tags["dvc_lock_md5"]) == 32 and len(run.tags["data_sha256"]) == 64
     elsewhere = MLflowManager(f"sqlite:///{project}/elsewhere/other.db")  # no server is locked: another path
     assert elsewhere.runs() == [] and "only run that was noted" in first["best"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    "The address of a real MLflow server; SMC_MLFLOW_SERVER names the program, of an environment of its own."
+    program, place = os.environ.get("SMC_MLFLOW_SERVER"), tmp_path_factory.mktemp("server")
+    if not program:
+        pytest.skip("SMC_MLFLOW_SERVER names no mlflow with a server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = (
+        "--backend-store-uri",
+        f"sqlite:///{place}/runs.db",
+        "--artifacts-destination",
+        str(place / "files"),
+    )
+    alone = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    command = [program, "server", "--host", "127.0.0.1", "--port", port, "--workers", "1", *where]
+    process = subprocess.Popen(command, env=alone, cwd=place, start_new_session=True)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_real_server_keeps_what_the_database_keeps(project, first, server, tmp_path, monkeypatch):
+    local = MLflowManager(root=project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    there = tracked(project)
+    assert there["new"] and not tracked(project)["new"]
+    manager = MLflowManager(root=project)
+    (run,) = [one for one in manager.runs() if one.run_id == there["run"]]
+    (same,) = [one for one in local.runs() if one.run_id == first["run"]]
+    assert (run.params, run.metrics, run.tags) == (same.params, same.metrics, same.tags)
+    version = manager.version("5m", there["version"])
+    pd.testing.assert_frame_equal(
+        manager.judged(version), local.judged(local.version("5m", first["version"]))
+    )
+    assert (manager.fetch(version, tmp_path / "5m") / "manifest.json").exists()
+    told = "2030-01-01T00:00:00+00:00", "anna", "promoted to champion", "it is there", "", version.bundle
+    change = replace(Change(1, *told), digest=Change(1, *told).hashed())
+    manager._set_alias("5m", "champion", version.version, change)
+    assert manager.version("5m", "champion").run_id == run.run_id and manager.changes("5m") == [change]
+    gone = MLflowManager("http://anna:secret@127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"^http://127.0.0.1:9: nobody answers there: look at"):
+        gone.runs()
 
 
 def another_run(project, number, probability):

@@ -27,6 +27,7 @@ from .monitoring import monitoring_section, trials_of_run
 from .tracking import SERVED
 from ..config import UserError
 from ..facade.markets import load
+from ..live.arms import ARMS, ArmFilter, arm_book, experiment_lines, split_experiment
 from ..live.broker.stopping import KillSwitch
 from ..live.config import LiveConfig, RiskConfig, SignalConfig
 from ..live.feeds.interface import CandleFeed
@@ -64,6 +65,7 @@ class LiveAsked(NamedTuple):
     book: str | None = None  # account in the database; None: one of the feed's name
     page: bool = True
     port: int | None = None
+    experiment: str | None = None  # its name: champion and candidate trade, each on an account of its own
 
 
 def live_sections(settings: Path) -> tuple[SignalConfig, RiskConfig, LiveConfig, ServiceConfig]:
@@ -227,7 +229,7 @@ async def live_run(
     trials = signals.sharpe_trials or trials_of_run(root)
     signals = signals.model_copy(update={"sharpe_trials": trials})
     bundle = loaded_bundle(root, asked.bundle, say)
-    store = LiveStore(book=asked.book or asked.feed, root=root)
+    store = LiveStore(book=_own_book(asked), root=root)
     switch = KillSwitch(root / "artifacts" / "live" / risk.kill_file)
     if asked.feed == "replay" and (warned := replay_start(bundle, asked.start)[1]):
         say(warned)
@@ -237,8 +239,12 @@ async def live_run(
         check_follows(feed, store)
         find, deployment = partial(find_bundle, root, asked.bundle), deployment_section(settings)
         rules = signals, risk, live
-        run = await LiveRun.begin(bundle, feed, store, *rules, switch, find=find, deployment=deployment)
-        if asked.bundle is None:
+        more: dict[str, Any] = {"switch": switch, "find": find, "deployment": deployment}
+        run = await LiveRun.begin(bundle, feed, store, *rules, **more, filters=_own_filters(asked))
+        if asked.experiment:
+            run.beside.append(await _challenger(asked.experiment, root, feed, bundle, rules, more))
+            opened.callback(run.beside[0].store.close)
+        elif asked.bundle is None:
             opened.enter_context(_followed_slots(run, bundle, root).watching())
         if run.path.processor.unjudged:
             say(run.path.processor.unjudged)
@@ -253,7 +259,42 @@ async def live_run(
         told = monitoring_section(settings), trials_of_run(root)
         seen = watched_live(run, feed, joined[0], joined[1].metrics, *told)
         watch = await opened.enter_async_context(seen)
-        return run_lines(await _followed(run, feed, *joined, watch, say), run)
+        lines = run_lines(await _followed(run, feed, *joined, watch, say), run)
+        if asked.experiment:
+            stores = dict(zip(ARMS, (store, run.beside[0].store), strict=True))
+            lines += experiment_lines(split_experiment(asked.experiment), stores)
+        return lines
+
+
+def _own_book(asked: LiveAsked) -> str:
+    "The book that is shown."
+    if asked.experiment and asked.book:
+        raise UserError("an experiment has a book for each arm, named after it: leave --book out")
+    return arm_book(asked.experiment, ARMS[0]) if asked.experiment else asked.book or asked.feed
+
+
+def _own_filters(asked: LiveAsked) -> tuple[ArmFilter, ...]:
+    "What keeps the champion to its decisions in an experiment; nothing where there is none."
+    return (ArmFilter(split_experiment(asked.experiment), ARMS[0]),) if asked.experiment else ()
+
+
+async def _challenger(
+    name: str, root: Path, feed: CandleFeed, champion: Bundle, rules: tuple[Any, ...], more: dict[str, Any]
+) -> LiveRun:
+    "The other arm: the candidate of `smc deploy`; once its book has begun, the bundle of that."
+    slots, bundle = BundleSlots(root / SERVED / champion.market.timeframe), champion
+    store = LiveStore(book=arm_book(name, ARMS[1]), root=root)
+    if store.last_close() is None:
+        if not (candidate := slots.read().candidate):
+            store.close()
+            raise UserError(
+                "an experiment needs a candidate beside the champion: "
+                "smc deploy promote VERSION --strategy canary brings one"
+            )
+        bundle = find_bundle(root, None, candidate)
+    own = {"find": partial(find_bundle, root, None), "role": ARMS[1]}
+    own |= {"filters": (ArmFilter(split_experiment(name), ARMS[1]),)}
+    return await LiveRun.begin(bundle, feed, store, *rules, **more | own)
 
 
 def _followed_slots(run: LiveRun, bundle: Bundle, root: Path) -> ModelDeployer:

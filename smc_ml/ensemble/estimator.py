@@ -26,6 +26,7 @@ from ..config import ConfigError, UserError
 from .config import EnsembleConfig
 from .conformal import adaptive_bounds
 from smc_ml.ensemble.members import (
+    JUST_AFTER,
     OUTCOME_COLUMNS,
     Members,
     Walk,
@@ -156,7 +157,9 @@ def _outcomes(y: pd.DataFrame, stream: Stream) -> list[tuple[Key, Outcome]]:
                 f"{key.symbol}: event {key.event_id} at {y['time'].iloc[place]} was never observed: "
                 "give its predictions to observe first"
             )
-    outcomes = zip((exit_at.value for exit_at in exits), map(bool, won), map(float, realised), strict=True)
+    whys = y["exit_reason"].tolist() if "exit_reason" in y else [""] * len(y)
+    ends = (end.value + JUST_AFTER * (why == "timeout") for end, why in zip(exits, whys, strict=True))
+    outcomes = zip(ends, map(bool, won), map(float, realised), strict=True)
     return list(zip(keys, (Outcome(*outcome) for outcome in outcomes), strict=True))
 
 # %% ../../nbs/ensemble/16_estimator.ipynb #a433d17a

@@ -42,7 +42,7 @@ def objectives_of(members: Members, mixed: Mixture) -> dict[str, float]:
 
 def over_before(members: Members, time: pd.Timestamp) -> Members:
     "The events that were over at a time; a `PredictionError` where there are none."
-    over = (members.events["exit_at"] <= time).to_numpy()
+    over = members.exits <= time.value
     if not over.any():
         raise PredictionError(f"no event was over at {time}: take a later time")
     return members.rows(over)

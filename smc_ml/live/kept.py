@@ -8,7 +8,7 @@ __all__ = ['PATH_STATES', 'KeptError', 'kept_path', 'kept_bundles', 'restored_pa
 # %% ../../nbs/live/05_kept.ipynb #447642f6
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +18,7 @@ from ..ensemble.estimator import load_ensemble
 from .broker.saved_account import restored_account, saved_account
 from .config import LiveConfig, RiskConfig, SignalConfig
 from .path import LivePath
+from .signals.filters import SignalFilter
 from .signals.served import WantedBundles
 from .store.folders import bytes_as_folder, files_as_bytes, folder_as_bytes
 from ..serving.answering import LivePredictor
@@ -79,6 +80,7 @@ def restored_path(
     live: LiveConfig = LiveConfig(),
     role: str = "champion",
     deployment: DeploymentConfig = DeploymentConfig(),
+    filters: Sequence[SignalFilter] = (),
 ) -> LivePath:
     "The path as it was; a `KeptError` where a bundle that it cannot do without is not there."
     told = json.loads(states["path"])
@@ -87,7 +89,13 @@ def restored_path(
         folder = bytes_as_folder(states["ensemble"], Path(place) / "ensemble")
         bundles = _found_bundles(states, find, folder)
     path = LivePath.going_on(
-        LivePredictor.going_on(bundles[told["bundle"]], calculator), signals, risk, live, role, deployment
+        LivePredictor.going_on(bundles[told["bundle"]], calculator),
+        signals,
+        risk,
+        live,
+        role,
+        deployment,
+        filters,
     )
     path.source.restore(told["served"], bundles)
     for symbol, one in path.decisions.items():

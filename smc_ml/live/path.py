@@ -38,6 +38,7 @@ from smc_ml.live.messages import (
     Signal,
 )
 from .outcomes import OutcomeStream
+from .signals.filters import SignalFilter
 from .signals.processor import SignalProcessor
 from .signals.served import ServedModels, WantedBundles
 from ..patterns.streaming import Candle
@@ -139,10 +140,11 @@ class LivePath:
         live: LiveConfig = LiveConfig(),
         role: str = "champion",
         deployment: DeploymentConfig = DeploymentConfig(),
+        filters: Sequence[SignalFilter] = (),  # before those of the settings
     ):
         last = max(candles.index[-1] for candles in history.values()) + TIMEFRAMES[history.timeframe]
         self.predictor = LivePredictor(bundle.until(last), history)
-        self._connect(signals, risk, live, role, deployment)
+        self._connect(signals, risk, live, role, deployment, filters)
         calculator, columns = self.predictor.calculator, list(bundle.market.columns)
         for symbol, stream in self.decisions.items():
             stream.begin(history[symbol], calculator.symbols[symbol].said)
@@ -157,11 +159,12 @@ class LivePath:
         live: LiveConfig = LiveConfig(),
         role: str = "champion",
         deployment: DeploymentConfig = DeploymentConfig(),
+        filters: Sequence[SignalFilter] = (),
     ) -> Self:
         "A path whose parts have still to be told what they were."
         path = cls.__new__(cls)
         path.predictor = predictor
-        path._connect(signals, risk, live, role, deployment)
+        path._connect(signals, risk, live, role, deployment, filters)
         return path
 
     @property
@@ -176,6 +179,7 @@ class LivePath:
         live: LiveConfig,
         role: str,
         deployment: DeploymentConfig,
+        filters: Sequence[SignalFilter],
     ) -> None:
         "Make all that needs no history."
         self.role, self.live = role, live
@@ -189,6 +193,7 @@ class LivePath:
         self.processor = SignalProcessor(
             [self.source], signals, None, age, labels.minimum_risk, labels=labels
         )
+        self.processor.filters[:0] = filters
         self.broker = PaperBroker(broker_rules(self.bundle, symbols))
         self.engine = ExecutionEngine(self.broker, self.broker.rules, risk)
         self.decisions = {s: DecisionStream(s, base, labels, patterns) for s in sorted(symbols)}

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple, Self
 
@@ -29,6 +29,7 @@ from .feeds.replay import closes
 from .kept import PATH_STATES, kept_path, restored_path
 from .messages import ClosedCandles, Notice
 from .path import CloseResult, LivePath
+from .signals.filters import SignalFilter
 from .signals.served import WantedBundles, wanted_bundles
 from .store.live_store import LiveStore, Written
 from ..serving.answering import history_needed
@@ -135,6 +136,7 @@ class LiveRun:
         self.find = find or only_bundle(path.bundle)
         self.last = store.last_close()  # that was written
         self.count, self.since, self.notices = 0, _Since(), deque[Notice]()
+        self.beside: list[LiveRun] = []  # other books that take the same closes, before this one
         self.deployer: ModelDeployer | None = None  # that says which bundles are asked; None: none changes
         self.seconds: deque[dict[str, float]] = deque(maxlen=10_000)  # of the parts of each close
         self.keeping: deque[float] = deque(maxlen=1000)  # seconds that keeping the path took, after its close
@@ -153,9 +155,10 @@ class LiveRun:
         kept_every: int = 48,
         find: Callable[[str], Bundle] | None = None,  # digest -> bundle, of those that a book knows
         deployment: DeploymentConfig = DeploymentConfig(),
+        filters: Sequence[SignalFilter] = (),  # before those of the settings
     ) -> Self:
         "Go on with what the book holds, or begin one with the feed's history."
-        find, rules = find or only_bundle(bundle), (signals, risk, live, role, deployment)
+        find, rules = find or only_bundle(bundle), (signals, risk, live, role, deployment, filters)
         if store.last_close() is None:
             history = await feed.history(history_needed(bundle))
             path = await asyncio.to_thread(LivePath, bundle, history, *rules)
@@ -219,10 +222,13 @@ class LiveRun:
         gc.freeze()  # what is there stays: no close waits while all of it is looked through
         try:
             async for closed in feed:
+                arrival = arrival_of(closed, feed, self.path.live, self.switch.stopped())
+                for other in self.beside:
+                    if other.last is None or closed.known_at > other.last:
+                        await asyncio.to_thread(other.take, closed, arrival)
                 if self.last is not None and closed.known_at <= self.last:
                     continue
                 self.notices.extend(feed.notices())
-                arrival = arrival_of(closed, feed, self.path.live, self.switch.stopped())
                 arrival = arrival._replace(wanted=self._wanted())
                 yield await asyncio.to_thread(self.take, closed, arrival)
         finally:

@@ -31,6 +31,7 @@ _ALWAYS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # into the JSON of whoever asked for JSON
 }
 _UNLESS_SET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -139,6 +140,10 @@ class MLflowManager:
         except mlflow.exceptions.MlflowException as error:
             first = str(error).strip().splitlines()[0].replace(self.uri, without_password(self.uri))
             shown = without_password(self.uri)
+            if "Max retries exceeded" in first:
+                first = "nobody answers there"
+            elif "status code" in first or "error code" in first:
+                first = first.partition(" Response body")[0].rstrip(". ")
             raise TrackingError(f"{shown}: {first}: look at MLFLOW_TRACKING_URI and the server") from None
         finally:
             os.environ.pop("MLFLOW_TRACKING_URI", None)

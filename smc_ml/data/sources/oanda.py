@@ -214,11 +214,16 @@ class OandaSource(Oanda):
         async for page in paged(ask, start.ceil(step), stop, step, size, self.retry.answers):
             yield page
 
+    async def account_id(
+        self,
+        symbol: str | None = None,  # named in errors
+    ) -> str:
+        "The number of the account that the token belongs to."
+        return await self.ask("/v3/accounts", lambda response: response.json()["accounts"][0]["id"], symbol)
+
     async def _instrument(self, symbol: str) -> str:
         "The broker's name of an instrument, however it is written; an error with names like it."
-        account = await self.ask(
-            "/v3/accounts", lambda response: response.json()["accounts"][0]["id"], symbol
-        )
+        account = await self.account_id(symbol)
         names = await self.ask(
             f"/v3/accounts/{account}/instruments",
             lambda response: [instrument["name"] for instrument in response.json()["instruments"]],

@@ -92,6 +92,8 @@ def _at(url: Any, base: str) -> Any:
 class CandleStream:
     "One connection to the stream of an exchange, for some markets and one timeframe."
 
+    brings_candles, heartbeat = True, None  # silence is measured in candles
+
     def __init__(
         self,
         source: ExchangeSource,  # whose markets are streamed

@@ -77,9 +77,9 @@ def decided_events(decisions: Iterable[Decision]) -> pd.DataFrame:
 
 # %% ../../../nbs/live/signals/00_sources.ipynb #a31448ec
 def resolved_events(outcomes: Sequence[DecisionOutcome]) -> pd.DataFrame:
-    "Outcomes as an ensemble takes them: symbol, time, event_id, exit_at, won, realised_r."
-    facts = pd.DataFrame([(one.exit_at, one.won, one.realised_r) for one in outcomes])
-    facts.columns = pd.Index(["exit_at", "won", "realised_r"])
+    "Outcomes as an ensemble takes them: symbol, time, event_id, exit_at, exit_reason, won, realised_r."
+    facts = pd.DataFrame([(one.exit_at, one.exit_reason, one.won, one.realised_r) for one in outcomes])
+    facts.columns = pd.Index(["exit_at", "exit_reason", "won", "realised_r"])
     return pd.concat([decided_events(one.decision for one in outcomes)[list(EVENT_KEYS)], facts], axis=1)
 
 # %% ../../../nbs/live/signals/00_sources.ipynb #7788011a
