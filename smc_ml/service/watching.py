@@ -241,6 +241,7 @@ class LiveWatch:
         self._candles: dict[str, pd.DataFrame] = {}
         self._typical = pd.Series(dtype=float)
         self._served: dict[str, list[tuple[int, np.ndarray]]] = {}
+        self._names = names
         self._began = self._until = pd.Timestamp(0, tz="UTC")
         self._judged: pd.Timestamp | None = None
         self._task: asyncio.Task[None] | None = None
@@ -288,6 +289,8 @@ class LiveWatch:
     def _serve(self) -> None:
         "Keep the newest rows that were served."
         calculator = self.run.path.predictor.calculator
+        if calculator.names != self._names:  # another bundle answers from this close on
+            self._names, self._served = calculator.names, {}
         for symbol, one in calculator.symbols.items():
             times, values = one.held[calculator.timeframe].last(1)
             rows = self._served.setdefault(symbol, [])
