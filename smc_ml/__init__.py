@@ -62,6 +62,7 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "create_compute_config": "smc_ml.compute.config",
     "MLflowManager": "smc_ml.tracking.manager",
     "ExperimentManager": "smc_ml.tracking.experiments",
+    "BundleRegistry": "smc_ml.tracking.promoting",
     "ModelDeployer": "smc_ml.tracking.deployer",
     "create_deployment_config": "smc_ml.tracking.config",
     "Ensemble": "smc_ml.ensemble.estimator",
@@ -161,6 +162,7 @@ if TYPE_CHECKING:  # read by editors, never run; written by tools/names.py
     from smc_ml.tracking.deployer import ModelDeployer as ModelDeployer
     from smc_ml.tracking.experiments import ExperimentManager as ExperimentManager
     from smc_ml.tracking.manager import MLflowManager as MLflowManager
+    from smc_ml.tracking.promoting import BundleRegistry as BundleRegistry
 
 
 def __getattr__(name: str) -> Any:

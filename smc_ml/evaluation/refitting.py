@@ -6,7 +6,7 @@
 __all__ = ['FitAgain', 'NextFit', 'RefitError', 'never', 'by_calendar', 'on_alarms', 'RefitPlan', 'RefitWalk', 'refit_walk',
            'week_moves', 'weeks_in_order', 'interval_by_weeks']
 
-# %% ../../nbs/evaluation/11_refitting.ipynb #a7c9032a
+# %% ../../nbs/evaluation/11_refitting.ipynb #39adc218
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import pandas as pd
 from ..config import UserError
 from .intervals import Interval, day_blocks, jackknife_interval, left_out_sums
 
-# %% ../../nbs/evaluation/11_refitting.ipynb #be79235d
+# %% ../../nbs/evaluation/11_refitting.ipynb #376adb44
 class RefitError(UserError):
     "A walk that cannot begin."
 
@@ -27,7 +27,7 @@ FitAgain = Callable[[np.ndarray], _Told]  # positions of events to learn from â†
 # what it says of a time must rest on outcomes that were known by then
 NextFit = Callable[[pd.Timestamp, pd.DataFrame], pd.Timestamp | None]
 
-# %% ../../nbs/evaluation/11_refitting.ipynb #089f0196
+# %% ../../nbs/evaluation/11_refitting.ipynb #734e7a03
 def never(last: pd.Timestamp, told: pd.DataFrame) -> None:
     "The first fit stays."
 
@@ -64,14 +64,14 @@ class RefitPlan(NamedTuple):
     following: NextFit = never
     window: pd.Timedelta | None = None  # of the events learnt from; None: all
 
-# %% ../../nbs/evaluation/11_refitting.ipynb #2fec660c
+# %% ../../nbs/evaluation/11_refitting.ipynb #6f951dbd
 class RefitWalk(NamedTuple):
     "What a plan came to."
 
     events: (
         pd.DataFrame
     )  # those since the first fit, by time: position, time, exit_at, won, realised_r, probability
-    fits: pd.DataFrame  # at, learnt: the number of events
+    fits: pd.DataFrame  # fitted_at, learnt: the number of events
 
     @property
     def positions(self) -> np.ndarray:
@@ -120,9 +120,9 @@ def refit_walk(
             raise RefitError(f"{plan.name}: {following} is no fit after that of {at}: name a later time")
         at = following
     told.insert(0, "position", later)
-    return RefitWalk(told, pd.DataFrame(fits, columns=["at", "learnt"]))
+    return RefitWalk(told, pd.DataFrame(fits, columns=["fitted_at", "learnt"]))
 
-# %% ../../nbs/evaluation/11_refitting.ipynb #ca8f88ec
+# %% ../../nbs/evaluation/11_refitting.ipynb #0da0d183
 def week_moves(
     times: pd.Series | pd.DatetimeIndex,  # UTC
     span: tuple[pd.Timestamp, pd.Timestamp],  # in which weeks are whole; times outside it stay
