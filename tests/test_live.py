@@ -16,8 +16,11 @@ from smc_ml.config import UserError
 from smc_ml.ensemble.estimator import Ensemble
 from smc_ml.ensemble.running import Key
 from smc_ml.features.table import feature_tables
+from smc_ml.live.broker.walking import market_closes
 from smc_ml.live.config import LiveConfig, RiskConfig, SignalConfig
 from smc_ml.live.feeds.replay import ReplayFeed
+from smc_ml.live.kept import kept_path
+from smc_ml.live.path import LivePath
 from smc_ml.live.running import LiveError, LiveRun
 from smc_ml.live.store.checking import store_faults
 from smc_ml.live.store.live_store import LiveStore
@@ -213,6 +216,30 @@ def test_limit_orders_live_are_what_was_backtested(rests, holed, tmp_path):
         entries = [fill for fill in store.fills() if fill.what == "entry"]
         inside = [fill for fill in entries if fill.price == limits[fill.order_id]]
         assert 0 < len(inside) <= len(entries) < len(limits)
+
+
+def test_what_is_no_new_closed_candle_is_refused_and_nothing_has_changed(bundled, holed):
+    begin = pd.Timestamp("2024-02-07", tz="UTC")
+    path = LivePath(Bundle.load(bundled), holed.map(lambda candles: candles[candles.index < begin]))
+    closes = list(market_closes(holed.map(lambda candles: candles[candles.index >= begin][:4])))
+    for closed in closes[:3]:
+        path.take(closed)
+    before, (row,) = kept_path(path), closes[3].candles.values()
+    last = closes[2].candles["SIM"]
+    for wrong in (
+        closes[0],  # of the past
+        closes[2],  # twice
+        closes[2]._replace(candles={"SIM": last | {"close": last["high"]}}),  # twice, with another close
+        closes[3]._replace(known_at=closes[3].known_at - pd.Timedelta("1min")),  # open still
+        closes[3]._replace(known_at=closes[3].known_at + path.step),  # called by another close's name
+        closes[3]._replace(candles={"SIM": row | {"high": np.nan}}),
+        closes[3]._replace(candles={"SIM": row | {"high": row["low"] / 2}}),
+    ):
+        with pytest.raises(UserError):
+            path.take(wrong)
+        assert kept_path(path) == before
+    old = path.take(closes[3], closes[3].known_at + pd.Timedelta("11min"))
+    assert not old.orders and all(signal.side == "NEUTRAL" for signal in old.signals)
 
 
 def test_a_book_has_one_writer_and_one_end(bundled, holed, tmp_path):

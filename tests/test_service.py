@@ -300,6 +300,45 @@ def test_what_is_deployed_is_made_from_the_lists():
     assert done.returncode == 0, done.stdout
 
 
+def instructions(text):
+    "The instructions of a Dockerfile, by name, in order."
+    lines = re.sub(r"\\\n", " ", re.sub(r"(?m)^#.*\n", "", text)).splitlines()
+    return [tuple(line.split(maxsplit=1)) for line in lines if line.strip()]
+
+
+def test_the_image_is_made_of_what_is_there_and_runs_as_nobody():
+    text, settings = (ROOT / "deploy/Dockerfile").read_text(), (ROOT / "settings.ini").read_text()
+    steps, lock = instructions(text), (ROOT / "requirements.lock").read_text()
+    told = {name: [value for other, value in steps if other == name] for name, _ in steps}
+    python = re.search(r"min_python = (\S+)", settings)[1]
+    assert told["FROM"] == [f"python:{python}-slim-bookworm"]
+    kept = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    copied = {source for line in told["COPY"] for source in line.split()[:-1]}
+    assert kept[0] == "*" and {line[1:] for line in kept if line.startswith("!")} == copied
+    assert all((ROOT / source).exists() for source in copied)
+    for pattern in re.findall(r"grep -oE '([^']+)'", text):  # versions that it takes from there
+        assert re.search(pattern, lock if "uv" in pattern else settings, re.MULTILINE), pattern
+    assert "--require-hashes -r requirements.lock" in text
+    order = [name for name, _ in steps]
+    assert (
+        told["USER"] == ["smc"]
+        and "useradd" in text
+        and order.index("USER") > max(place for place, name in enumerate(order) if name == "RUN")
+    )
+    assert not re.search("TOKEN|PASSWORD|SECRET", text) and json.loads(told["ENTRYPOINT"][0]) == ["smc"]
+    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
+    service, port = compose["services"]["service"], told["EXPOSE"][0]
+    assert f":{port}/health" in text and service["ports"] == [f"127.0.0.1:{port}:{port}"]
+    cache = re.search(r"NUMBA_CACHE_DIR=(\S+)", text)[1]  # where nothing can be written nothing compiles
+    assert (
+        service["read_only"]
+        and f"compiled:{cache}" in service["volumes"]
+        and "compiled" in compose["volumes"]
+    )
+    for one in compose["services"].values():
+        assert "build" in one or re.fullmatch(r"[\w/]+:v?\d[\w.-]*", one["image"]), one
+
+
 def test_the_compose_file_opens_nothing_and_holds_no_secret():
     compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
     assert set(compose["services"]) == {"service", "database", "prometheus", "grafana"}

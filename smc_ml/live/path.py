@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CloseResult', 'recorded_predictions', 'numbered', 'broker_rules', 'PathError', 'check_asks_for_no_context',
-           'LivePath']
+           'check_one_close', 'LivePath']
 
 # %% ../../nbs/live/04_path.ipynb #f83b136e
 import hashlib
@@ -128,6 +128,16 @@ def check_asks_for_no_context(bundle: Bundle) -> None:
         )
 
 
+def check_one_close(closed: ClosedCandles, step: pd.Timedelta) -> None:
+    "Raise a `PathError` for a candle that does not end at the close it is given for: open, or another's."
+    for symbol, candle in closed.candles.items():
+        if candle["open_time"] + step != closed.known_at:
+            raise PathError(
+                f"{symbol}: the candle of {candle['open_time']} does not close at {closed.known_at}: "
+                "give closed candles, one close at a time"
+            )
+
+
 class LivePath:
     "A bundle, a market, an account: all of it at each close."
 
@@ -217,7 +227,11 @@ class LivePath:
         self._moved += self.source.serve(wanted, close, load)
 
     def take(self, closed: ClosedCandles, now: pd.Timestamp | None = None) -> CloseResult:
-        "Go on by one close; now: by the clock, for the age limit; None: the close itself."
+        """Go on by one close; now: by the clock, for the age limit; None: the close itself.
+
+        A candle that does not close then is refused, and nothing has changed.
+        """
+        check_one_close(closed, self.step)
         marks = [perf_counter()]
         columns = ("open_time", *self.source.columns)
         candles = {

@@ -23,7 +23,6 @@ from smc_ml.monitoring.wealth import (
     paired_blocks,
     paired_test,
     weeks_needed,
-    within_reach,
 )
 
 # %% ../../nbs/monitoring/12_experiments.ipynb #752f324f
@@ -189,12 +188,10 @@ def compare_arms(
 def _over_base(
     experiment: Experiment, events: pd.DataFrame, config: ExperimentConfig
 ) -> tuple[float, float, float]:
-    "Gain of the challenger, as it was tested, over the base rate that was known, with its bounds."
-    won = events["won"].to_numpy(bool)
-    held = within_reach(events[experiment.challenger], events[experiment.champion], config.reach, config.clip)
-    own = events[experiment.challenger] if experiment.mode == "split" else held
+    "Gain of the challenger, as it serves once it is promoted, over the base rate, with its bounds."
+    won, own = events["won"].to_numpy(bool), events[experiment.challenger].to_numpy(float)
     base = log_losses(known_base_rate(events), won, config.clip)
-    gain = pd.Series(base - log_losses(np.asarray(own, float), won, config.clip))
+    gain = pd.Series(base - log_losses(own, won, config.clip))
     band = confidence_sequence(
         gain.groupby(exit_blocks(events["exit_at"], config.horizon_hours)).mean(), config.error
     )
@@ -216,7 +213,9 @@ def _decided(
     if events < config.fewest_events:
         return "wait", f"too early: {events} of {config.fewest_events} events"
     if won and not result.over_base[1] > 0:
-        return "keep", f"{one.challenger} beats {one.champion}, but is not shown to beat the base rate: keep"
+        told = f"{one.challenger} beats {one.champion}, but is not shown to beat the base rate"
+        open_still = result.over_base[2] > 0 and weeks < config.most_weeks
+        return ("wait", f"go on: {told} yet") if open_still else ("keep", f"{told}: keep {one.champion}")
     if won:
         odds = f", {test.evidence:.0f} to 1" if test else ""
         return "promote", f"promote {one.challenger}: {shown}{odds}, and it beats the base rate"

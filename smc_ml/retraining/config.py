@@ -24,7 +24,7 @@ class RetrainingConfig(Section):
     )
     on_drift: Literal["never", "concept", "any"] = Field(
         "any",
-        description="alarm of drift that starts one: of the predictions' loss alone, or of features too",
+        description="alarm of drift that starts one: of the loss of predictions, or of features too",
     )
     rest_days: float = Field(7.0, ge=0, description="time after one in which no alarm starts another, days")
     grace_hours: float = Field(12.0, gt=0, description="how late a due time may still be begun, hours")
@@ -50,6 +50,7 @@ class RetrainingConfig(Section):
         0.01, gt=0, lt=1, description="chance at which a run whose null markets are empty is refused"
     )
     shadow: bool = Field(True, description="whether it has to beat the champion on live events, unseen")
+    book: str = Field("", description="book of smc live whose events decide; empty: the only one there is")
     shadow_weeks: float = Field(26.0, gt=0, description="after which a shadow without a winner ends, weeks")
 
     @field_validator("cron")

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from ..config import UserError
 from ..live.store.engines import database_place
 from ..live.store.live_store import LiveStore
 from ..monitoring.config import ExperimentConfig
@@ -262,10 +263,23 @@ def shadow_champion(context: StepContext) -> StepAnswer:
     return _decide(context, champion)
 
 
+def _live_events(context: StepContext, champion: str) -> pd.DataFrame:
+    "The live events that both have scored since the shadow began; a `RetrainingError` for unclear books."
+    place, book = database_place(root=context.root), context.config.book
+    with LiveStore(place) as store:
+        books = store.books()
+    if not book and len(books) > 1:
+        raise RetrainingError(f"there are the books {', '.join(books)}: say which decides: retraining.book")
+    with LiveStore(place, book or "".join(books) or "main") as store:
+        return shadow_events(store.resolved(since=context.began), champion, context.facts["digest"])
+
+
 def _decide(context: StepContext, champion: str) -> StepAnswer:
     "What live events say by now."
-    with LiveStore(database_place(root=context.root)) as store:
-        events = shadow_events(store.resolved(since=context.began), champion, context.facts["digest"])
+    try:
+        events = _live_events(context, champion)
+    except UserError as error:  # which a person can put right while the shadow goes on
+        return StepAnswer(str(error), then="waiting")
     over = context.now - context.began > pd.Timedelta(weeks=context.config.shadow_weeks)
     if not len(events):
         said = "no live event was resolved for both bundles yet"
@@ -334,14 +348,11 @@ def follow_rollback(
     when: pd.Timestamp,
 ) -> str:
     "Make the bundle that serves champion again where the service went back to it; one sentence, or nothing."
-    history, champion = slots.history(), registry.alias(CHAMPION)
-    serves = slots.read().champion
-    if (
-        not history
-        or champion is None
-        or history[-1].what != "rolled back"
-        or serves in ("", champion.bundle)
-    ):
+    history, serves = slots.history(), slots.read().champion
+    if not history or history[-1].what != "rolled back" or not serves:
+        return ""
+    champion = registry.alias(CHAMPION)
+    if champion is None or serves == champion.bundle:
         return ""
     registry.go_back(serves, AUTOMATIC, history[-1].why, when)
     return f"back to {serves[:12]}: {history[-1].why}"

@@ -140,7 +140,7 @@ class BundlePanel:
     ):
         self.config, self.worker = config, worker
         self.records: dict[str, CallRecord] = {}
-        self.bets: dict[tuple[str, str], WorseBet] = {}
+        self.bets: dict[tuple[str, ...], WorseBet] = {}  # by `_compared_as`
         self.losses: dict[str, tuple[int, float]] = {}  # by digest: resolved outcomes, sum of log-losses
         self.told: dict[str, dict[tuple[Any, ...], float]] = {}  # by digest and event: what is not resolved
 
@@ -223,7 +223,7 @@ class BundlePanel:
     def _shadows(self, pointer: SlotPointer) -> Iterator[str]:
         "Bundles that answer every event, acted on or not, so that outcomes compare them."
         new, old = compared_bundles(pointer)
-        bet = self.bets.get((new, old))
+        bet = self.bets.get(_compared_as(pointer))
         if old and (pointer.candidate or (bet.events if bet else 0) < self.config.trial):
             yield from (new, old)
 
@@ -253,7 +253,8 @@ class BundlePanel:
             self.losses[digest] = count + 1, total + loss
         new, old = compared_bundles(pointer)
         if old and new in said and old in said:
-            self.bets.setdefault((new, old), WorseBet(self.config)).add(said[new], said[old], won)
+            bet = self.bets.setdefault(_compared_as(pointer), WorseBet(self.config))
+            bet.add(said[new], said[old], won)
 
     # what follows
 
@@ -262,7 +263,7 @@ class BundlePanel:
         new, old = compared_bundles(pointer)
         if not new:
             return "", ""
-        bet, record = self.bets.get((new, old)), self.record(new)
+        bet, record = self.bets.get(_compared_as(pointer)), self.record(new)
         failing = record.failing() if not (old and self.record(old).failing()) else ""  # else it is the data
         why = failing or record.slow() or (bet.wrong() if bet else "")
         return (new, why) if why else ("", "")
@@ -289,12 +290,17 @@ class BundlePanel:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         "Go on from what `state` gave."
-        self.bets = {(new, old): WorseBet(self.config).restore(one) for new, old, one in state["bets"]}
+        self.bets = {tuple(pair): WorseBet(self.config).restore(one) for *pair, one in state["bets"]}
         self.losses = {digest: (count, total) for digest, (count, total) in state["losses"].items()}
         self.told = {
             digest: {(name, pd.Timestamp(at, tz="UTC"), number): said for name, at, number, said in rows}
             for digest, rows in state["told"].items()
         }
+
+
+def _compared_as(pointer: SlotPointer) -> tuple[str, ...]:
+    "Which bundles are compared, and as what: what a candidate has shown is no trial of a champion."
+    return (*compared_bundles(pointer), "candidate" if pointer.candidate else "champion")
 
 
 def compared_bundles(pointer: SlotPointer) -> tuple[str, str]:
@@ -590,8 +596,8 @@ class ModelDeployer(_Following):
         log_loss (nats), and against the bundle it is compared with: difference in log-loss and the
         always-valid p-value of being worse. NaN where nothing is known.
         """
-        new, old = compared_bundles(self.served.pointer)
-        bet = self.panel.bets.get((new, old))
+        new, _ = compared_bundles(self.served.pointer)
+        bet = self.panel.bets.get(_compared_as(self.served.pointer))
         rows = []
         for digest, record in self.panel.records.items():
             (resolved, total), count = self.panel.losses.get(digest, (0, 0.0)), max(record.answers, 1)
