@@ -329,3 +329,10 @@ def test_workers_that_were_started_elsewhere_and_one_of_other_code(candles, proj
     with pytest.raises(ComputeError, match=r"^worker tcp://\S+ has smc_ml \w+, here it is \w+: install the"):
         symbol_years(candles, tmp_path / "refused", where, FEW, progress=False)
     assert contents(tmp_path / "refused") == {}
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_of_this_machine_keep_free_memory(monkeypatch):
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)  # another cluster sets it in this process
+    with computing(ComputeConfig(backend="dask", workers=1, wait_seconds=60)):
+        assert on_workers(os.getenv, ["MALLOC_TRIM_THRESHOLD_"], progress=False) == [None]

@@ -83,16 +83,17 @@ def _on_loky(config: ComputeConfig, stack: ExitStack) -> None:
 # %% ../../nbs/compute/01_computing.ipynb #1dbbb504
 def _on_dask(config: ComputeConfig, stack: ExitStack) -> None:
     "A dask cluster: the one at the address, or one of this machine for as long as it is needed."
+    import dask
     from distributed import Client, LocalCluster
 
     where: Any = config.address
     if where is None:
         count, here = config.workers or cpu_count(), "127.0.0.1"
-        where = stack.enter_context(
-            LocalCluster(
+        with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}):
+            cluster = LocalCluster(
                 n_workers=count, threads_per_worker=1, host=here, dashboard_address=None, silence_logs=50
             )
-        )
+        where = stack.enter_context(cluster)
     try:
         client = stack.enter_context(Client(where, timeout=config.wait_seconds, set_as_default=False))
         client.wait_for_workers(1, timeout=config.wait_seconds)
