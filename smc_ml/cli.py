@@ -666,15 +666,15 @@ def retrain_schedule(
     check: Annotated[bool, typer.Option("--check", help="only say when it is due")] = False,
     settings: SettingsFileOption = Path("params.yaml"),
 ) -> None:
-    "Keep the schedule: begin what is due, take up what is open; until it is stopped."
+    "Keep the schedule: begin what is due or what alarms ask for, take up what is open; until stopped."
     with _retraining(settings) as desk:
-        from smc_ml.commands.retraining import keep_schedule, next_lines
+        from smc_ml.commands.retraining import alarm_settings, keep_schedule, next_lines
 
         print(*next_lines(desk), sep="\n", flush=True)
         if check:
             print(next_step("smc retrain schedule", "keep it"))
             return
-        for line in keep_schedule(desk):
+        for line in keep_schedule(desk, monitoring=alarm_settings(settings)):
             print(line, flush=True)
 
 # %% ../nbs/11_cli.ipynb #d1edb8c5
