@@ -184,7 +184,7 @@ def test_the_account_is_that_of_the_backtest(rough, name):
         assert (expected.trades["funding"] != 0).any()
 
 
-LIMITS = LABELS.model_copy(update={"entry": "limit_edge", "limit_expiry": 220})
+LIMITS = LABELS.model_copy(update={"entry": "limit_edge", "limit_expiry": 220, "minimum_bars": 0})
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,9 @@ from postgres import postgres, postgres_url  # noqa: F401
 from typer.testing import CliRunner
 
 from smc_ml.cli import app
+from smc_ml.commands.retraining import keep_schedule, live_alarms
+from smc_ml.live.messages import Decision, Prediction, PredictionOutcome
+from smc_ml.live.store.live_store import LiveStore
 from smc_ml.retraining.book import OpenRun, RetrainingBook
 from smc_ml.retraining.children import left_over
 from smc_ml.retraining.config import RetrainingConfig
@@ -244,6 +247,46 @@ def test_of_several_that_want_a_lease_or_a_due_time_one_gets_it(where, tmp_path,
     assert book.lease("5m", "later", DUE + pd.Timedelta(seconds=60), 60) == ""  # of a dead owner
     assert book.open_run("5m") == RUN
     book.close()
+
+
+def test_what_the_live_path_predicts_worse_than_the_base_rate_begins_a_retraining(tmp_path):
+    messages, none = [], float("nan")
+    for number in range(160):
+        at = DUE + pd.Timedelta(hours=12 * number)
+        decision = Decision("SIM", at, number, 1, "fvg", "5m", at, at, 2.0, 1.0, 0.9, 1.0)
+        told = (
+            decision.key,
+            "ab" * 32,
+            "SIM",
+            "5m",
+            at,
+            "champion",
+            0.9,
+            none,
+            none,
+            0.1,
+            0.0,
+            {},
+            "",
+            "",
+            decision,
+        )
+        ended, won = at + pd.Timedelta(hours=3), number % 10 == 0
+        one = Prediction(*told)
+        became = ended, at, ended, "win" if won else "loss", won, 1.0 if won else -1.0
+        messages += [one, PredictionOutcome(one.prediction_id, *became)]
+    with LiveStore(root=tmp_path, book="binance") as store:
+        store.write(*messages)
+    steps = {"train": lambda context: StepAnswer(context.cause)}
+    config = RetrainingConfig(cron="", book="binance")
+    pipeline = AutomatedTrainingPipeline(tmp_path, config, steps=steps, now=lambda: at)
+    alarms = live_alarms(pipeline)
+    assert {(one.metric, one.level) for one in alarms} >= {("base_rate", "degraded")}
+    pipeline.follow_service = lambda: ""  # there is no registry
+    (line,) = keep_schedule(pipeline, rounds=1)
+    assert line.endswith("promoted: performance"), line
+    assert list(keep_schedule(pipeline, rounds=1)) == []  # once
+    pipeline.close()
 
 
 def test_the_command_says_when_it_is_due_and_what_never_is(project, monkeypatch):

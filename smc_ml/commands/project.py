@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -122,4 +123,5 @@ def _set_value(settings: dict, change: str) -> None:
         here = here.get(name) if isinstance(here, dict) else None
     if not isinstance(here, dict) or (last not in here and len(above) == 1 and above[0] not in settings):
         raise ConfigError(f"{key}: no such setting: smc check names the known ones")
-    here[last] = yaml.safe_load(text)
+    value = yaml.safe_load(text)
+    here[last] = text if isinstance(value, date) else value  # dates are texts in the settings

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Step', 'RETRAINING_STEPS', 'StepContext', 'StepAnswer', 'remove_worktree', 'make_worktree', 'train_again',
            'bundle_again', 'smoke_test', 'latency_test', 'parity_test', 'null_test', 'register_challenger',
-           'shadow_events', 'shadow_champion', 'promote_challenger', 'follow_rollback']
+           'shadow_events', 'shadow_champion', 'live_outcomes', 'promote_challenger', 'follow_rollback']
 
 # %% ../../nbs/retraining/05_steps.ipynb #333b700e
 import os
@@ -263,21 +263,26 @@ def shadow_champion(context: StepContext) -> StepAnswer:
     return _decide(context, champion)
 
 
-def _live_events(context: StepContext, champion: str) -> pd.DataFrame:
-    "The live events that both have scored since the shadow began; a `RetrainingError` for unclear books."
-    place, book = database_place(root=context.root), context.config.book
+def live_outcomes(
+    root: Path,  # of the project
+    book: str = "",  # empty: the only one there is
+    since: pd.Timestamp | None = None,  # of the exit
+) -> pd.DataFrame:
+    "Live predictions with their outcomes; a `RetrainingError` where it is unclear which book is meant."
+    place = database_place(root=root)
     with LiveStore(place) as store:
         books = store.books()
     if not book and len(books) > 1:
         raise RetrainingError(f"there are the books {', '.join(books)}: say which decides: retraining.book")
     with LiveStore(place, book or "".join(books) or "main") as store:
-        return shadow_events(store.resolved(since=context.began), champion, context.facts["digest"])
+        return store.resolved(since=since)
 
 
 def _decide(context: StepContext, champion: str) -> StepAnswer:
     "What live events say by now."
     try:
-        events = _live_events(context, champion)
+        seen = live_outcomes(context.root, context.config.book, context.began)
+        events = shadow_events(seen, champion, context.facts["digest"])
     except UserError as error:  # which a person can put right while the shadow goes on
         return StepAnswer(str(error), then="waiting")
     over = context.now - context.began > pd.Timedelta(weeks=context.config.shadow_weeks)
