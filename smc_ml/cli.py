@@ -360,15 +360,17 @@ def run_bundling(
     epilog=examples(
         "smc monitor              # every day since the first prediction of the last run",
         "smc monitor --alarms 4   # four false alarms a month are fine",
+        "smc monitor --book replay   # what was said of a live run, on a page",
     ),
 )
 def run_monitoring(
     alarms: Annotated[
-        float, typer.Option(help="false alarms of drift a month that one looks at", min=0.1, max=10)
-    ] = 1.0,
-    family: Annotated[str, typer.Option(help="family of features that is watched")] = "smc",
+        float | None, typer.Option(help="false alarms of drift a month that one looks at", min=0.1, max=10)
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="family of features that is watched")] = None,
+    book: Annotated[str | None, typer.Option(help="of a live run, such as replay")] = None,
 ) -> None:
-    """Is the last run still what it was?
+    """Is the last run, or a live one, still what it was?
 
     Broken columns, drift of the features, performance of what is resolved: a page, and its gist here.
     """
@@ -377,7 +379,7 @@ def run_monitoring(
         _hold()
         from smc_ml.commands.monitoring import monitored
 
-        print(*monitored(root, alarms, family), sep="\n")
+        print(*monitored(root, alarms, family, book), sep="\n")
         print(next_step("smc report", "what its models are worth"))
 
 

@@ -137,18 +137,23 @@ def test_the_section_of_a_settings_file(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    "A folder with the artifacts of a small simulated run that controls and tuning read."
+def stored(tmp_path_factory):
+    "A folder with the candles of a small simulated market, as the collect stage leaves them."
     root = tmp_path_factory.mktemp("project")
     simulated = simulate_market(["A"], "2024-01-01", "2024-02-01", SimulationConfig(edge=0.4))
-    market = Market({symbol: one.candles for symbol, one in simulated.items()}, "5m")
-    events = events_of(market)
-    for symbol, table in market.items():
-        write_candles(table, candles_path(root / "artifacts/candles", symbol, "5m"), "5m")
-    write_tables(events.features, root / "artifacts/features")
-    write_tables({"labels": events.labels}, root / "artifacts/labels")
-    write_catalogue(events.catalogue, root / "artifacts/catalogue.json")
+    for symbol, one in simulated.items():
+        write_candles(one.candles, candles_path(root / "artifacts/candles", symbol, "5m"), "5m")
     return root
+
+
+@pytest.fixture(scope="module")
+def project(stored):
+    "The same with the artifacts of a run that tuning reads."
+    events = events_of(read_market(stored / "artifacts/candles"))
+    write_tables(events.features, stored / "artifacts/features")
+    write_tables({"labels": events.labels}, stored / "artifacts/labels")
+    write_catalogue(events.catalogue, stored / "artifacts/catalogue.json")
+    return stored
 
 
 SMALL = PipelineSettings(train={"models": ["logistic"]}, splits=SplitsConfig(n_folds=2))
@@ -186,13 +191,14 @@ def drift(market: Market, folder: Path) -> dict[str, float]:
 @pytest.mark.parametrize(
     "judge", [drift, pytest.param(JUDGE, marks=pytest.mark.slow)], ids=["quick", "whole"]
 )
-def test_controls_are_the_same_here_and_on_a_cluster(project, cluster, tmp_path, judge):
+def test_controls_are_the_same_here_and_on_a_cluster(stored, cluster, tmp_path, judge):
     places = [("here", None), ("there", cluster)]
-    here, there = (judged(project, tmp_path / name, where, judge) for name, where in places)
+    here, there = (judged(stored, tmp_path / name, where, judge) for name, where in places)
     pd.testing.assert_frame_equal(here, there, check_exact=True)
     assert contents(tmp_path / "here") == contents(tmp_path / "there") != {}
 
 
+@pytest.mark.slow
 def test_a_study_is_the_same_here_and_on_a_cluster(project, cluster, tmp_path):
     two = cluster.model_copy(update={"workers": 2})
     found = [tuned(project, tmp_path / str(place), where) for place, where in enumerate([HERE, two])]

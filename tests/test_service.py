@@ -246,6 +246,7 @@ def test_the_page_shows_what_the_database_holds(store, tmp_path):
         assert cells(page, "models")[0][4:6] == ["59.3 % (58.0 % to 60.7 %)", "57.6 %"]
         assert cells(page, "importance")[0][1] == "order book imbalance"
         assert cells(page, "alerts")[0][1:4] == ["drift", "log volume", "warning"]
+        assert page.evaluate("document.querySelector('#answer').textContent").endswith("; 1 alarm is on.")
         assert cells(page, "notices")[0][3] == "silent <b>for</b> 10 minutes"
         state = page.evaluate("document.querySelector('#chart').smc.state()")
         candles = store.candles("SIM-A", "5m", newest=1)

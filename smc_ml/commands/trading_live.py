@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..candles import Market, read_market
 from .bundling import BUNDLES
+from .monitoring import monitoring_section, trials_of_run
 from .tracking import SERVED
 from ..config import UserError
 from ..facade.markets import load
@@ -40,6 +41,7 @@ from ..service.app import Service
 from ..service.config import ServiceConfig, service_token, with_environment
 from ..service.joining import LiveProcess, join_service
 from ..service.running import ServiceServer, welcome
+from ..service.watching import LiveWatch, watched_live
 from ..serving.bundle import Bundle
 from ..serving.manifest import MANIFEST, BundleError
 from ..settings import read_settings
@@ -224,6 +226,8 @@ async def live_run(
     "Run until the feed ends or somebody stops it; lines that say what it came to."
     signals, risk, live, service = live_sections(settings)
     service = service if asked.port is None else service.model_copy(update={"port": asked.port})
+    trials = signals.sharpe_trials or trials_of_run(root)
+    signals = signals.model_copy(update={"sharpe_trials": trials})
     bundle = loaded_bundle(root, asked.bundle, say)
     store = LiveStore(book=_own_book(asked), root=root)
     switch = KillSwitch(root / "artifacts" / "live" / risk.kill_file)
@@ -252,7 +256,10 @@ async def live_run(
             for line in welcome(server.address, token):
                 say(line)
         _stop_at_signals(feed, opened)
-        lines = run_lines(await _followed(run, feed, *joined, say), run)
+        told = monitoring_section(settings), trials_of_run(root)
+        seen = watched_live(run, feed, joined[0], joined[1].metrics, *told)
+        watch = await opened.enter_async_context(seen)
+        lines = run_lines(await _followed(run, feed, *joined, watch, say), run)
         if asked.experiment:
             stores = dict(zip(ARMS, (store, run.beside[0].store), strict=True))
             lines += experiment_lines(split_experiment(asked.experiment), stores)
@@ -331,6 +338,7 @@ async def _followed(
     feed: CandleFeed,
     process: LiveProcess,
     service: Service,
+    watch: LiveWatch,
     say: Callable[[str], None],
 ) -> _Counted:
     "Take all closes; a line for each fill, a bar for the rest."
@@ -346,6 +354,7 @@ async def _followed(
                     say(f"{notice.known_at:%Y-%m-%d %H:%M} {notice.what}")
             cached = run.path.processor.counts["cached"]
             process.took(result, service.metrics, sum(run.seconds[-1].values()), cached)
+            await watch.closed(result.known_at)
             for line in fill_lines(result):
                 say(line)
             progress.update()

@@ -40,7 +40,11 @@ class SignalConfig(Section):
         description="sharpe: smallest Sharpe ratio, a year, of a symbol's resolved signals, "
         "less what the best of as many trials shows by luck",
     )
-    sharpe_trials: int = Field(1, ge=1, description="sharpe: trials that were made before, for each symbol")
+    sharpe_trials: int | None = Field(
+        None,
+        ge=1,
+        description="sharpe: trials that were made before; null: those that the run counted",
+    )
     model_weight: float = Field(
         0.7, ge=0, le=1, description="technical: weight of the models; the technical signals have the rest"
     )

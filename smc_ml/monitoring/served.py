@@ -58,6 +58,7 @@ def compare_served(
     served: pd.DataFrame,  # rows of features as they were served, by UTC time
     recomputed: pd.DataFrame,  # the same rows from the candles
     tolerance: float = 1e-9,  # of a column's typical size
+    typical: pd.Series | None = None,  # that size by column; None: the median size of these rows
 ) -> list[Difference]:
     "Every column that differs, with what was done to it; none where all is as it should be."
     times = served.index.intersection(recomputed.index)
@@ -68,7 +69,8 @@ def compare_served(
     for name in recomputed:
         right = right_table[name].to_numpy(float)
         got = served.loc[times, name].to_numpy(float) if name in served else np.full(len(times), np.nan)
-        near = tolerance * np.maximum(np.abs(right), np.nanmedian(np.abs(right)) if len(right) else 0.0)
+        size = np.nanmedian(np.abs(right)) if typical is None else float(typical[name])
+        near = tolerance * np.maximum(np.abs(right), np.nan_to_num(size))
         wrong = ~((np.abs(got - right) <= near) | (np.isnan(got) & np.isnan(right)))
         if wrong.any():
             word = _what_was_done(got, right, float(np.nanmax(near)) + 1e-12)

@@ -73,7 +73,7 @@ def make_filters(
         "technical": lambda: TechnicalFilter(config.model_weight, config.agreement, technical),
         "enhancer": lambda: EnhancerFilter(online, config.enhancer_outcomes),
         "regime": lambda: RegimeFilter(config.regimes),
-        "sharpe": lambda: SharpeFilter(config.sharpe, config.sharpe_trials),
+        "sharpe": lambda: SharpeFilter(config.sharpe, config.sharpe_trials or 1),
         "correlation": lambda: CorrelationFilter(config.correlation, config.correlation_bars),
         "rate": lambda: RateFilter(config.rate),
     }

@@ -129,7 +129,8 @@ function showState(state) {
   by("stopped").textContent = state.stopped ? `Trading is stopped: ${state.stopped}` : "";
   const well = state.ready ? "Working" : `Not ready: ${state.why}`;
   const worth = account ? `; equity ${number(account.equity, 2)}${first ? ` (${change(account.equity / first - 1)} since the start)` : ""}` : "";
-  by("answer").textContent = `${well}; last close ${time(state.last_close)} UTC${worth}.`;
+  const count = state.alerts.length, alarms = count ? `; ${count} alarm${count === 1 ? " is" : "s are"} on` : "";
+  by("answer").textContent = `${well}; last close ${time(state.last_close)} UTC${worth}${alarms}.`;
   by("tiles").replaceChildren(
     tile("equity", account ? number(account.equity, 2) : "–", account ? `cash ${number(account.cash, 2)}` : "no close yet"),
     tile("drawdown", account ? percent(account.drawdown, 2) : "–", "from the peak"),
