@@ -20,6 +20,7 @@ from smc_ml.monitoring.relations import (
     DayFacts,
     Relations,
     certain_breaks,
+    changed_units,
     day_facts,
     learn_relations,
     name_of_break,
@@ -123,7 +124,7 @@ def _joined(usual: _Usual, day: DayRows, told: np.ndarray, breaks: list[Break], 
     "The reference with one more day, but for its broken columns; the oldest leaves."
     sound = ~np.isin(usual.columns, [each.column for each in breaks])
     facts = day_facts(day)
-    facts = DayFacts(facts.moved | ~sound, facts.known | ~sound)
+    facts = facts._replace(moved=facts.moved | ~sound, known=facts.known | ~sound)
     told = np.where(sound[None, :, None], told, np.nan)
     return usual._replace(
         days=usual.days.append(day.days)[-days:],
@@ -275,7 +276,8 @@ class DriftDetector:
         assert self._raw is not None
         raw, columns = self._raw, list(self._raw.relations.columns)
         table = part.reindex(columns=columns)
-        found = certain_breaks(day_rows(table), columns, raw.facts)
+        rows = day_rows(table)
+        found = certain_breaks(rows, columns, raw.facts) + changed_units(rows, raw.facts)
         scores, days = relation_scores(table, raw.relations, raw.last)
         rank = rank_of_last(np.concatenate([raw.scores, scores]), one_sided=True)
         if self._broken_budget.alarms(rank.p):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'raw_columns', 'Relations', 'learn_relations', 'longest_still', 'relation_scores', 'Break', 'DayFacts',
-           'day_facts', 'certain_breaks', 'name_of_break']
+           'day_facts', 'certain_breaks', 'changed_units', 'name_of_break']
 
 # %% ../../nbs/monitoring/03_relations.ipynb #a6141511
 from collections.abc import Sequence
@@ -136,7 +136,7 @@ class Break(NamedTuple):
     day: pd.Timestamp
     column: str
     what: str  # missing, constant, delayed, scaled up, …
-    certain: bool  # a fact of the day; else found by ranking, within the budget
+    certain: bool  # a fact of the day; else found by ranking, within the budget, or by a step in units
 
 
 class DayFacts(NamedTuple):
@@ -144,16 +144,20 @@ class DayFacts(NamedTuple):
 
     moved: np.ndarray  # (days, columns): whether the column had more than one value
     known: np.ndarray  # (days, columns): whether it had a value at all
+    level: np.ndarray  # (days, columns): mean of its values; NaN where it had none
 
 
 def day_facts(
     rows: DayRows,
 ) -> DayFacts:
-    "Whether each column moved and was there at all, day by day."
+    "Whether each column moved and was there at all, and its level, day by day."
     known = np.isfinite(rows.values)
     low = np.where(known, rows.values, np.inf).min(axis=1)
     high = np.where(known, rows.values, -np.inf).max(axis=1)
-    return DayFacts(high > low, known.any(axis=1))
+    count = known.sum(axis=1)
+    total = np.where(known, rows.values, 0.0).sum(axis=1)
+    level = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return DayFacts(high > low, count > 0, level)
 
 
 def certain_breaks(
@@ -173,6 +177,23 @@ def certain_breaks(
             elif moved[place] and here is not None and not facts.moved[number, here]:
                 found.append(Break(day, name, "constant", True))
     return found
+
+
+_STEP = float(np.log(8))  # a day's mean that far beyond every day of the reference is no market's doing
+
+
+def changed_units(
+    rows: DayRows,  # of raw columns, which are logarithms
+    usual: DayFacts,  # of the days of the reference, same columns
+) -> list[Break]:
+    "Columns that lie eightfold beyond each day of the reference, as if they were counted in other units."
+    level = day_facts(rows).level
+    low, high = np.fmin.reduce(usual.level, axis=0), np.fmax.reduce(usual.level, axis=0)
+    beyond = (level > high + _STEP) | (level < low - _STEP)
+    return [
+        Break(rows.days[day], rows.columns[column], "in other units", False)
+        for day, column in np.argwhere(beyond)
+    ]
 
 
 def name_of_break(

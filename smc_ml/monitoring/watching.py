@@ -47,7 +47,7 @@ def drift_alerts(
         found.append(Alert(each.day + day, "broken", each.column, level, f"{each.column} {word} {each.what}"))
     for row in report.alarms.to_dict("records"):
         lasting = ", for days" if row["lasting"] else ""
-        what = f"{row['summary']} of {row['column']} is {in_deviations(row['deviation'])} from usual{lasting}"
+        what = f"{row['summary']} of {row['column']} was unusual: {in_deviations(row['deviation'])}{lasting}"
         found.append(Alert(row["day"] + day, "drift", row["column"], "warning", what))
     return sorted(found, key=lambda each: (each.known_at, each.source, each.metric))
 
