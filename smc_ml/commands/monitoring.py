@@ -7,15 +7,19 @@ __all__ = ['MONITORING_PAGE', 'trials_of_run', 'monitoring_section', 'watched_ru
 
 # %% ../../nbs/commands/09_monitoring.ipynb #bfde2695
 import json
+import os
 from pathlib import Path
 
 from ..candles import candle_facts, candles_path, read_all_candles
 from ..config import UserError
 from ..features.catalogue import read_catalogue
+from ..live.store.engines import DATABASE_URL, LIVE_DATABASE
 from ..live.store.live_store import LiveStore
 from ..monitoring.config import DriftConfig, MonitoringConfig
 from ..monitoring.watching import WatchedSpan, watch
 from ..reports.monitoring_page import write_monitoring
+from ..retraining.book import RetrainingBook
+from ..retraining.pipeline import with_retrainings
 from ..service.facts import is_simulated
 from ..service.watching import watched_book
 from ..serving.bundle import Bundle
@@ -76,6 +80,18 @@ def watched_run(
     )
 
 
+def _with_what_was_done(seen: WatchedSpan, root: Path) -> WatchedSpan:
+    "The retrainings that alarms began stand beside them; no database is made to look for some."
+    if not os.environ.get(DATABASE_URL) and not (root / LIVE_DATABASE).is_file():
+        return seen
+    timeframe = str((read_settings(root / "params.yaml").get("collect") or {}).get("timeframe", "5m"))
+    book = RetrainingBook(root=root)
+    try:
+        return seen._replace(alerts=with_retrainings(seen.alerts, book.history(timeframe)))
+    finally:
+        book.close()
+
+
 def monitored(
     root: Path,  # of the project
     alarms: float | None = None,  # false alarms a month that one is ready to look at; None: of the settings
@@ -97,7 +113,7 @@ def monitored(
             seen = watched_book(store, bundle, config, trials_of_run(root))
         banner = _SIMULATED if is_simulated(bundle.facts) else ""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_monitoring(seen, path, banner)
+    write_monitoring(_with_what_was_done(seen, root), path, banner)
     state = seen.performance.get_performance_report().sentence()
     lines = [banner, state, f"features: {seen.drift.sentence()}"]
     lines += [seen.concept.sentence(), f"The page is at {path.resolve().as_uri()}"]
