@@ -168,7 +168,7 @@ def tune_in_project(
     With `compute.workers` so many trials are asked for at once and scored side by side, there or here;
     without, one after the other in this process. The same number finds the same on every backend.
     """
-    root, compute = Path(root).resolve(), settings.get("compute", ComputeConfig())
+    root, compute = Path(root), settings.get("compute", ComputeConfig())
     features, catalogue, outcomes, data, origin = tuning_inputs(root, settings)
     learns = features, catalogue, outcomes, data, settings
     places = root / "artifacts/tuning", root / "reports/trials/tuning.jsonl"
@@ -180,11 +180,11 @@ def tune_in_project(
     if (compute.workers or 1) == 1 and compute.backend == "loky":
         return tune_model(model, *learns, *places, progress, origin)
     observed = {symbol: table[list(catalogue.names)] for symbol, table in features.items()}
-    place = settings["tuning"].storage or places[0] / f"{model}.log"
+    place = settings["tuning"].storage or places[0].resolve() / f"{model}.log"
     study = place, study_name(model, observed, data, settings)
     told = {name: settings[name] for name in _SCORED_BY}
     described = json.dumps({name: section.model_dump(mode="json") for name, section in told.items()})
-    where = TuningPlace(str(root), model, described, told)
+    where = TuningPlace(str(root.resolve()), model, described, told)
     with computing(compute):
         score = partial(scored_elsewhere, where=where, study=study)
         return tune_model(model, *learns, *places, progress, origin, compute.workers, score)
