@@ -319,8 +319,8 @@ TEAR_SHEET = {
     for name in ("trading/tear_sheet.py", "figures/tear_sheet.py", "reports/tear_sheet_page.py")
 }
 # Records that are watched: their ratio is a `SharpeReport`, which says its trials and what luck alone shows;
-# without a search there is no PBO. The command hands it the trials of the run; the table of tracking shows the
-# deflated ratio alone.
+# without a search there is no PBO. The command hands it the trials of the run; the table of tracking shows
+# the deflated ratio alone.
 RECORDS = {
     ROOT / "smc_ml" / name
     for name in (
