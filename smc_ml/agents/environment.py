@@ -34,7 +34,7 @@ def _checked_actions(actions: Any, windows: int, sizes: int) -> np.ndarray:
     if given.shape != (windows, 2) or given.dtype.kind not in "iu":
         raise AgentError(
             f"actions of shape {given.shape} and type {given.dtype}: give whole numbers of shape "
-            f"({windows}, 2), a side and a size each"
+            f"({windows}, 2), a direction and a size each"
         )
     if given.min() < 0 or given[:, 0].max() > BUY or given[:, 1].max() >= sizes:
         wrong = (given < 0).any(axis=1) | (given[:, 0] > BUY) | (given[:, 1] >= sizes)

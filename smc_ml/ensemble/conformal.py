@@ -87,7 +87,7 @@ class Side:
     level: np.ndarray  # (1,) share that is to lie beyond
     done: np.ndarray  # (1,) outcomes that were taken in
     ordered: np.ndarray  # (window,) latest errors by size
-    latest: np.ndarray  # (window,) the same as they came
+    latest: np.ndarray  # (window,) the same, in their order in time
 
     @classmethod
     def begin(cls, sign: float, config: EnsembleConfig) -> "Side":

@@ -84,7 +84,7 @@ def league(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/ensemble/12_league.ipynb #acf13144
-def _surely_better(block: np.ndarray, gain: np.ndarray, rivals: int) -> float:
+def _significantly_better(block: np.ndarray, gain: np.ndarray, rivals: int) -> float:
     "Lower end of the interval of a mean gain, at 95 % for all rivals together; NaN with too few days."
     found = _mean_by(block, gain)
     sizes = np.bincount(block).astype(float)
@@ -97,13 +97,13 @@ def beaten_by(
     members: Members,
     mixtures: Mapping[str, Mixture],
 ) -> dict[str, str | None]:
-    "By method, the method or member that gains most over it of those that surely do; None: not beaten."
+    "By method, the method or member that gains most over it of those that do so significantly; None: not beaten."
     losses = {name: losses_of(mixed.probability, members.won) for name, mixed in mixtures.items()}
     rivals = losses | dict(zip(members.names, members.log_loss.T, strict=True))
     found, block = dict[str, str | None](), _blocks_of(members)
     for name, loss in losses.items():
         gains = {rival: loss - other for rival, other in rivals.items() if rival != name}
-        better = [rival for rival, gain in gains.items() if _surely_better(block, gain, len(gains)) > 0]
+        better = [rival for rival, gain in gains.items() if _significantly_better(block, gain, len(gains)) > 0]
         found[name] = max(better, key=lambda rival: gains[rival].mean()) if better else None
     return found
 

@@ -76,7 +76,7 @@ class Answer(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    "What became of an event."
+    "The outcome of an event."
 
     exit_at: int  # ns
     won: bool
@@ -155,7 +155,7 @@ class Stream:
         return Releases(self._order.rows, self._known.rows)
 
     def members(self) -> Members:
-        "All events with what became of them."
+        "All events with their outcomes."
         return members_of(self.names, self.keys, self.walk, self.columns, self.unit)
 
     def _due(self, place: int) -> tuple[int, Key, int]:

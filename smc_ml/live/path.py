@@ -317,7 +317,7 @@ class LivePath:
         return found
 
     def _told(self) -> list[Notice]:
-        "What became of bundles before this close, once."
+        "Changes of bundles before this close, told once."
         found, self._moved = self._moved, []
         return found
 

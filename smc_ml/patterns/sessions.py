@@ -133,7 +133,7 @@ def period_state() -> np.ndarray:
     return np.zeros(len(LABELS), PERIOD_STATE)
 
 # %% ../../nbs/patterns/07_sessions.ipynb #1dc3e9d4
-EVENTS_A_ROW = 4 * len(LABELS)  # two periods a label, high and low: the least room of `period_extremes`
+EVENTS_A_ROW = 4 * len(LABELS)  # two periods per label, high and low: the least room of `period_extremes`
 
 # %% ../../nbs/patterns/07_sessions.ipynb #0c9d5a01
 @njit(cache=True)

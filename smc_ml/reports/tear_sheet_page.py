@@ -422,7 +422,7 @@ def read_beside(
     trades: pd.DataFrame,  # of its account
     config: BacktestConfig,
 ) -> Beside:
-    "The cases of the account of a run, and its signals with what became of them."
+    "The cases of the account of a run, and its signals with their outcomes."
     folder, artifacts = root / "artifacts/backtest", root / "artifacts"
     predictions = read_table(artifacts / "predictions/ensemble.parquet")
     labels = read_table(artifacts / "labels/labels.parquet")

@@ -55,7 +55,7 @@ def with_retrainings(
     alerts: Iterable[Alert],
     history: pd.DataFrame,  # of a `RetrainingBook`
 ) -> tuple[Alert, ...]:
-    "The alerts; where one began a retraining, with what became of it."
+    "The alerts; where one began a retraining, with its outcome."
     runs = {(row["due"], row["why"]): row["outcome"] for row in history.to_dict("records")}
     asked = ((alert, (alert.known_at, alarm_reason(alert))) for alert in alerts)
     return tuple(

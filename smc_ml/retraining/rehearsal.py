@@ -290,14 +290,14 @@ class _Days:
         self.pipeline.follow_service()
 
     def _outcomes(self, row: Mapping[str, Any]) -> list[PredictionOutcome]:
-        "What became of an event, for each bundle that scored it."
+        "The outcome of an event, for each bundle that scored it."
         key = self._decision(row).key
         facts = row["exit_at"], row["entry_at"], row["exit_at"], row["outcome"], bool(row["won"])
         said = self.waiting.pop(int(row["event_id"]))
         return [PredictionOutcome(prediction_name(key, one), *facts, row["realised_r"]) for one in said]
 
     def _watch(self, answered: pd.DataFrame, ended: pd.DataFrame) -> None:
-        "Look at what was answered and what became of it; tell the retraining of what was found today."
+        "Look at answers and outcomes; tell the retraining of what was found today."
         told = answered[[*EVENT_KEYS, "probability", "expected_r"]].dropna()
         became = ended[[*EVENT_KEYS, "exit_at", "won", "realised_r"]]
         self.monitor.update_performance(told, became, self.now)

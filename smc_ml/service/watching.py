@@ -426,7 +426,8 @@ class LiveWatch:
         except MonitoringError:
             return None
         last = trend.iloc[-1] if len(trend) else {}
-        return tuple(float(last.get(name, np.nan)) for name in ("mean", "low", "high"))  # type: ignore[return-value]
+        mean, low, high = (float(last.get(name, np.nan)) for name in ("mean", "low", "high"))
+        return mean, low, high
 
     def _failed(self, what: str, error: Exception) -> None:
         "Say that something could not be judged."

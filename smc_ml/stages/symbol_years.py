@@ -46,7 +46,7 @@ class SymbolYear(NamedTuple):
 
 
 class YearMade(NamedTuple):
-    "What became of a task; the table is in its file."
+    "The result of a task; its table is in a file."
 
     symbol: str
     year: int

@@ -169,7 +169,7 @@ def run_verdict(
 
 # %% ../../nbs/tracking/02_lineage.ipynb #e5764160
 def _judged(root: Path) -> pd.DataFrame:
-    "The ensemble's out-of-fold probabilities beside what became of the events."
+    "The ensemble's out-of-fold probabilities beside the outcomes of the events."
     predictions = read_table(root / "artifacts/predictions/ensemble.parquet")
     labels = read_table(root / "artifacts/labels/labels.parquet")
     known = join_outcomes(predictions, labels)

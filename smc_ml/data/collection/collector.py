@@ -109,7 +109,7 @@ def run_anywhere(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 class HistoricalDataCollector:
     """Keeps the raw series of a configuration up to date and says what there is.
 
-    `collect` writes a Parquet file for each symbol and goes on where it stopped; `smc.load` reads them.
+    `collect` writes a Parquet file for each symbol and resumes where it stopped; `smc.load` reads them.
     Raises a `UserError` that names the symbol, the first bad time and the remedy.
 
     Example

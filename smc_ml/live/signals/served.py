@@ -190,7 +190,7 @@ class ServedModels(PredictorSource):
         return ""
 
     def _changed(self, before: WantedBundles, close: pd.Timestamp) -> list[Notice]:
-        "Note what became of bundles; what a person ought to know of it."
+        "Note changes of bundles; those that a person ought to know of."
         after, why = self.serves, self.wanted.why
         old, new = before.pointer.held(), after.pointer.held()
         for digest in new:
@@ -220,7 +220,7 @@ class ServedModels(PredictorSource):
         self._turn_to(bundle)
 
     def take_events(self, known_at: pd.Timestamp) -> tuple[ModelEvent, ...]:
-        "What became of bundles, once."
+        "Changes of bundles, told once."
         found, self.happened = [ModelEvent(known_at, *one) for one in self.happened], []
         return tuple(found)
 

@@ -12,7 +12,7 @@ from ...config import Section
 
 # %% ../../../nbs/live/store/00_config.ipynb #f084655c
 class StoreConfig(Section):
-    "Patience with a database."
+    "How long a database is waited for."
 
     model_config = {"title": "store"}
     tries: int = Field(6, ge=1, le=100, description="times that a database which is away is asked, at most")
