@@ -97,13 +97,15 @@ def beaten_by(
     members: Members,
     mixtures: Mapping[str, Mixture],
 ) -> dict[str, str | None]:
-    "By method, the method or member that gains most over it of those that do so significantly; None: not beaten."
+    "By method, the method or member that gains most over it, of those that significantly do; None: none."
     losses = {name: losses_of(mixed.probability, members.won) for name, mixed in mixtures.items()}
     rivals = losses | dict(zip(members.names, members.log_loss.T, strict=True))
     found, block = dict[str, str | None](), _blocks_of(members)
     for name, loss in losses.items():
         gains = {rival: loss - other for rival, other in rivals.items() if rival != name}
-        better = [rival for rival, gain in gains.items() if _significantly_better(block, gain, len(gains)) > 0]
+        better = [
+            rival for rival, gain in gains.items() if _significantly_better(block, gain, len(gains)) > 0
+        ]
         found[name] = max(better, key=lambda rival: gains[rival].mean()) if better else None
     return found
 

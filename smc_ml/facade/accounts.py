@@ -228,9 +228,10 @@ def judge(
 ) -> JudgedAccount:
     """An edge is shown, or this much data cannot tell; never more than the data say.
 
-    Shown: the model ranks setups better than chance, the strategy is profitable after costs with 95 % confidence, and
-    luck in choosing among all trials does not explain it (deflated Sharpe ratio). How small an edge
-    would have been seen is measured by the controls of the pipeline, not here, so none is called absent.
+    Shown: the model ranks setups better than chance, the strategy is profitable after costs with 95 %
+    confidence, and luck in choosing among all trials does not explain it (deflated Sharpe ratio). How
+    small an edge would have been seen is measured by the controls of the pipeline, not here, so none is
+    called absent.
     Raises a `UserError` for accounts of other trades.
 
     Example

@@ -99,6 +99,8 @@ def performance_plot(
     bounds = f"{1000 * last['low']:+.1f} to {1000 * last['high']:+.1f}"
     value = f"{1000 * last['mean']:+.1f} mnat an event ({bounds}, at every look)"
     title = f"The model is {sure} the base rate: {value}"
+    if not np.isfinite([last["low"], last["high"]]).all():
+        title = "Too few outcomes to compare the model with the base rate"
     figure, axes = panels(title, 2, 1, (9, 5.4), sharex=True)
     labels = "gain over the base rate, mnat", "mean R of a trade"
     for each, trend, label in zip(axes, (1000 * gain, result), labels, strict=True):
@@ -108,7 +110,8 @@ def performance_plot(
         for row in alerts.to_dict("records"):
             colour = DOWN if row["level"] == "degraded" else NEUTRAL
             each.axvline(row["known_at"], color=colour, linewidth=1)
-        known = trend[["low", "high", "rolling"]].iloc[len(trend) // 6 :].stack()
+        known = trend[["low", "high", "rolling"]].iloc[len(trend) // 6 :].to_numpy(float)
+        known = known[np.isfinite(known)]
         if len(known):
             room = 0.1 * (known.max() - known.min()) + 1e-9
             each.set_ylim(min(known.min(), 0) - room, max(known.max(), 0) + room)
