@@ -91,7 +91,7 @@ class TunedEnsemble(NamedTuple):
         return (
             f"{len(self.found.table)} settings on {self.events:,} events that were over at "
             f"{self.before:%Y-%m-%d}, {front} on the front of log-loss, calibration error and trades a day. "
-            "The rule takes, of those whose log-loss is not significantly worse than the lowest, the one with "
+            "The rule takes of those whose log-loss is not significantly worse than the lowest the one with "
             f"the fewest trades. On the {self.later:,} later events it gains {gain} nats in log-loss over "
             f"the present settings (95 % CI {low} to {high})."
         )
