@@ -215,6 +215,8 @@ class PerformanceReport(NamedTuple):
             else "not significantly different from the base rate"
         )
         head = LEVELS[worst] or "healthy"
+        if not np.isfinite([row["low"], row["high"]]).all():
+            return f"{head}: {told}; {self.events:,} resolved predictions, too few to judge the model by"
         gain = f"{1000 * row['value']:+.1f} mnat"
         return f"{head}: {told}; {self.events:,} resolved predictions, {sure} ({gain})"
 

@@ -61,7 +61,8 @@ def performance_table(
         cells = [Cell(name, name)]
         for value, low, high in (("value", "low", "high"), ("rolling", "rolling_low", "rolling_high")):
             text, _, bounds = with_interval(row[value], row[low], row[high], form).partition(" (")
-            cells.append(Cell(text, float(row[value]), (bounds.removesuffix(")"),) if bounds else ()))
+            few = bounds.removesuffix(")") or ("too few for an interval" if np.isfinite(row[value]) else "")
+            cells.append(Cell(text, float(row[value]), (few,) if few else ()))
         rows.append(cells)
     return without_parts(sortable_table(headings, rows, None, (), "performance").text)
 
@@ -95,10 +96,12 @@ def monitoring_opening(
     broken = len({(each.day, each.column) for each in watched.drift.breaks})
     days = len(watched.drift.days)
     by_chance = days / 30 * watched.allowed
-    bounds = f"{in_words(1000 * row['low'], '+.1f')} to {in_words(1000 * row['high'], '+.1f')}"
-    gain = f"{in_words(1000 * row['value'], '+.1f')} mnat" if np.isfinite(row["value"]) else "–"
+    gain, how = "–", f"{report.events:,} resolved predictions are too few"
+    if np.isfinite([row["low"], row["high"]]).all():
+        value, low, high = (in_words(1000 * row[name], "+.1f") for name in ("value", "low", "high"))
+        gain, how = f"{value} mnat", f"an event; 95 % at every look {low} to {high}"
     tiles = (
-        ("gain over the base rate", gain, f"an event; 95 % at every look {bounds}"),
+        ("gain over the base rate", gain, how),
         ("drift alarms", str(drifted), f"on {days} days; {by_chance:.1f} by chance where nothing changed"),
         ("broken columns", str(broken), f"{watched.expected - by_chance:.1f} by chance where none is broken"),
     )
@@ -112,6 +115,10 @@ def _performance_part(watched: WatchedSpan, report: PerformanceReport) -> _Secti
     sources = ("performance", "concept")
     of_them = [each for each in watched.alerts if each.source in sources and each.level]
     alerts = [(each.known_at, each.level) for each in of_them]
+    if not report.events:
+        return _Section(
+            "Performance", f"No outcome is known yet; {report.waiting:,} predictions wait for one."
+        )
     figure = performance_plot(
         monitor.get_performance_trend("log_loss_gain"),
         monitor.get_performance_trend("expectancy"),
