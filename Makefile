@@ -78,7 +78,7 @@ lab: export  ## explore the notebooks
 	python -m smc_ml.processor jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs
 
 docs: export _docs/.venv/installed  ## the documentation, offline; open _docs/site/index.html
-	python -m smc_ml.processor python tools/docs.py
+	python tools/docs.py
 
 _docs/.venv/installed: tools/docs.lock | install
 	test -x _docs/.venv/bin/python || uv venv --quiet --python .venv/bin/python _docs/.venv

@@ -115,10 +115,6 @@ def _performance_part(watched: WatchedSpan, report: PerformanceReport) -> _Secti
     sources = ("performance", "concept")
     of_them = [each for each in watched.alerts if each.source in sources and each.level]
     alerts = [(each.known_at, each.level) for each in of_them]
-    if not report.events:
-        return _Section(
-            "Performance", f"No outcome is known yet; {report.waiting:,} predictions wait for one."
-        )
     figure = performance_plot(
         monitor.get_performance_trend("log_loss_gain"),
         monitor.get_performance_trend("expectancy"),
