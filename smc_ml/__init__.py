@@ -45,6 +45,8 @@ _FACADE = {
         "create_feature_config",
     ),
 }
+
+# %% ../nbs/12___init__.ipynb #224686fd
 _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() for name in names} | {
     "Market": "smc_ml.candles",
     "Costs": "smc_ml.costs",
@@ -94,10 +96,13 @@ _HOMES = {name: f"smc_ml.facade.{module}" for module, names in _FACADE.items() f
     "LiveRun": "smc_ml.live.running",
     "LiveStore": "smc_ml.live.store.live_store",
 }
+
+# %% ../nbs/12___init__.ipynb #046ba3bc
 _PACKAGES = ("features", "models")  # `features` can be called, `models` holds the estimators
 
 __all__ = sorted([*_HOMES, *_PACKAGES])
 
+# %% ../nbs/12___init__.ipynb #fc0d0b22
 if TYPE_CHECKING:  # read by editors, never run; written by tools/names.py
     from smc_ml import features as features
     from smc_ml import models as models
@@ -164,7 +169,7 @@ if TYPE_CHECKING:  # read by editors, never run; written by tools/names.py
     from smc_ml.tracking.manager import MLflowManager as MLflowManager
     from smc_ml.tracking.promoting import BundleRegistry as BundleRegistry
 
-
+# %% ../nbs/12___init__.ipynb #247291e8
 def __getattr__(name: str) -> Any:
     "A name of the package, from the module that makes it."
     if name in _PACKAGES:

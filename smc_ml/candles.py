@@ -54,7 +54,7 @@ def _steps(index: pd.Index, source: str) -> np.ndarray:
 
 _RARE = 0.05  # a shortest step that is rarer than this share of the usual one is no timeframe
 
-
+# %% ../nbs/06_candles.ipynb #ac979518
 def timeframe_of(candles: pd.DataFrame, source: str = "candles") -> str:
     """The timeframe of a series, read from its index: its shortest step, which has to be one of `TIMEFRAMES`.
 
@@ -211,7 +211,7 @@ def check_values(candles: pd.DataFrame, source: str) -> None:
                 f"{source}: column {name} is {values[row]} at {candles.index[row]}: {_price_remedy(bad)}"
             )
 
-
+# %% ../nbs/06_candles.ipynb #b87afad6
 def _check_extremes(candles: pd.DataFrame, source: str) -> None:
     "Raise for a high that is not the highest price of its candle, or a low that is not the lowest."
     prices = candles[list(PRICES)]
@@ -281,7 +281,7 @@ class HigherSlots(NamedTuple):
     whole: np.ndarray  # (intervals,) true where it begins and ends within the series
     built: np.ndarray  # (intervals,) true where enough are there
 
-
+# %% ../nbs/06_candles.ipynb #a56e9b66
 def higher_slots(
     candles: pd.DataFrame,  # in order
     timeframe: str,  # of `candles`
@@ -508,7 +508,7 @@ def read_all_candles(
 # %% ../nbs/06_candles.ipynb #1f504010
 _NOTHING = pd.DataFrame(index=pd.DatetimeIndex([], tz="UTC"))
 
-
+# %% ../nbs/06_candles.ipynb #01417319
 class Market(Mapping[str, pd.DataFrame]):
     """Candles by symbol, all of one timeframe and one kind: spot, perpetual, forex; None where nobody said.
 

@@ -77,7 +77,7 @@ def init(
             print(take_files(folder / "params.yaml", with_whole_paths(files)))
         print(next_step("smc run", "the whole pipeline", folder))
 
-
+# %% ../nbs/11_cli.ipynb #9657ed56
 @app.command(
     epilog=examples(
         "smc demo               # edge 0.4 and none: two verdicts side by side",
@@ -111,7 +111,7 @@ def demo(
             return
         print(next_step("smc init DIR", "a project of your own"))
 
-
+# %% ../nbs/11_cli.ipynb #50a43774
 @app.command(
     epilog=examples(
         "smc doctor             # in a project: machine, environment, settings, candles, exchanges",
@@ -215,7 +215,7 @@ def run_pipeline(
             set_values(root / "params.yaml", values)
         _run(root, context.args)
 
-
+# %% ../nbs/11_cli.ipynb #bc4880f9
 @app.command(
     epilog=examples(
         "smc report", "smc report --open   # in the browser", "smc report --json   # for programs"
@@ -354,7 +354,7 @@ def run_bundling(
         print(*(looked_at(look) if look else bundled(Path(), settings, into)), sep="\n")
         print(next_step("smc report", "what its models are worth"))
 
-
+# %% ../nbs/11_cli.ipynb #2d0ba0fb
 @app.command(
     "monitor",
     epilog=examples(
@@ -382,7 +382,7 @@ def run_monitoring(
         print(*monitored(root, alarms, family, book), sep="\n")
         print(next_step("smc report", "what its models are worth"))
 
-
+# %% ../nbs/11_cli.ipynb #07a24a20
 @app.command(
     "live",
     epilog=examples(
@@ -440,7 +440,7 @@ def run_live(
         print(*asyncio.run(live_run(asked, Path(), settings)), sep="\n")
         print(next_step("smc replay ID", "compute a stored prediction once more"))
 
-
+# %% ../nbs/11_cli.ipynb #c796f505
 @app.command(
     "replay",
     epilog=examples(
@@ -469,7 +469,7 @@ def run_replay(
     if not same:
         raise typer.Exit(1)
 
-
+# %% ../nbs/11_cli.ipynb #380a94be
 @app.command(
     "features",
     epilog=examples(
@@ -505,7 +505,7 @@ def run_features(
         print(features_by_year(settings, *places, parts.replace(" ", "").split(",")))
         print(next_step("smc run", "the whole pipeline on the project's own candles"))
 
-
+# %% ../nbs/11_cli.ipynb #856660f9
 @app.command(epilog=examples("smc controls   # resumes where it was stopped"))
 def controls(settings: SettingsFile = Path("params.yaml")) -> None:
     "The long form of the controls (hours; resumes)."
@@ -576,7 +576,7 @@ def _desk(settings: Path, timeframe: str | None) -> Any:
     desk.follow()
     return desk
 
-
+# %% ../nbs/11_cli.ipynb #eaa2de13
 def _show(table: Any, json: bool, none: str, following: str) -> None:
     "A table, for people or for programs."
     from smc_ml.commands.tracking import as_records, table_lines
@@ -621,7 +621,7 @@ def _retraining(settings: Path) -> Iterator[Any]:
         with contextlib.closing(retraining_desk(Path(), settings)) as desk:
             yield desk
 
-
+# %% ../nbs/11_cli.ipynb #600b3ec7
 @retraining.command("now", epilog=examples("smc retrain now --why 'new symbols'"))
 def retrain_now(
     why: Annotated[str, typer.Option(help="one sentence for the history")] = "by hand",
@@ -657,7 +657,7 @@ def retrain_history(json: AsJson = False, settings: SettingsFileOption = Path("p
     with _retraining(settings) as desk:
         _show(desk.history(), json, "no retraining was begun yet", "smc retrain status")
 
-
+# %% ../nbs/11_cli.ipynb #7b3a1bb3
 @retraining.command(
     "schedule",
     epilog=examples("smc retrain schedule --check", "smc retrain schedule   # until it is stopped"),
@@ -707,7 +707,7 @@ def promote(
         print(*desk.promote(version, who or whoever(), why, chosen, right_now()), sep="\n")
         print(next_step("smc deploy history", "who changed what, and why"))
 
-
+# %% ../nbs/11_cli.ipynb #05656d62
 @deployment.command(epilog=examples("smc deploy rollback --why 'outcomes got worse'"))
 def rollback(
     why: Annotated[str, typer.Option(help="one sentence for the history")] = "by hand",

@@ -19,7 +19,7 @@ from .config import Section, UserError
 MarketKind = Literal["perpetual", "spot", "forex"]
 FEES: dict[MarketKind, float] = {"perpetual": 0.0004, "spot": 0.001, "forex": 0.0}  # of a taker, per side
 
-
+# %% ../nbs/09_costs.ipynb #80a3b676
 class Costs(Section):
     """What a trade pays, as shares of the price on each side.
 
@@ -129,7 +129,7 @@ def funding_due(
         rates = np.where(np.isnan(known), rates, known)
     return rates * candles["open"].to_numpy()
 
-
+# %% ../nbs/09_costs.ipynb #c7df458d
 def funding_paid(
     due: np.ndarray,  # of `funding_due`
     entry: np.ndarray,  # rows

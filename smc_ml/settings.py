@@ -140,7 +140,7 @@ def _with_line(text: str, section: str, name: str, value: object) -> str:
         first = f"{first.ljust(31)} {found[2]}"
     return text[:start] + "".join(f"{line}\n" for line in [first, *written[1:]]) + text[end:]
 
-
+# %% ../nbs/10_settings.ipynb #7577a13b
 def with_files(text: str, files: Sequence[str], digest: str | None = None) -> str:
     """Settings that take their candles from `SYMBOL=path` pairs, over the whole span of the files.
 

@@ -51,7 +51,7 @@ def read_table(
         remedy = "delete it and run dvc repro" if made_here(path) else "give a table that the project wrote"
         raise ArtifactError(f"{path}: {what}: {remedy}") from None
 
-
+# %% ../nbs/08_tables.ipynb #dd0a61d0
 def read_tables(
     folder: str | os.PathLike,
     columns: Sequence[str] | None = None,  # None: all of them

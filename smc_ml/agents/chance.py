@@ -103,7 +103,7 @@ def _told(name: str, interval: Interval) -> dict[str, float | None]:
     parts = zip(("", "_low", "_high"), interval, strict=True)
     return {f"{name}{ending}": float(part) if np.isfinite(part) else None for ending, part in parts}
 
-
+# %% ../../nbs/agents/07_chance.ipynb #e355c7e9
 def agent_metrics(
     account: Backtest,
     followed: pd.DataFrame,  # of `follow_actions`, one symbol or several below each other
@@ -139,7 +139,7 @@ def agent_metrics(
         "mean_hours": float(held.mean()),
     }
 
-
+# %% ../../nbs/agents/07_chance.ipynb #5398eb25
 def beside_chance(metrics: Mapping[str, Any]) -> str | None:  # of `agent_metrics`
     "better, no better or worse than chance; None where there are too few days for an interval."
     names = ("daily_return_before_costs", "daily_return_above_exposure")

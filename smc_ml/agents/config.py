@@ -15,7 +15,7 @@ from ..config import Section
 # %% ../../nbs/agents/00_config.ipynb #f7f821e1
 Context = Literal["regime", "session", "volatility", "ensemble"]
 
-
+# %% ../../nbs/agents/00_config.ipynb #1897e991
 class AgentConfig(Section):
     "What an agent sees, does and is rewarded for, and how it learns."
 

@@ -88,7 +88,7 @@ def _check_predictions(predictions: pd.DataFrame | None) -> None:
             "pass predictions between 0 and 1"
         )
 
-
+# %% ../../nbs/agents/08_context.ipynb #51d2acf5
 def with_context(
     market: Market,
     features: Mapping[str, pd.DataFrame],  # by symbol

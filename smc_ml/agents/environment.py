@@ -44,7 +44,7 @@ def _checked_actions(actions: Any, windows: int, sizes: int) -> np.ndarray:
         )
     return given.astype(np.int64, copy=False)
 
-
+# %% ../../nbs/agents/03_environment.ipynb #835a2c8b
 def _checked_observed(rows: TradingRows, bars: int, starts: np.ndarray) -> None:
     "An `AgentError` where an episode would observe a value that is missing."
     reached = np.zeros(len(rows.observed) + 1, np.int64)

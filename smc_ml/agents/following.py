@@ -38,7 +38,7 @@ def _actions_then_leave(account: np.void, act: Act, seen: np.ndarray, last: bool
         return np.array([HOLD if account["held"] == 0 else SELL if account["held"] > 0 else BUY, 0])
     return np.asarray(act(seen))
 
-
+# %% ../../nbs/agents/04_following.ipynb #fdec5de8
 def follow_actions(
     rows: TradingRows,
     act: Act | Acts,
@@ -69,7 +69,7 @@ def follow_actions(
     whose = np.searchsorted(since, np.arange(begin, stop), side="right") - 1
     return _follow(rows, [acts[place][1] for place in whose], symbol, begin, stop)
 
-
+# %% ../../nbs/agents/04_following.ipynb #91f14876
 def _follow(rows: TradingRows, acts: list[Act], symbol: str, start: int, stop: int) -> pd.DataFrame:
     "The candles from the one after `start` to the one before `stop`; who acts at the close of each row."
     one = np.zeros(1, ACCOUNT_RECORD)

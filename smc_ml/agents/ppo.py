@@ -26,7 +26,7 @@ from .step import BUY
 # %% ../../nbs/agents/05_ppo.ipynb #cd1ae7d4
 REWARD_SCALE = 100.0  # a log return of one percent is a reward of one
 
-
+# %% ../../nbs/agents/05_ppo.ipynb #65afba78
 class TradingVecEnv(VecEnv):
     "`MarketWindows` as stable-baselines3 wants them; a window that ends begins anew by itself."
 
@@ -110,7 +110,7 @@ class KLPolicy(ActorCriticPolicy):
         told = self.entropy_weight * spread - self.penalty * divergence
         return self.value_net(latent_of_value), new.log_prob(actions), told
 
-
+# %% ../../nbs/agents/05_ppo.ipynb #11b8bbfc
 class KLPPO(PPO):
     "PPO with a KL penalty that is steered to a target."
 
@@ -179,7 +179,7 @@ def _learner(windows: MarketWindows, config: AgentConfig, seed: int) -> KLPPO:
         seed=seed,
     )
 
-
+# %% ../../nbs/agents/05_ppo.ipynb #82fbc210
 def train_policy(
     rows: TradingRows,  # scaled
     config: AgentConfig = AgentConfig(),

@@ -131,7 +131,7 @@ class TradingRows(NamedTuple):
         "The same rows with other observations."
         return self._replace(observed=np.ascontiguousarray(observed, np.float32))
 
-
+# %% ../../nbs/agents/01_rows.ipynb #4631760b
 def _checked_features(symbol: str, candles: pd.DataFrame, features: pd.DataFrame) -> np.ndarray:
     "The features of a symbol's candles; an `AgentError` for other times or for infinite values."
     if not features.index.equals(candles.index):
@@ -163,7 +163,7 @@ def _check_candles(symbol: str, candles: pd.DataFrame) -> None:
             "mend or remove the candle"
         )
 
-
+# %% ../../nbs/agents/01_rows.ipynb #6d189cb1
 def _check_tables(market: Market, features: Mapping[str, pd.DataFrame]) -> None:
     "An `AgentError` where features have no candles or not the same columns, each once."
     if not features:

@@ -75,7 +75,7 @@ def _liquidate_position(account: Any, price: Any, terms: Terms) -> None:
     _close_position(account, fill, terms.exit_fee * covered, slippage)
     account.fills |= LIQUIDATED
 
-
+# %% ../../nbs/agents/02_step.ipynb #c01516c3
 @njit(cache=True)
 def _trade_candle(account: Any, price: Any, side: int, size: float, terms: Terms) -> None:
     "The account after one candle that was decided on before its open: side is -1, 0 or 1."

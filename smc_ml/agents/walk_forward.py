@@ -76,7 +76,7 @@ def _checked_edges(edges: Iterable[pd.Timestamp], rows: TradingRows) -> pd.Datet
         )
     return times
 
-
+# %% ../../nbs/agents/09_walk_forward.ipynb #cabb22d5
 def train_agent(
     rows: TradingRows,  # raw features
     edges: Iterable[pd.Timestamp],  # of `PurgedWalkForward.edges`

@@ -119,7 +119,7 @@ def _of_moves(candles: pd.DataFrame, window: int) -> dict[str, pd.Series | np.nd
         "SUMD": (up - down) / (up + down + _LEAST),
     }
 
-
+# %% ../../nbs/baselines/01_alpha158.ipynb #70e645a8
 def _of_volumes(candles: pd.DataFrame, window: int) -> dict[str, pd.Series]:
     "VMA to VSUMD of one window."
     last, volume = candles["close"].astype(float), candles["volume"].astype(float)

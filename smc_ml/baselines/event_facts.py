@@ -38,7 +38,7 @@ def _at_decision(labels: pd.DataFrame, candles: Mapping[str, pd.DataFrame]) -> t
         atr[own] = average_true_range(candles[symbol])[rows[own]]
     return close, atr
 
-
+# %% ../../nbs/baselines/03_event_facts.ipynb #74b59cdf
 def event_facts(
     labels: pd.DataFrame,  # trades, of `label_symbols`
     candles: Mapping[str, pd.DataFrame],  # base candles by symbol, whose rows they are decided in

@@ -92,7 +92,7 @@ _TURNS = {
     "hour_of_day": Turn(),
 }
 
-
+# %% ../../nbs/baselines/02_freqai.ipynb #91db9736
 def freqai_turn(column: str) -> Turn:
     "What becomes of a column of `freqai_features` when the chart is turned upside down."
     measure, end = _parts(column if column in _TURNS else column.split("_of_")[0])
@@ -152,7 +152,7 @@ def _all_timeframes(candles: pd.DataFrame, market: Market) -> pd.DataFrame:
     chosen = freqai_timeframes(market.timeframe)
     return pd.concat([_at_close(candles, name, market).add_suffix(f"_{name}") for name in chosen], axis=1)
 
-
+# %% ../../nbs/baselines/02_freqai.ipynb #ecf57026
 def _with_other(symbol: str, pairs: dict[str, pd.DataFrame]) -> pd.DataFrame:
     "The columns of a symbol, of the other one beside it, and of the calendar."
     parts = [pairs[symbol].rename(columns=lambda name: _named(name, "own"))]

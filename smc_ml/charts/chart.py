@@ -59,7 +59,7 @@ def _market_of(candles: Any) -> Market:
             raise ChartError(f"{symbol}: a price is missing at {table.index[holes.argmax()]}: drop that row")
     return market
 
-
+# %% ../../nbs/charts/05_chart.ipynb #d2861ccb
 def _by_symbol(given: Any, symbols: list[str], what: str) -> dict[str, pd.DataFrame]:
     "The table of each symbol: given as a mapping, with a column `symbol`, or as the table of the only one."
     if given is None:
@@ -105,7 +105,7 @@ def _json(payload: Any) -> Markup:
 # %% ../../nbs/charts/05_chart.ipynb #4f02518d
 _PICTURED = 220  # candles in the still picture
 
-
+# %% ../../nbs/charts/05_chart.ipynb #1fa3edfc
 class Chart:
     "Candles of one or several symbols with their patterns and trades, to look at in a browser."
 

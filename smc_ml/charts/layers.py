@@ -118,7 +118,7 @@ def _times(column: pd.Series) -> list[int | None]:
     "Seconds since 1970; None where there is none."
     return [None if value < 0 else int(value) for value in seconds(column)]
 
-
+# %% ../../nbs/charts/02_layers.ipynb #81a2215a
 def trade_columns(
     trades: pd.DataFrame,  # of one symbol
     step: int,  # length of a candle in seconds

@@ -95,7 +95,7 @@ def _draw_box(axes: Axes, one: _Placed, colour: str, tag: str) -> None:
     place: dict[str, Any] = {"fontsize": 7, "color": colour, "va": "center", "ha": "left", "clip_on": True}
     axes.text(max(one.known, 0) + 0.5, bottom + height / 2, tag, **place)
 
-
+# %% ../../nbs/charts/04_picture.ipynb #c1167294
 def _draw_line(axes: Axes, one: _Placed, colour: str, tag: str) -> None:
     "A break from the swing to the candle that broke it; a level from where it was known to its end."
     is_break = _FORMS[one.pattern.kind] == "break"

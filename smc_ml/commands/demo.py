@@ -94,7 +94,7 @@ class Demonstration(NamedTuple):
         ]
         return [*table, "", *(line for reason in _why(self) for line in textwrap.wrap(reason, 100))]
 
-
+# %% ../../nbs/commands/05_demo.ipynb #fd4005cf
 def demonstrate(
     edge: float = 0.4,  # of the market with an edge
     seeds: Sequence[int] = (DEMO_MARKET.seed, 1, 2),  # of the markets from which the power is known

@@ -86,7 +86,7 @@ def memory_found(available: float | None = None) -> Finding:
     remedy = "set controls.processes and train.workers to 1"
     return Finding("memory", "note" if room >= 1.5 else "problem", text, remedy)
 
-
+# %% ../../nbs/commands/04_doctor.ipynb #af5949a6
 def graphics_found() -> Finding:
     "A graphics card, which no stage needs."
     with suppress(OSError, subprocess.SubprocessError):
@@ -129,7 +129,7 @@ def packages_found(
     text = f"{len(other)} of {len(pinned)} are not those of {lock.name} ({', '.join(other[:3])}{more})"
     return Finding("packages", "problem", text, "make install")
 
-
+# %% ../../nbs/commands/04_doctor.ipynb #8b537006
 def programs_found() -> Finding:
     "Programs that a run starts."
     absent = [name for name in ("git", "dvc", "papermill") if shutil.which(name) is None]
@@ -167,7 +167,7 @@ def _named_files(collect: Mapping[str, Any]) -> list[str]:
     each = named.values() if isinstance(named, dict) else named if isinstance(named, list) else [named]
     return [str(path) for one in each for path in (one if isinstance(one, list) else [one])]
 
-
+# %% ../../nbs/commands/04_doctor.ipynb #073f089a
 def data_found(root: Path, collect: Mapping[str, Any]) -> Finding:
     "The candles: the snapshot, or what it is to be made of."
     folder, source = root / str(collect.get("data_dir") or "data"), collect.get("source")
@@ -215,7 +215,7 @@ def _address(name: str, collect: Mapping[str, Any]) -> str:
     other = collect.get("base_url")
     return (other.get(name) if isinstance(other, dict) else other) or PINGS[name]
 
-
+# %% ../../nbs/commands/04_doctor.ipynb #0e91d21a
 def exchanges_found(collect: Mapping[str, Any]) -> list[Finding]:
     "Whether the exchanges can be reached, and what the one that is collected from wants."
     needed = {collect.get("source"), *(collect.get("exchanges") or ())} & set(PINGS)
@@ -272,7 +272,7 @@ def problems(
     "How many of them are problems."
     return sum(each.state == "problem" for each in found)
 
-
+# %% ../../nbs/commands/04_doctor.ipynb #2669276d
 def as_json(
     found: Iterable[Finding],
 ) -> str:

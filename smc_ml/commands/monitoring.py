@@ -58,7 +58,7 @@ def _asked(config: MonitoringConfig, alarms: float | None, family: str | None) -
         config = config.model_copy(update={"drift": drift})
     return config if family is None else config.model_copy(update={"features": (family,)})
 
-
+# %% ../../nbs/commands/09_monitoring.ipynb #e80dc2d5
 def watched_run(
     root: Path,  # of the project
     config: MonitoringConfig | None = None,
@@ -91,7 +91,7 @@ def _with_what_was_done(seen: WatchedSpan, root: Path) -> WatchedSpan:
     finally:
         book.close()
 
-
+# %% ../../nbs/commands/09_monitoring.ipynb #6bdc7c12
 def monitored(
     root: Path,  # of the project
     alarms: float | None = None,  # false alarms a month that one is ready to look at; None: of the settings

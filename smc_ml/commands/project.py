@@ -46,7 +46,7 @@ def _committed(source: Path, name: str) -> bytes:
     said = subprocess.run(words, cwd=source, capture_output=True, check=False)
     return said.stdout if said.returncode == 0 and said.stdout else (source / name).read_bytes()
 
-
+# %% ../../nbs/commands/06_project.ipynb #adc0c5a2
 def make_project(
     folder: Path,  # new, or empty
 ) -> str:

@@ -52,7 +52,7 @@ def result_line(
     "A retraining on one line."
     return f"retraining of {result.due:%Y-%m-%d %H:%M}: {result.outcome}: {result.said}"
 
-
+# %% ../../nbs/commands/11_retraining.ipynb #ce4acc1b
 def status_lines(
     pipeline: AutomatedTrainingPipeline,
 ) -> list[str]:
@@ -110,7 +110,7 @@ def _next_of(
 
 _HOUR = 3600.0
 
-
+# %% ../../nbs/commands/11_retraining.ipynb #e6f5ef8b
 def keep_schedule(
     pipeline: AutomatedTrainingPipeline,
     every: float = 60.0,  # seconds between two looks

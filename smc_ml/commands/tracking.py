@@ -112,7 +112,7 @@ def _only_timeframe(root: Path, timeframe: str | None) -> str:
 
 _LISTED = ["version", "bundle", "run", "verdict", "candles", "aliases", "serves"]
 
-
+# %% ../../nbs/commands/08_tracking.ipynb #1ed6872c
 class DeployDesk:
     "The registry and the slots of one timeframe of a project, and what may be done with them."
 
@@ -237,7 +237,7 @@ class DeployDesk:
         events = read_table(self.root / "artifacts/labels/labels.parquet").tail(count)
         return rollback_drill(bundle, read_tables(self.root / "artifacts/features"), events)
 
-
+# %% ../../nbs/commands/08_tracking.ipynb #89780a1c
 def _history_of(kind: str, changes: list[Change]) -> pd.DataFrame:
     "A history as a table with a word for where it was kept."
     table = change_table(changes)

@@ -23,6 +23,8 @@ from tqdm.auto import tqdm
 
 from ..candles import Market, read_market
 from .bundling import BUNDLES
+
+# %% ../../nbs/commands/10_trading_live.ipynb #7dddd523
 from .monitoring import monitoring_section, trials_of_run
 from .tracking import SERVED
 from ..config import UserError
@@ -36,6 +38,8 @@ from ..live.feeds.replay import ReplayFeed, _moment, closes
 from ..live.messages import ClosedCandles, Prediction
 from ..live.path import CloseResult, LivePath
 from ..live.running import LiveRun
+
+# %% ../../nbs/commands/10_trading_live.ipynb #1f8bad11
 from ..live.store.live_store import LiveStore
 from ..service.app import Service
 from ..service.config import ServiceConfig, service_token, with_environment
@@ -81,7 +85,7 @@ def deployment_section(settings: Path) -> DeploymentConfig:
     found: Mapping[str, Any] = read_settings(settings)
     return DeploymentConfig(**(found.get("deployment") or {}))
 
-
+# %% ../../nbs/commands/10_trading_live.ipynb #eea65ce7
 def served_bundle(root: Path) -> Path:
     "The champion of `smc deploy`, else the only bundle; a `UserError` where it is not clear which."
     slots = [BundleSlots(path) for path in sorted((root / SERVED).glob("*")) if path.is_dir()]
@@ -122,7 +126,7 @@ def loaded_bundle(
         say(f"the champion is refused ({error}); the bundle before it serves")
         return Bundle.load(others[0])
 
-
+# %% ../../nbs/commands/10_trading_live.ipynb #e494c17e
 def find_bundle(
     root: Path,
     given: Path | None,  # the only one that may be used; None: any that is deployed or was made
@@ -159,7 +163,7 @@ def replay_start(bundle: Bundle, start: str | None) -> tuple[pd.Timestamp, str]:
         f"the models learnt from candles up to {learnt:%Y-%m-%d}: before that a replay is no test of them"
     )
 
-
+# %% ../../nbs/commands/10_trading_live.ipynb #e0808dcc
 def opened_feed(asked: LiveAsked, bundle: Bundle, live: LiveConfig, last: pd.Timestamp | None) -> CandleFeed:
     "The feed that was asked for; one of an exchange goes on after the last close of the book."
     timeframe, symbols = bundle.market.timeframe, asked.symbols or tuple(bundle.market.series)
@@ -202,7 +206,7 @@ class _Counted:
         self.entries += sum(fill.what == "entry" for fill in result.fills)
         self.last = result
 
-
+# %% ../../nbs/commands/10_trading_live.ipynb #2d7c746f
 def run_lines(counted: _Counted, run: LiveRun) -> list[str]:
     "What a run came to."
     if counted.last is None:
@@ -219,7 +223,7 @@ def run_lines(counted: _Counted, run: LiveRun) -> list[str]:
         f"a close took {whole.median():.1f} ms (99 %: {whole.quantile(0.99):.1f} ms): {parts}{kept}",
     ]
 
-
+# %% ../../nbs/commands/10_trading_live.ipynb #980953e5
 async def live_run(
     asked: LiveAsked, root: Path, settings: Path, say: Callable[[str], None] = tqdm.write
 ) -> list[str]:
@@ -265,7 +269,7 @@ async def live_run(
             lines += experiment_lines(split_experiment(asked.experiment), stores)
         return lines
 
-
+# %% ../../nbs/commands/10_trading_live.ipynb #ce5653e9
 def _own_book(asked: LiveAsked) -> str:
     "The book that is shown."
     if asked.experiment and asked.book:
@@ -306,7 +310,7 @@ def _followed_slots(run: LiveRun, bundle: Bundle, root: Path) -> ModelDeployer:
 
     return run.follow(root / SERVED / bundle.market.timeframe, load=load)
 
-
+# %% ../../nbs/commands/10_trading_live.ipynb #87dd3119
 def check_follows(feed: CandleFeed, store: LiveStore) -> None:
     "Raise for a replay all of whose closes are in the book."
     last = store.last_close()
@@ -332,7 +336,7 @@ def _stop_at_signals(feed: CandleFeed, opened: contextlib.AsyncExitStack) -> Non
         loop.add_signal_handler(number, lambda: asyncio.ensure_future(feed.aclose()))
         opened.callback(loop.remove_signal_handler, number)
 
-
+# %% ../../nbs/commands/10_trading_live.ipynb #6857daa5
 async def _followed(
     run: LiveRun,
     feed: CandleFeed,
@@ -402,7 +406,7 @@ def replayed_prediction(
         found = next((one for one in result.predictions if one.key == stored.key), found)
     return stored, found
 
-
+# %% ../../nbs/commands/10_trading_live.ipynb #92bfcc04
 def _entered(stored: Prediction, store: LiveStore, first: pd.Timestamp) -> pd.Timestamp:
     "The close from which on the bundle of a prediction was asked in its book."
     loaded = [
@@ -430,7 +434,7 @@ def prediction_lines(stored: Prediction, found: Prediction | None) -> tuple[bool
     said = f"{what} differs in {', '.join(other)}" if other else f"{what} is the same, to the last bit"
     return not other, [*lines, said]
 
-
+# %% ../../nbs/commands/10_trading_live.ipynb #c6e2bd01
 def replay_lines(
     name: str,  # of a prediction, or its first characters; empty: the newest
     root: Path,

@@ -189,7 +189,7 @@ class _Lost:
             )
         return 2 * cores
 
-
+# %% ../../nbs/compute/01_computing.ipynb #d7282b99
 def _on_client(
     client: Any, seconds: float, task: Callable[[Any], Any], over: Sequence[Any], told: ProgressBar
 ) -> list[Any]:
@@ -212,7 +212,7 @@ def _on_client(
                 told.update()
     return [results[place] for place in range(len(over))]
 
-
+# %% ../../nbs/compute/01_computing.ipynb #ea90dc1b
 def on_workers(
     task: Callable[[Any], Any],  # can be sent to another process
     over: Sequence[Any],  # what each is given: paths and settings, not tables

@@ -61,7 +61,7 @@ def _turned_prices(
         columns[name] = np.where(turned, upside_down, start / before * taken[name].to_numpy())
     return columns
 
-
+# %% ../../nbs/controls/02_markets.ipynb #7c6a636a
 def _turned_volumes(taken: pd.DataFrame, sign: np.ndarray) -> dict[str, np.ndarray]:
     "Who bought and who sold, exchanged where the sign is negative."
     turned, columns = sign < 0, {}
@@ -178,7 +178,7 @@ def _told(truth: pd.DataFrame, clock: Callable) -> pd.DataFrame:
     "A truth with its times told by a clock."
     return truth.assign(**{name: clock(truth[name]) for name in truth.select_dtypes("datetimetz")})
 
-
+# %% ../../nbs/controls/02_markets.ipynb #52c29a11
 def simulated_market(market: Market, seed: int) -> Market:
     "Simulated candles of the same symbols and timeframe over the same span, without an edge."
     return planted_market(market, seed, PLANTED).market

@@ -134,7 +134,7 @@ def planted_results(
     found, profitable = ([test(one) for one in evidence] for test in (carries_information, edge_shown))
     return PlantedResults(runs.assign(found=found, profitable=profitable), shares)
 
-
+# %% ../../nbs/controls/04_nulls.ipynb #9757f7e0
 def _with_edge(market: GivenMarket, edge: float, seed: int, config: SimulationConfig) -> PlantedMarket:
     "A market with an edge over the span of the candles, which are read first where they are only named."
     there = market() if callable(market) else market

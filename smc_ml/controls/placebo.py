@@ -86,7 +86,7 @@ def _anchored(
     )
     return anchored[unit > 0].reset_index(drop=True)
 
-
+# %% ../../nbs/controls/01_placebo.ipynb #c234373d
 def _touched(
     candles: pd.DataFrame,
     anchors: np.ndarray,
@@ -172,7 +172,7 @@ def placebo_zones(
     zones["placebo_touched"] = _touched_share(number, false >= 0, len(zones))
     return zones.assign(placebo_move=held["move"], placebo_hit=held["hit"])[list(ZONE_COLUMNS)]
 
-
+# %% ../../nbs/controls/01_placebo.ipynb #d06b93dc
 def _reactions(
     candles: pd.DataFrame,
     average_range: np.ndarray,
@@ -233,7 +233,7 @@ def _effect(zones: pd.DataFrame, kind: str, config: PlaceboConfig) -> dict[str, 
         row |= dict(zip((f"{name}_effect", f"{name}_low", f"{name}_high"), interval, strict=True))
     return row
 
-
+# %% ../../nbs/controls/01_placebo.ipynb #e339b525
 def placebo_test(
     candles: Mapping[str, pd.DataFrame],
     patterns: Mapping[str, pd.DataFrame],
@@ -254,7 +254,7 @@ def placebo_test(
     )
     return placebo_effects(zones, config), zones
 
-
+# %% ../../nbs/controls/01_placebo.ipynb #f4a7c5e4
 def placebo_sentence(effect: Mapping[str, Any]) -> str:
     "One row of the effects in words."
     name = str(effect["kind"]).replace("_", " ") + "s"

@@ -49,7 +49,7 @@ def _defended(tests: pd.DataFrame, times: pd.Series) -> np.ndarray:
     over = tests["resolved_at"].iloc[np.maximum(last, 0)].to_numpy() <= times.to_numpy()
     return np.where((last >= 0) & ~over, tests["direction"].to_numpy()[last], 0)
 
-
+# %% ../../nbs/controls/03_planted.ipynb #64524901
 def oracle_predictions(
     predictions: pd.DataFrame,  # of one model: its events and folds
     labels: pd.DataFrame,
@@ -99,7 +99,7 @@ def share_of_reachable(
         rows.append({"model": name} | _share(scores.loc[name], best, own, reached, _blocks(top)))
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/controls/03_planted.ipynb #66bd1d80
 def _share(
     own: pd.Series, best: pd.Series, area: LeftOut, reached: LeftOut, block: np.ndarray
 ) -> dict[str, float | None]:
@@ -170,7 +170,7 @@ def share_sentences(table: pd.DataFrame) -> list[str]:
     "One sentence per edge of `share_table`: who got most of what could be reached."
     return [f"Edge {edge:g}: {_share_sentence(models)}." for edge, models in table.groupby("edge")]
 
-
+# %% ../../nbs/controls/03_planted.ipynb #a0999cde
 def _share_sentence(models: pd.DataFrame) -> str:
     "What the models of one edge got."
     markets, reachable = int(models["markets"].iloc[0]), int(models["reachable"].max())
@@ -205,7 +205,7 @@ def _edge_at(
         return np.inf, curve
     return (np.log(power / (1 - power)) - curve.intercept_[0]) / slope * edges.max(), curve
 
-
+# %% ../../nbs/controls/03_planted.ipynb #460379fa
 def power_curve(
     runs: pd.DataFrame,  # one row per run: `edge` and whether it was found
     column: str = "found",

@@ -85,7 +85,7 @@ def _candle_windows(trades: pd.DataFrame, origin: TradeOrigin, steps: int) -> Wi
         )
     return windows
 
-
+# %% ../../nbs/datasets/02_inputs.ipynb #6ed9ce2d
 def input_windows(
     inputs: str,  # one of `INPUTS` beside the features of the run
     trades: pd.DataFrame,

@@ -29,7 +29,7 @@ METHOD_NAMES = (  # the simplest first
     "stacking_boosted",
 )
 
-
+# %% ../../nbs/ensemble/00_config.ipynb #0c6655a2
 class EnsembleConfig(Section):
     "The `ensemble` section."
 

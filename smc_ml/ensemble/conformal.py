@@ -35,7 +35,7 @@ def _renew(ordered: np.ndarray, count: int, old: float, new: float, full: bool) 
         place -= 1
     ordered[place] = new
 
-
+# %% ../../nbs/ensemble/14_conformal.ipynb #a94d1910
 @njit(cache=True)
 def _reaches(
     reach: np.ndarray,
@@ -77,7 +77,7 @@ class Bounds(NamedTuple):
 
 FEWEST_ERRORS = 50  # outcomes before there is an interval
 
-
+# %% ../../nbs/ensemble/14_conformal.ipynb #8107f4bb
 @dataclass
 class Side:
     "How far the intervals reach to one side: the latest errors, and the level they are steered by."
@@ -114,7 +114,7 @@ class Side:
         state = self.level, self.done, self.ordered, self.latest
         _reaches(reach, first, expected, realised, releases.order, releases.known[first:], numbers, *state)
 
-
+# %% ../../nbs/ensemble/14_conformal.ipynb #6907e812
 def adaptive_bounds(
     expected: np.ndarray,  # (events,)
     realised: np.ndarray,  # (events,); of unresolved events not read

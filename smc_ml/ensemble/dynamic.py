@@ -45,7 +45,7 @@ def _walked_weights(
         weights[event] = now / now.sum()
     return weights
 
-
+# %% ../../nbs/ensemble/06_dynamic.ipynb #8fc28711
 def walked_weights(
     losses: np.ndarray,  # (events, members); those of unresolved events are not read
     releases: Releases,
@@ -80,7 +80,7 @@ def rule_of(name: str, config: EnsembleConfig) -> Rule:
     }
     return rules[name]
 
-
+# %% ../../nbs/ensemble/06_dynamic.ipynb #eec21719
 def weights_by_rule(
     name: str,
     walk: Walk,

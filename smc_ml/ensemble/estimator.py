@@ -72,7 +72,7 @@ def told(members: Members, mixed: Mixture, config: EnsembleConfig) -> pd.DataFra
         weights=_named(members.names, mixed.weights),
     )
 
-
+# %% ../../nbs/ensemble/16_estimator.ipynb #d609376f
 def told_by(stream: Stream, places: np.ndarray) -> pd.DataFrame:
     "The same of some events of a stream."
     keys, mixed, bounds = [stream.keys[place] for place in places], stream.mixed, stream.bounds(places)
@@ -116,7 +116,7 @@ def _numbers_at(key: Key, context: pd.DataFrame | None, columns: Sequence[str]) 
     fine = context["time"].iloc[0].value == key.time and np.isfinite(values).all()
     return values if fine else None
 
-
+# %% ../../nbs/ensemble/16_estimator.ipynb #cdac3815
 def _asked(X: pd.DataFrame, context: pd.DataFrame | None, stream: Stream) -> Asked | None:
     "The one event of a table; None where the table has another form."
     needed = ("symbol", "time", "event_id", "model", "probability", "expected_r")
@@ -180,7 +180,7 @@ def _walked_anew(
     grown = Stream(joined, Mixture(*parts), taken, stream.config)
     return grown, np.array([grown.places[key] for key in keys])
 
-
+# %% ../../nbs/ensemble/16_estimator.ipynb #5350f73d
 class Ensemble(ClassifierMixin, BaseEstimator):
     """A method of the ensemble, learnt from out-of-fold predictions and the outcomes known by each event.
 
@@ -317,7 +317,7 @@ def _members_from(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Membe
     walk = Walk(*(arrays[name] for name in Walk._fields))
     return members_of(facts["members"], keys, walk, facts["context"], facts["unit"])
 
-
+# %% ../../nbs/ensemble/16_estimator.ipynb #bb6ce59e
 def load_ensemble(folder: str | os.PathLike) -> Ensemble:
     """The ensemble that was saved; an `EnsembleError` where something is missing or was changed.
 

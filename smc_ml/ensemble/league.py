@@ -59,7 +59,7 @@ def _paired(block: np.ndarray, gain: np.ndarray, name: str) -> dict[str, float]:
     found = _mean_by(block, gain)
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
-
+# %% ../../nbs/ensemble/12_league.ipynb #e103ff94
 def league(
     members: Members,
     mixtures: Mapping[str, Mixture],  # by method, among them the mean

@@ -46,7 +46,7 @@ def known_from(
     late = (events["exit_reason"] == "timeout").to_numpy(bool) * JUST_AFTER
     return np.where(exits.notna(), exits.as_unit("ns").asi8 + late, PENDING)
 
-
+# %% ../../nbs/ensemble/02_members.ipynb #7e2f2ed2
 class Walk(NamedTuple):
     "What a method reads of events in the order of time, as arrays; a stream makes them grow."
 
@@ -59,7 +59,7 @@ class Walk(NamedTuple):
     expected_r: np.ndarray  # (events, members)
     context: np.ndarray  # (events, columns)
 
-
+# %% ../../nbs/ensemble/02_members.ipynb #3cdb7f49
 @dataclass(frozen=True)
 class Members:
     "What the models say of the same events, in the order of time."
@@ -141,7 +141,7 @@ def check_dtypes(table: pd.DataFrame, name: str) -> None:
         row = table.loc[right.index[~right]].iloc[0]
         raise PredictionError(f"{_of(row)}: won of {name} is {row['won']}: give True or False")
 
-
+# %% ../../nbs/ensemble/02_members.ipynb #f82bf135
 def _check_predictions(predictions: pd.DataFrame) -> None:
     "Raise for a missing column, a prediction that is no number, and one that is given twice."
     needed = (*EVENT_KEYS, "model", "probability", "expected_r")
@@ -177,7 +177,7 @@ def _check_same(name: str, table: pd.DataFrame, first: str, other: pd.DataFrame)
             "not of the same events and folds: train them on the same data and settings"
         )
 
-
+# %% ../../nbs/ensemble/02_members.ipynb #3b8ace96
 def _tables(predictions: pd.DataFrame, fewest: int = 2) -> dict[str, pd.DataFrame]:
     "The table of each member in the order of time, checked; members in alphabetical order."
     _check_predictions(predictions)
@@ -229,7 +229,7 @@ def check_table(table: pd.DataFrame, name: str, needed: Sequence[str]) -> None:
     if (again := table.duplicated(list(EVENT_KEYS))).any():
         raise PredictionError(f"{_of(table[again].iloc[0])} stands in {name} twice: give each event once")
 
-
+# %% ../../nbs/ensemble/02_members.ipynb #de9b7054
 def _joined(events: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     "Events with what the labels tell of them; an error for an event without a label."
     check_table(labels, "the labels", (*EVENT_KEYS, *OUTCOME_COLUMNS))
@@ -313,7 +313,7 @@ def pending_members(
     )
     return Members(tuple(tables), events[list(_KEPT)], probability, expected, _context_of(events, context))
 
-
+# %% ../../nbs/ensemble/02_members.ipynb #58d24e57
 def join_members(one: Members, other: Members) -> tuple[Members, np.ndarray]:
     "Events of both in the order of time, and the places of those of `other` among them."
     if list(one.context) != list(other.context):

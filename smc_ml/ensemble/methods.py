@@ -125,7 +125,7 @@ def _by_rule(name: str, asked: Request) -> Mixture:
     parts = asked.walk, asked.releases, asked.config, asked.first, asked.taken
     return _weighted(asked, weights_by_rule(name, *parts))
 
-
+# %% ../../nbs/ensemble/11_methods.ipynb #3c55ab66
 def _situated(learn: Callable, asked: Request) -> Mixture:
     "Weights that depend on the situation."
     walk = asked.walk
@@ -207,6 +207,8 @@ ENSEMBLE_METHODS: dict[str, Method] = {  # the simplest first
     "stacking_logistic": partial(_stacked, _line),
     "stacking_boosted": partial(_stacked, _trees),
 }
+
+# %% ../../nbs/ensemble/11_methods.ipynb #181f6449
 READ_CONTEXT = {
     name
     for name, method in ENSEMBLE_METHODS.items()

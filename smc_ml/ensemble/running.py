@@ -82,7 +82,7 @@ class Outcome(NamedTuple):
     won: bool
     realised_r: float
 
-
+# %% ../../nbs/ensemble/15_running.ipynb #dae080a9
 def keys_of(members: Members) -> list[Key]:
     "Of its events."
     events = members.events

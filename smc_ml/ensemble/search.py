@@ -119,7 +119,7 @@ def _present(config: EnsembleConfig) -> dict[str, Any] | None:
     inside = all(ranges[name][0] <= value <= ranges[name][1] for name, value in values.items())
     return {"method": config.method, **values} if inside else None
 
-
+# %% ../../nbs/ensemble/18_search.ipynb #39746591
 def search_settings(
     members: Members,  # resolved before what they are judged on: `over_before`
     trials: int = 40,

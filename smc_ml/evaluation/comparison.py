@@ -55,7 +55,7 @@ def top_expected(
         rows.append(row | _bounded("mean_gross_r", mean_interval(part["gross_r"], *times)))
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/evaluation/09_comparison.ipynb #5e5352cd
 def _bounded(name: str, interval: Interval) -> dict[str, float]:
     "A value and its bounds by their names."
     return dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))
@@ -93,7 +93,7 @@ def comparison_table(
 class ComparisonError(UserError):
     "Models that cannot be compared."
 
-
+# %% ../../nbs/evaluation/09_comparison.ipynb #00b7dd20
 def _need_same_events(predictions: pd.DataFrame) -> None:
     "Raise where two models were judged on other events."
     first, known = "", frozenset[str]()
@@ -141,7 +141,7 @@ def comparison_for_readers(table: pd.DataFrame) -> pd.DataFrame:  # of `comparis
     ]
     return pd.DataFrame(rows, pd.Index(table["model"]))
 
-
+# %% ../../nbs/evaluation/09_comparison.ipynb #ae4fcdb9
 def comparison_markdown(table: pd.DataFrame, order: Sequence[str] | None = None) -> str:
     "The table for readers as Markdown; `order`: the models, where not all or in another order."
     chosen = table if order is None else table.set_index("model").loc[list(order)].reset_index()

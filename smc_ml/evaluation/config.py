@@ -26,7 +26,7 @@ _SETS: dict[str, tuple[str, ...]] = {
     "smc_and_event_facts": ("smc", "event_facts"),
 }
 
-
+# %% ../../nbs/evaluation/05_config.ipynb #93acbd9c
 class InformationConfig(Section):
     "Sets of features, and the models that judge them."
 

@@ -128,7 +128,7 @@ def _row(one: _Told, reference: _Told | None) -> dict[str, float | str]:
         row |= {**_bounded("gain_over_reference", over.interval), "least_over_reference": over.least}
     return row | {"verdict": gain_verdict(gain.interval, gain.least)}
 
-
+# %% ../../nbs/evaluation/06_information.ipynb #e0a9bdf9
 def information_table(
     predictions: pd.DataFrame,  # of every set and model: as `out_of_fold` gives them, and a column `set`
     labels: pd.DataFrame,  # all events: those before a fold give its base rate

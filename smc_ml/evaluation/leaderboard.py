@@ -184,7 +184,7 @@ def _simplest_sentence(others: pd.DataFrame, simplest: str) -> str:
     named = _named(better, "is", "are") if len(better) else "None is shown to be"
     return f" {named} better than the simplest one, {simplest} (at best {gained})."
 
-
+# %% ../../nbs/evaluation/10_leaderboard.ipynb #4698da6f
 def models_sentence(table: pd.DataFrame, simplest: str) -> str:  # of `leaderboard_table`
     "Which models beat the base rate, which are worse, and whether any is better than the simplest one."
     models = table[table["kind"] == "model"]

@@ -454,7 +454,7 @@ def _confidences(
     except OverfittingError as error:
         return [None] * len(benchmarks), [str(error)]
 
-
+# %% ../../nbs/evaluation/03_overfitting.ipynb #6e129bde
 def _measured(empty: SharpeReport, values: np.ndarray, others: np.ndarray | None) -> SharpeReport:
     "The record of returns that vary."
     from scipy.stats import kurtosis, skew

@@ -94,7 +94,7 @@ def _learnt(
         )
     return found
 
-
+# %% ../../nbs/evaluation/11_refitting.ipynb #6245e28d
 def refit_walk(
     labels: pd.DataFrame,  # time, exit_at, won; realised_r where there is one; one row an event
     fit: FitAgain,

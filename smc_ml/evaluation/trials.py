@@ -234,7 +234,7 @@ def read_trials(
     table = [{**named[name], "data": tuple(on)} for name, on in data.items()]
     return pd.DataFrame(table, columns=["trial", "stage", "kind", "settings", "data"])
 
-
+# %% ../../nbs/evaluation/04_trials.ipynb #e9445ec3
 def count_trials(
     path: str | os.PathLike,  # a ledger's file, or its folder
     kinds: Iterable[str] = ("model", "tuning", "backtest"),  # controls search for nothing

@@ -21,6 +21,8 @@ from ..costs import Costs
 from ..evaluation.metrics import score
 from ..evaluation.verdict import Verdict, evidence_of, verdict
 from .markets import Candles, FacadeError, facts_of, market_of
+
+# %% ../../nbs/facade/04_accounts.ipynb #a2468cd3
 from .samples import EventSamples, Folds, walk_forward
 from ..figures.account import equity_plot
 from ..figures.selection import strategies_plot
@@ -31,6 +33,8 @@ from ..reports.numbers import shown, with_interval
 from ..stages.backtest import FollowedPredictions, follow_predictions
 from ..stages.calls import CHANCE, HEADLINES, PipelineRun, headlines
 from ..trading.config import BacktestConfig, JudgementConfig
+
+# %% ../../nbs/facade/04_accounts.ipynb #09125110
 from smc_ml.trading.selection import (
     Judgement,
     Strategy,
@@ -140,7 +144,7 @@ def _fold_settings(samples: EventSamples, folds: int | Folds) -> SplitsConfig:
     list(made.split(samples.X))
     return made.config
 
-
+# %% ../../nbs/facade/04_accounts.ipynb #875885af
 def backtest(
     candles: Candles,  # those from which the samples were made
     samples: EventSamples,  # of `smc.dataset`, with the target won
@@ -206,7 +210,7 @@ class JudgedAccount:
         reasons = escape(f"{self.verdict.reasons} {judgement_sentence(self.judgement)}")
         return f"<p><strong>{escape(self.verdict.answer)}</strong> {reasons}</p>"
 
-
+# %% ../../nbs/facade/04_accounts.ipynb #05ded5b3
 def _need_one_market(accounts: Sequence[Account]) -> None:
     "An error for no account, two of one name, or accounts of other candles."
     names = [account.name for account in accounts]
@@ -220,7 +224,7 @@ def _need_one_market(accounts: Sequence[Account]) -> None:
     if any(not account.labels[keys].equals(first.labels[keys]) for account in accounts[1:]):
         raise FacadeError("the accounts are of other candles or trades: judge those of one market together")
 
-
+# %% ../../nbs/facade/04_accounts.ipynb #9d1ce6c7
 def judge(
     account: Account,  # of `smc.backtest`: the one that was chosen
     *others: Account,  # all others that were tried on the same trades

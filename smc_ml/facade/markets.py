@@ -134,7 +134,7 @@ def _collected(config: DataCollectionConfig) -> Market:
         raw = HistoricalDataCollector(config).collect()
         return make_candles(raw, config.model_copy(update={"timeframes": ()}), f"{scratch}/candles")
 
-
+# %% ../../nbs/facade/00_markets.ipynb #454cf514
 def load(
     source: str | Path | Sequence | Mapping[str, Any],  # file, folder, pattern, several, by symbol; exchange
     symbols: str | Sequence[str] | None = None,  # of an exchange: needed; of files: None for all
@@ -176,7 +176,7 @@ def load(
             raise
         raise type(error)(f"{error} (settings of collect are arguments of smc.load)") from None
 
-
+# %% ../../nbs/facade/00_markets.ipynb #67d1213a
 def _need_span(source: str, symbols: Sequence[str] | None, start: str | None) -> None:
     "An error where an exchange is not told what is wanted."
     if not symbols or start is None:

@@ -104,7 +104,7 @@ def features(
     table = found.together() if len(market) == 1 else pd.concat(found.tables, names=["symbol"])
     return with_facts(table, **told, **sections)
 
-
+# %% ../../nbs/facade/03_samples.ipynb #d46b454f
 def catalogue_of(
     table: pd.DataFrame,  # of `features`; columns of one's own may have joined, and others gone
     signed: Sequence[str] = (),  # own columns whose sign changes when the chart is turned upside down
@@ -176,7 +176,7 @@ def _tables_by_symbol(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return {facts_of(table)["symbols"][0]: table}
     return {str(symbol): part.droplevel(0) for symbol, part in table.groupby(level=0, sort=False)}
 
-
+# %% ../../nbs/facade/03_samples.ipynb #94782506
 def dataset(
     features: pd.DataFrame,  # of `smc.features`; columns of one's own may have joined
     trades: pd.DataFrame,  # of `smc.label`, of the same candles
@@ -253,7 +253,7 @@ class Folds(Sequence):
     def _repr_html_(self) -> str:
         return self.summary().to_html()
 
-
+# %% ../../nbs/facade/03_samples.ipynb #0fbccca3
 def walk_forward(
     samples: SMCDataset | pd.DataFrame,  # of `smc.dataset`, or trades of `smc.label`
     folds: int = 4,  # test spans of equal time

@@ -66,7 +66,7 @@ def create_labeling_config(
     """
     return LabelingConfig(**{"timeframes": usual_timeframes(timeframe)[:2][-1:], **settings})
 
-
+# %% ../../nbs/facade/01_settings.ipynb #11c2580f
 def create_feature_config(
     timeframe: str = "5m",  # of the candles
     **settings: Any,  # of `FeatureConfig`, such as families or momentum_bars

@@ -94,7 +94,7 @@ def write_catalogue(catalogue: FeatureCatalogue, path: str | os.PathLike) -> Non
     lines = ",\n".join(json.dumps(facts._asdict(), ensure_ascii=False) for facts in catalogue)
     write_whole(path, f"[\n{lines}\n]\n".encode())
 
-
+# %% ../../nbs/features/08_catalogue.ipynb #6e7db48e
 def read_catalogue(path: str | os.PathLike) -> FeatureCatalogue:
     "The catalogue as written."
     try:

@@ -83,5 +83,5 @@ class FeatureComponents(TableTransformer):
         for name in _LEARNT:
             setattr(self.pca_, name, arrays[name])
 
-
+# %% ../../nbs/features/12_components.ipynb #b2b2bfd3
 _LEARNT = ("components_", "mean_", "explained_variance_", "explained_variance_ratio_", "singular_values_")

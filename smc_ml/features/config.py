@@ -18,7 +18,7 @@ def _setting(default: Any, **facts: Any) -> Any:
     "A setting that trials leave out where it has its default, so that older ones keep their names."
     return Field(default, exclude_if=lambda value: value == default, **facts)
 
-
+# %% ../../nbs/features/00_config.ipynb #fd24d268
 class FeatureConfig(Section):
     "Families, windows and timeframes of the features; windows in base candles unless said otherwise."
 

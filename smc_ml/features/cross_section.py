@@ -60,7 +60,7 @@ def _rank_among(values: np.ndarray) -> np.ndarray:
         out[some, own] = score[some] / number[some] - 0.5
     return out
 
-
+# %% ../../nbs/features/07_cross_section.ipynb #d7ec5b42
 def beside(market: Market) -> dict[str, pd.DataFrame]:
     "What is known of the others on the rows of each symbol; nothing in a market of one."
     if len(market) < 2:
@@ -104,7 +104,7 @@ def _total(inputs: FeatureInputs, name: str, span: int) -> np.ndarray:
     "Sum over some candles by the square root of their number, over what a candle usually does."
     return ratio(inputs.rolling(rolling_sum, span, name) / math.sqrt(span), _scale(inputs), least=1e-12)
 
-
+# %% ../../nbs/features/07_cross_section.ipynb #e7da21ff
 @CROSS_SECTIONAL.feature(
     {f"relative_strength_{span}": f"Return of {span} candles less the others' mean." for span in SPANS},
     lookback=289,
@@ -155,7 +155,7 @@ def _beta(inputs: FeatureInputs) -> dict[str, np.ndarray]:
         found[f"correlation_{window}"] = ratio(products, np.sqrt(others * own), least=1e-24)
     return found
 
-
+# %% ../../nbs/features/07_cross_section.ipynb #423c578b
 @CROSS_SECTIONAL.feature(
     {
         f"residual_{span}": f"Return of {span} candles that the beta of a day does not explain."

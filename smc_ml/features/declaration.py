@@ -121,7 +121,7 @@ class Family:
 
         return declare
 
-
+# %% ../../nbs/features/03_declaration.ipynb #fde9b26d
 def _always(count: int) -> Callable[[FeatureSettings], int]:
     "The same number whatever the settings."
     return lambda settings: count

@@ -90,7 +90,7 @@ class FamilyFeatures(TransformerMixin, BaseEstimator):
         market = Market({"candles": X}, self.timeframe)
         return market_features(market, *rules, None, self.wanted, self._families())["candles"]
 
-
+# %% ../../nbs/features/16_families.ipynb #ae493ba8
 class TechnicalIndicatorFeatures(FamilyFeatures):
     """Candles of one symbol -> features of the family technical, NaN in the warm-up.
 
@@ -111,7 +111,7 @@ class TechnicalIndicatorFeatures(FamilyFeatures):
     ):
         super().__init__(family, config, pattern_config, wanted, timeframe)
 
-
+# %% ../../nbs/features/16_families.ipynb #856f57b2
 class MarketMicrostructureFeatures(FamilyFeatures):
     """Candles of one symbol -> features of the family microstructure: from prices and volume, no quotes.
 

@@ -145,7 +145,7 @@ class KnownPatterns(NamedTuple):
 
 _LATELY = 48  # series and windows that are kept for the next feature: the memory of a table is bounded
 
-
+# %% ../../nbs/features/02_inputs.ipynb #500b386c
 @dataclass(frozen=True, eq=False)
 class FeatureInputs(FeatureSettings):
     "Candles without a long hole and patterns of one symbol, with what features share; all of it read-only."

@@ -94,6 +94,8 @@ def _relative_volume(inputs: FeatureInputs) -> np.ndarray:
 
 # %% ../../nbs/features/06_multi_timeframe.ipynb #fb73511e
 _PRICES, _ALL = ("high", "low", "close"), ("open", "high", "low", "close")
+
+# %% ../../nbs/features/06_multi_timeframe.ipynb #4b59c97c
 _READINGS: dict[str, tuple[Reading, str, str, tuple[str, ...], bool]] = {
     "momentum": (_momentum, "Change over 5 candles, by the square root of time.", "ATR", _PRICES, True),
     "distance_from_mean": (_distance_from_mean, "Close less the mean of 20 closes.", "ATR", _PRICES, True),
@@ -134,7 +136,7 @@ _READINGS: dict[str, tuple[Reading, str, str, tuple[str, ...], bool]] = {
     ),
 }
 
-
+# %% ../../nbs/features/06_multi_timeframe.ipynb #c554af9b
 def _held(timeframe: str) -> Callable[[FeatureSettings], int]:
     "Base candles that hold the higher ones."
     return lambda settings: max(1, settings.higher_rows(timeframe, HIGHER_CANDLES))
@@ -164,7 +166,7 @@ def _since_close(timeframe: str) -> Reading:
     closed, scale = _seen_on(timeframe, _close), _seen_on(timeframe, _average_range)
     return lambda inputs: ratio(inputs["close"] - closed(inputs), scale(inputs))
 
-
+# %% ../../nbs/features/06_multi_timeframe.ipynb #6eef0be8
 for _timeframe in SEEN_TIMEFRAMES:
     for _name, (_reading, _meaning, _unit, _needs, _signed) in _READINGS.items():
         MULTI_TIMEFRAME.feature(

@@ -71,7 +71,7 @@ def _leant_on(values: np.ndarray, target: np.ndarray, random_state: int | None) 
 # %% ../../nbs/features/14_selection.ipynb #bc484724
 METHODS = ("correlation", "mutual_information", "f_test", "importance", "pca")
 
-
+# %% ../../nbs/features/14_selection.ipynb #575b6c18
 class FeatureSelector(TableTransformer):
     "The features that are worth keeping, by one of `METHODS`."
 

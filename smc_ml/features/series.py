@@ -89,7 +89,7 @@ def _squared_return(inputs: FeatureInputs) -> np.ndarray:
     "Square of the logarithmic return."
     return inputs["log_return"] ** 2
 
-
+# %% ../../nbs/features/04_series.ipynb #c25b4150
 @series
 def _log_true_range(inputs: FeatureInputs) -> np.ndarray:
     "True range of the logarithms of the prices: about the true range as a share of the price."

@@ -107,7 +107,7 @@ def _latest_zone(
             out[row] = direction[zone] * size[zone] / atr[row] if atr[row] != 0.0 else 0.0
     return out
 
-
+# %% ../../nbs/features/05_smc.ipynb #4493700e
 @njit(cache=True, nogil=True)
 def _fading(n_rows: int, start: np.ndarray, value: np.ndarray, fade: int, add: bool) -> np.ndarray:
     "Values that fade from their start row over `fade` rows: the last one, or their sum."
@@ -223,7 +223,7 @@ def m5_m15_confluence(inputs: FeatureInputs) -> np.ndarray:
     "Mean trend of the two shortest timeframes, 5m and 15m on five-minute candles: -1, -0.5, 0, 0.5 or 1."
     return _mean_trend(inputs, confluence_pair(inputs))
 
-
+# %% ../../nbs/features/05_smc.ipynb #3abfed36
 @SMC.feature(
     lookback=lambda s: _trend_lookback(s, alignment_pair(s)),
     inputs=("break_of_structure", "change_of_character"),
@@ -265,7 +265,7 @@ def _strength_over(days: int) -> Callable[[FeatureInputs], np.ndarray]:
 def _trend_rows(settings: FeatureSettings) -> int:
     return settings.span(_trend_timeframe(settings), settings.config.daily_bars)
 
-
+# %% ../../nbs/features/05_smc.ipynb #f5aadfc4
 @SMC.feature(
     lookback=_trend_rows,
     inputs=("high", "low", "close"),
@@ -319,7 +319,7 @@ def stop_loss_distance(inputs: FeatureInputs) -> np.ndarray:
     nearer = np.minimum(*inputs.once(_dealing_range))
     return 100 * np.maximum(nearer, inputs.atr) / inputs["close"]
 
-
+# %% ../../nbs/features/05_smc.ipynb #b5677657
 @SMC.feature(lookback=_risk_lookback, inputs=("high", "low", "close"), unit="multiples of the equity")
 def position_size_optimal(inputs: FeatureInputs) -> np.ndarray:
     """Position that loses `risk_per_trade` of the equity at that distance; at most `maximum_leverage`.
@@ -363,7 +363,7 @@ def _book_spread(inputs: FeatureInputs) -> np.ndarray:
     "Ask less bid in basis points of the price between them."
     return 2e4 * (inputs["ask"] - inputs["bid"]) / (inputs["ask"] + inputs["bid"])
 
-
+# %% ../../nbs/features/05_smc.ipynb #0ea03574
 @series
 def _book_share(inputs: FeatureInputs) -> np.ndarray:
     "Buying less selling interest over their sum; 0 for a candle without any."

@@ -97,7 +97,7 @@ def _counts(values: np.ndarray, unit: np.ndarray, bins: int) -> np.ndarray:
     width, size = bins + 1, int(unit.max()) + 1
     return np.bincount(unit * width + places, minlength=size * width).reshape(size, width)
 
-
+# %% ../../nbs/features/15_stability.ipynb #7c08a8b5
 def _against_others(counts: np.ndarray, group: np.ndarray) -> np.ndarray:
     "(features, groups): the index of each group against the others, from the counts by feature and unit."
     within = np.stack([counts[:, group == one].sum(axis=1) for one in range(group.max() + 1)], axis=1)

@@ -28,6 +28,8 @@ from .catalogue import FeatureCatalogue, FeatureFacts, chosen_names, unknown_nam
 from .config import FeatureConfig
 from .cross_section import CROSS_SECTIONAL, beside
 from .declaration import Family, Feature, FeatureColumns
+
+# %% ../../nbs/features/09_table.ipynb #21120fd5
 from .inputs import FeatureError, FeatureInputs, FeatureSettings
 from .microstructure.book import BOOK
 from .microstructure.clusters import MICROSTRUCTURE
@@ -148,7 +150,7 @@ def _lacking(declared: Feature, lacking: str, source: str) -> FeatureError:
         "columns and patterns of these kinds (patterns.kinds), or want other features"
     )
 
-
+# %% ../../nbs/features/09_table.ipynb #94d6db3e
 def check_declared(
     config: FeatureConfig,
     pattern_config: PatternConfig,
@@ -228,13 +230,13 @@ def feature_table(
         _fill(out[:, part], place, computable, inputs)
     return pd.DataFrame(out.T, index=candles.index, columns=list(place), copy=False)
 
-
+# %% ../../nbs/features/09_table.ipynb #5eea147f
 def _needs_others(config: FeatureConfig, wanted: Sequence[str] | None, families: Sequence[Family]) -> bool:
     "Whether one of the features looks at other symbols."
     names = {name for declared in declared_features(config, wanted, families) for name in declared.inputs}
     return any(name.startswith(("others_", "rank_")) for name in names)
 
-
+# %% ../../nbs/features/09_table.ipynb #6343294b
 def feature_tables(
     market: Market,
     patterns: Mapping[str, pd.DataFrame] | None = None,  # by symbol
@@ -274,7 +276,7 @@ def feature_tables(
     with ThreadPoolExecutor(min(threads or os.cpu_count() or 1, max(len(market), 1))) as pool:
         return dict(zip(market, pool.map(table_of, market), strict=True))
 
-
+# %% ../../nbs/features/09_table.ipynb #e79d2313
 def smc_features(
     candles: pd.DataFrame,  # base candles of one symbol
     patterns: pd.DataFrame,  # its patterns on all timeframes

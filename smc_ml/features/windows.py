@@ -42,7 +42,7 @@ def rolling_mean(values: np.ndarray, window: int) -> np.ndarray:
         mean[row] /= window
     return mean
 
-
+# %% ../../nbs/features/01_windows.ipynb #74758e74
 @njit(cache=True, nogil=True)
 def ordered_mean(values: np.ndarray, window: int) -> np.ndarray:
     "Mean of the last `window` values, added up from the oldest on, as `smc_ml.candles.window_mean` does."
@@ -107,7 +107,7 @@ def rolling_deviation(values: np.ndarray, window: int) -> np.ndarray:
             out[start + row] = math.sqrt(squares[row] / window)
     return out
 
-
+# %% ../../nbs/features/01_windows.ipynb #2d8c7dff
 @njit(cache=True, nogil=True)
 def rolling_slope(values: np.ndarray, window: int) -> np.ndarray:
     "Slope per row of the least-squares line through the last `window` values; 0 of one value."
@@ -148,7 +148,7 @@ def rolling_rank(values: np.ndarray, window: int) -> np.ndarray:
                 out[row] = 0.5 + 0.5 * balance[place] / (window - 1)
     return out
 
-
+# %% ../../nbs/features/01_windows.ipynb #70a15301
 @njit(cache=True, nogil=True)
 def rolling_correlation(one: np.ndarray, other: np.ndarray, window: int) -> np.ndarray:
     "Pearson correlation of the last `window` pairs; 0 where one of the two does not move."

@@ -76,6 +76,8 @@ _TICKS: dict[Any, Any] = {
     "ytick.right": False,
     **{f"{axis}tick.direction": "out" for axis in "xy"},
 }
+
+# %% ../../nbs/figures/00_canvas.ipynb #992db31b
 _LOOK: dict[Any, Any] = {
     **_SIZES,
     **_TICKS,
@@ -149,7 +151,7 @@ _LAYOUT = {
     "margin": {"l": 64, "r": 24, "t": 80, "b": 44},
 }
 
-
+# %% ../../nbs/figures/00_canvas.ipynb #95277de1
 def plotly_look() -> go.layout.Template:
     "The template that every plotly figure of the package uses."
     return go.layout.Template(layout=_LAYOUT)

@@ -53,7 +53,7 @@ def _draw_nulls(axes: Axes, kinds: dict[str, np.ndarray], together: np.ndarray) 
         label=[f"{kind} markets" for kind in kinds],
     )
 
-
+# %% ../../nbs/figures/11_controls.ipynb #a114b6e1
 def _null_histogram(axes: Axes, name: str, nulls: dict[str, pd.DataFrame], real: float | None) -> bool:
     "One headline's null markets, stacked by kind, and the run; true where it lies above all of them."
     kinds = {kind: table[name].dropna().to_numpy(float) for kind, table in nulls.items()}
@@ -143,7 +143,7 @@ def _draw_shares(axes: Axes, known: pd.DataFrame, edges: list[float], models: li
         if edge not in known["edge"].values:
             axes.text(place, 0.5, "nothing\nto reach", ha="center", va="center", color=NEUTRAL)
 
-
+# %% ../../nbs/figures/11_controls.ipynb #11f31f90
 def share_plot(table: pd.DataFrame) -> Figure:  # of `share_table`
     "Share of the ceiling that each model's ranking reaches, by the planted edge."
     need(table, "edge", "model", "reachable", "share", "share_low", "share_high")

@@ -55,7 +55,7 @@ def _family_panel(axes: Axes, family: str, rows: pd.DataFrame, heavy: int) -> No
     axes.set_title(f"{words(family)}: {heavy} of {rows.shape[1]}", fontsize=10)
     axes.set(yscale="log", ylim=(1e-5, 20), xlim=(-8, 8), xticks=range(-8, 9, 4))
 
-
+# %% ../../nbs/figures/14_feature_maps.ipynb #cbd80785
 def families_plot(
     rows: pd.DataFrame,  # features, one column each
     families: Mapping[str, str],  # family of each feature
@@ -142,7 +142,7 @@ def _missing_title(total: Mapping[str, float]) -> str:
     said = f"{percent(sum(total.values()))} of all values are missing"
     return f"{said}: {', '.join(parts)}" if len(parts) > 1 else said
 
-
+# %% ../../nbs/figures/14_feature_maps.ipynb #a5936e35
 def missing_features_plot(
     missing: MissingCounts,
     catalogue: FeatureCatalogue,

@@ -104,7 +104,7 @@ def _apart(places: Sequence[float], gap: float, end: float) -> list[float]:
         moved[number] = min(moved[number], end - gap * (len(moved) - 1 - number))
     return moved
 
-
+# %% ../../nbs/figures/13_features.ipynb #2a82af7a
 def _name_clusters(
     axes: Axes, held: Sequence[Sequence[str]], names: list[str], of: Mapping[str, str]
 ) -> None:
@@ -182,7 +182,7 @@ def _clustermap(clusters: Clusters, families: Mapping[str, str], size: float) ->
     grid.ax_cbar.yaxis.set_label_position("right")
     return grid.figure
 
-
+# %% ../../nbs/figures/13_features.ipynb #0beeac04
 def empty_canvas(said: str) -> Figure:
     "A line that says why there is nothing to draw."
     figure, axes = canvas(said, (9, 0.8))

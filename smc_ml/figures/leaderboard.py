@@ -57,7 +57,7 @@ def _forest(axes: Axes, table: pd.DataFrame, gain: str) -> None:
     axes.set_ylim(-0.6, len(table) - 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
-
+# %% ../../nbs/figures/20_leaderboard.ipynb #b5f8f044
 def gains_plot(
     table: pd.DataFrame,  # of `leaderboard_table`
     simplest: str,  # the model that the others are compared with
@@ -239,7 +239,7 @@ def _leaning(axes: Axes, name: str, rises: pd.DataFrame, order: Sequence[str]) -
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(axis="x", rotation=30)
 
-
+# %% ../../nbs/figures/20_leaderboard.ipynb #8171a773
 def leaning_plot(
     importance: pd.DataFrame,  # model, feature, importance, low, high, events
     most: int = 12,  # features that are drawn

@@ -55,7 +55,7 @@ def _score_row(axes: Axes, height: int, score: Any) -> None:
     text = percent(score.accuracy)
     axes.annotate(text, (right, height), (8, 0), textcoords="offset points", va="center", fontsize=9)
 
-
+# %% ../../nbs/figures/08_models.ipynb #56f5aa1a
 def accuracy_plot(
     scores: pd.DataFrame,  # model accuracy accuracy_low accuracy_high majority_rate [advantage_low events]
 ) -> Figure:

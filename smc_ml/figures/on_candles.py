@@ -43,7 +43,7 @@ def _draw_zone(axes: Axes, pattern: pd.Series, formed: float, known: float, end:
     axes.add_patch(hollow)
     axes.add_patch(filled)
 
-
+# %% ../../nbs/figures/16_on_candles.ipynb #75e76791
 def _draw_level(axes: Axes, pattern: pd.Series, formed: float, known: float, timeframe: str) -> None:
     "A line from where the level formed to the close that broke or swept it, with its name."
     colour = direction_colour(pattern["direction"])

@@ -106,7 +106,7 @@ def _traces_of(
     hidden = [{"showlegend": False, **trace} for trace in drawn]
     return [{"type": "scatter", **trace, **common} for trace in (entry | sample_of(group), *hidden)]
 
-
+# %% ../../nbs/figures/05_patterns.ipynb #673bb05b
 def _group_traces(
     seen: pd.DataFrame, chart: Plane, strongest: int, shown: Collection[str]
 ) -> dict[PatternGroup, list[Trace]]:
@@ -152,7 +152,7 @@ def _checked(given: Any, patterns: pd.DataFrame, shown: Iterable[str]) -> pd.Dat
         raise FigureError(f"{unknown[0]!r} cannot be shown: it is none of {', '.join(DRAWN_KINDS)}")
     return candles
 
-
+# %% ../../nbs/figures/05_patterns.ipynb #a018c450
 def _counted(seen: pd.DataFrame, candles: pd.DataFrame) -> str:
     "The title: how many breaks, zones and sweeps there are."
     kinds = seen["kind"].astype(str)
@@ -177,7 +177,7 @@ def _layered(groups: dict[PatternGroup, list[Trace]], candles: pd.DataFrame) -> 
         (below if group.form in ("zone", "range") else above).extend(groups[group])
     return [*below, _candle_trace(candles), *above]
 
-
+# %% ../../nbs/figures/05_patterns.ipynb #68d05832
 def pattern_figure(
     candles: Any,  # whatever `as_candles` lets in, of one symbol, a window of up to a thousand candles
     patterns: pd.DataFrame,  # of that symbol and timeframe; what lies outside the window is left out

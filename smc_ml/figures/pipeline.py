@@ -23,7 +23,7 @@ def _reads(path: str, written: str) -> bool:
     "Whether a dependency lies within an out, or the other way round."
     return path == written or path.startswith(f"{written}/") or written.startswith(f"{path}/")
 
-
+# %% ../../nbs/figures/25_pipeline.ipynb #47ccc1a3
 def pipeline_arrows(
     stages: Mapping[str, Mapping[str, Any]],  # of dvc.yaml: name -> deps and outs
 ) -> dict[str, list[str]]:
@@ -96,7 +96,7 @@ def _places(arrows: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int]]:
         seen[at] = seen.get(at, 0) + 1
     return places
 
-
+# %% ../../nbs/figures/25_pipeline.ipynb #2e794e8b
 def _corner(place: tuple[int, int]) -> tuple[int, int]:
     "The upper left corner of a box."
     return 4 + place[0] * (_WIDE + _GAP_X), 4 + place[1] * (_HIGH + _GAP_Y)

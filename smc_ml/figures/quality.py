@@ -187,7 +187,7 @@ def _share_scale(figure: Figure, axes: Axes, mesh: QuadMesh, coarse: bool) -> No
     bar.set_ticklabels(list(marks))
     bar.outline.set_visible(False)
 
-
+# %% ../../nbs/figures/01_quality.ipynb #aeba0c7f
 def _draw_months(figure: Figure, axes: Axes, daily: pd.Series, rows: list[pd.Period]) -> None:
     "One row per month, one square per day; a colour for the missing share."
     share, closed = _squares(daily, rows)

@@ -52,7 +52,7 @@ def _gain_lines(axes: Axes, scored: pd.DataFrame, window: str) -> None:
     axes.set_ylabel("gain over the base rate, mnat")
     axes.legend(loc="lower left")
 
-
+# %% ../../nbs/figures/29_retraining.ipynb #93875814
 def _serving_bars(axes: Axes, scored: pd.DataFrame) -> None:
     "A bar for each day on which a bundle served."
     names = list(dict.fromkeys(scored["bundle"]))

@@ -117,7 +117,7 @@ def _performances(axes: Axes, found: Overfitting) -> None:
     axes.set_xlabel("daily mean over standard deviation in sample")
     axes.set_ylabel("daily mean over standard deviation out of sample")
 
-
+# %% ../../nbs/figures/12_selection.ipynb #1555bd13
 def overfitting_plot(
     found: Overfitting | str,  # or why there is none
     report: SharpeReport,

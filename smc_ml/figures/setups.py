@@ -45,7 +45,7 @@ def _setups_title(rows: pd.DataFrame) -> str:
     sure = int((known["p_value"] < _SIZE).sum())
     return f"{sure or 'None'} of {len(known)} setups of one part stand out once all are counted"
 
-
+# %% ../../nbs/figures/23_setups.ipynb #e90dce2e
 def setups_plot(
     cells: pd.DataFrame,  # of `setup_cells`
 ) -> Figure:

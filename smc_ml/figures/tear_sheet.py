@@ -117,7 +117,7 @@ def _by_holding(axes: Axes, trades: pd.DataFrame) -> None:
     axes.axhline(0, color=INK, linewidth=1, linestyle=":")
     axes.set(title="by holding time", xlabel="median hours held", ylabel="mean R after costs", xscale="log")
 
-
+# %% ../../nbs/figures/24_tear_sheet.ipynb #8c7b6a3b
 def tear_trades_plot(
     trades: pd.DataFrame,  # of an account: entry_at, exit_at, realised_r, mae_r, mfe_r
 ) -> Figure:

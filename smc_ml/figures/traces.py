@@ -187,7 +187,7 @@ def rectangle(
         }
     ]
 
-
+# %% ../../nbs/figures/03_traces.ipynb #6d9e58ba
 def outlines(zones: pd.DataFrame, chart: Plane) -> list[Trace]:
     "Dotted rectangles from formed to known, one trace a direction; empty ones are left out."
     left = zones["formed_at"].clip(lower=chart.start)
@@ -232,7 +232,7 @@ def lines(
         traces.append(trace | {"line": line, "opacity": opacity})
     return traces
 
-
+# %% ../../nbs/figures/03_traces.ipynb #559c8ccd
 def points(patterns: pd.DataFrame, times: pd.Series, chart: Plane, **marker: Any) -> list[Trace]:
     "A marker a pattern, at its level and one of the times."
     return [

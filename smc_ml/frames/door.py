@@ -57,7 +57,7 @@ def _is_rows(frame: Any) -> bool:
         return frame.ndim == 2 or frame.dtype.names is not None
     return isinstance(frame, Sequence) and bool(frame) and isinstance(frame[0], Mapping | tuple | list)
 
-
+# %% ../../nbs/frames/04_door.ipynb #aac638ec
 def _table(frame: Any, source: str) -> pd.DataFrame:
     "What is given as a DataFrame; a `CandleError` that says what it is."
     if hasattr(frame, "to_pandas"):
@@ -108,7 +108,7 @@ def _one_series(table: pd.DataFrame, source: str) -> pd.DataFrame:
             )
     return table.droplevel(others)
 
-
+# %% ../../nbs/frames/04_door.ipynb #810d7cfe
 def _one_instrument(table: pd.DataFrame, source: str) -> None:
     "Raise for rows that a column says to be of several instruments."
     name = next((name for name in SYMBOLS if name in table), None)
@@ -133,7 +133,7 @@ def _check_beside(index: pd.Index, table: pd.DataFrame, source: str) -> None:
             "drop one of the two"
         )
 
-
+# %% ../../nbs/frames/04_door.ipynb #2917d841
 def _open_times(
     table: pd.DataFrame,  # with the names of `known_names`
     source: str,
@@ -227,7 +227,7 @@ def _check_closed(table: pd.DataFrame, times: pd.DatetimeIndex, source: str) -> 
             "leave it out"
         )
 
-
+# %% ../../nbs/frames/04_door.ipynb #ddfbe718
 def _converted(frame: Any, source: str, offset: float | str | None, needs: Collection[str]) -> pd.DataFrame:
     "A new table as the contract has it, rows in their own order."
     given = _one_series(one_level(_table(frame, source), source)[0], source)

@@ -50,6 +50,8 @@ _SPELLINGS = {
     "complete": "closed is_closed confirm is_final final isclosed",
     "openint": "open_interest oi",
 }
+
+# %% ../../nbs/frames/02_names.ipynb #52ef6c87
 _ALIASES = {spelled: name for name, words in _SPELLINGS.items() for spelled in words.split()}
 _KNOWN = frozenset((*TIMES, *SYMBOLS, *_SPELLINGS, *VALUES))
 

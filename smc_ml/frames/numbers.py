@@ -48,7 +48,7 @@ def _parsed(column: pd.Series, source: str) -> pd.Series:
         )
     return parsed
 
-
+# %% ../../nbs/frames/03_numbers.ipynb #c8eb29e5
 def numbers_of(
     column: pd.Series,
     source: str,  # named in errors

@@ -119,7 +119,7 @@ def _year_first(parts: pd.DataFrame, day: int, month: int) -> pd.Series:
     days, months = parts[day].str.zfill(2), parts[month].str.zfill(2)
     return (parts[2] + "-" + months + "-" + days + " " + parts[3]).str.strip()
 
-
+# %% ../../nbs/frames/01_times.ipynb #187c2702
 def _day_and_month(texts: pd.Series, source: str) -> pd.Series:
     "ISO dates of texts that begin with a day or a month; an error where it cannot be told which."
     if not re.match(_DAY_OR_MONTH, texts.iloc[0]):
@@ -176,7 +176,7 @@ def _written(times: pd.Series, clock: _Clock) -> pd.DatetimeIndex:
         )
     return _dated(pd.DatetimeIndex(parsed), str(times.name), clock)
 
-
+# %% ../../nbs/frames/01_times.ipynb #6202d9c2
 def _dated(times: pd.DatetimeIndex, column: str, clock: _Clock) -> pd.DatetimeIndex:
     "UTC times of dates that may lack a zone."
     missing = times.isna()

@@ -50,7 +50,7 @@ def _column(candles: Any, name: str, source: str) -> Any:
         f"{source}: no column {name} (found: {', '.join(map(str, known))}): rename or add it"
     )
 
-
+# %% ../../nbs/indicators/01_inputs.ipynb #bf261d53
 def _tensor(values: Any, name: str, source: str, like: torch.Tensor) -> torch.Tensor:
     "A column as a tensor of the type and on the device of `like`; a tensor keeps its graph."
     if isinstance(values, torch.Tensor) and not values.is_complex():

@@ -61,7 +61,7 @@ def check_traded(
             f"{', '.join(found)}: detect them on those timeframes, or set labels.timeframes"
         )
 
-
+# %% ../../nbs/labels/02_checks.ipynb #5ed956f8
 def check_kinds(config: LabelingConfig, pattern_config: PatternConfig) -> None:
     "Raise a `LabelError` where no kind that is traded is detected."
     if not set(config.kinds) & set(pattern_config.kinds):

@@ -24,7 +24,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "liquidity": LABELS[LABELS.index("swing") :],
 }
 
-
+# %% ../../nbs/labels/00_config.ipynb #b4d15b5b
 class LabelingConfig(Section):
     "Which patterns are traded, and how."
 

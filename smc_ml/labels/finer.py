@@ -37,7 +37,7 @@ def _check_finer(finer: pd.DataFrame, symbol: str) -> None:
             f"{symbol}: {len(index)} finer candles are too few to tell their timeframe: leave them out"
         )
 
-
+# %% ../../nbs/labels/03_finer.ipynb #c4a47f67
 def finer_per_candle(finer: pd.DataFrame, symbol: str, timeframe: str) -> int:
     "How many finer candles make a candle of `timeframe`; a `LabelError` where none do or they are wrong."
     _check_finer(finer, symbol)
@@ -102,7 +102,7 @@ def _doubtful_candles(
     in_last &= (last > first) & (exit_price == trades["stop"])
     return in_first, in_last
 
-
+# %% ../../nbs/labels/03_finer.ipynb #49ebcd37
 def settle_doubts(
     candles: pd.DataFrame,
     finer: pd.DataFrame,

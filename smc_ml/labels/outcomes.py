@@ -167,7 +167,7 @@ def _exits(candles: pd.DataFrame, events: pd.DataFrame, config: LabelingConfig) 
     longest, shortest = config.maximum_bars, config.minimum_bars
     return barrier_exits(open_, high, low, first, side, stop, target, longest, shortest, entry)
 
-
+# %% ../../nbs/labels/04_outcomes.ipynb #68ae0bb6
 def _results(
     candles: pd.DataFrame,
     events: pd.DataFrame,

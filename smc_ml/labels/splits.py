@@ -56,7 +56,7 @@ def _check_times(labels: pd.DataFrame) -> None:
     backward = labels["exit_at"] < labels["time"]
     _refuse(labels, backward, "have an exit_at before their time", "label the events again")
 
-
+# %% ../../nbs/labels/08_splits.ipynb #0f438517
 def label_times(X: Any, groups: pd.DataFrame | None = None) -> pd.DataFrame:
     "The labels' table, `groups` where given, else `X`, once its `time` and `exit_at` are found usable."
     labels, name = (X, "X") if groups is None else (groups, "groups")

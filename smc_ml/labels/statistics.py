@@ -69,7 +69,7 @@ def _grouping(labels: pd.DataFrame, by: str | Sequence[str]) -> list[str]:
         raise LabelError(f"nothing to group by: take some of session, {', '.join(labels.columns)}")
     return names
 
-
+# %% ../../nbs/labels/05_statistics.ipynb #34ad81fc
 def get_pattern_statistics(
     labels: pd.DataFrame,
     by: str | Sequence[str] = ("kind", "direction"),  # columns of `labels`, or session
@@ -104,7 +104,7 @@ def get_pattern_statistics(
     )
     return _with_intervals(table, _errors_by_day(columns[filled], names))
 
-
+# %% ../../nbs/labels/05_statistics.ipynb #fa27b301
 def _with_intervals(table: pd.DataFrame, errors: pd.Series) -> pd.DataFrame:
     "The groups with their win rate and the intervals of it and of the mean R, from its standard errors."
     wins, trades = table["wins"], table["trades"]

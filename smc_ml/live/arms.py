@@ -81,7 +81,7 @@ def _bounds(low: float, high: float, digits: str) -> str:
     known = np.isfinite([low, high]).all()
     return f"({low:{digits}} to {high:{digits}})" if known else "(too few days for an interval)"
 
-
+# %% ../../nbs/live/07_arms.ipynb #80b307e3
 def experiment_lines(
     experiment: Experiment,
     stores: Mapping[str, LiveStore],  # by arm

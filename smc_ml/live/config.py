@@ -15,7 +15,7 @@ from ..config import Section
 # %% ../../nbs/live/00_config.ipynb #9e87244b
 Filter = Literal["confidence", "correlation", "regime", "score", "sharpe", "technical", "rate", "enhancer"]
 
-
+# %% ../../nbs/live/00_config.ipynb #d3748826
 class SignalConfig(Section):
     "From predictions to signals."
 

@@ -54,7 +54,7 @@ def watched_of(update: PatternUpdate, traded: np.ndarray) -> list[Watched]:
         for event in events[wanted]
     ]
 
-
+# %% ../../nbs/live/02_decisions.ipynb #6b835485
 def traded_kinds(config: LabelingConfig, pattern_config: PatternConfig) -> np.ndarray:
     "(kinds, scales, labels) whether such a pattern is traded."
     out = np.zeros((len(KINDS), len(SCALES), len(LABELS)), bool)
@@ -98,7 +98,7 @@ def resting_price(
         return (top + bottom) / 2
     return top if direction > 0 else bottom
 
-
+# %% ../../nbs/live/02_decisions.ipynb #3677f0c9
 class DecisionStream:
     "The decisions of one symbol, at each close."
 

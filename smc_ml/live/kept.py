@@ -62,7 +62,7 @@ def _waited_since(path: LivePath) -> pd.Timestamp:
     last = max((one for one in closes if one is not None), default=0)
     return pd.Timestamp(last, tz="UTC") - max(4 * bars * path.step, pd.Timedelta(days=3))
 
-
+# %% ../../nbs/live/05_kept.ipynb #5969f3a9
 def kept_bundles(
     states: Mapping[str, bytes],  # of `kept_path`
 ) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def kept_bundles(
     names = WantedBundles(*told["served"]["serves"]).pointer.held()
     return tuple(dict.fromkeys((told["bundle"], *names)))
 
-
+# %% ../../nbs/live/05_kept.ipynb #c929b7c7
 def restored_path(
     states: Mapping[str, bytes],  # of `kept_path`
     find: Callable[[str], Bundle],  # digest -> bundle; a `UserError` where it is not there
@@ -106,7 +106,7 @@ def restored_path(
     path.engine.restore(told["engine"])
     return path
 
-
+# %% ../../nbs/live/05_kept.ipynb #c9b6325d
 def _found_bundles(
     states: Mapping[str, bytes], find: Callable[[str], Bundle], folder: Path
 ) -> dict[str, Bundle]:

@@ -82,7 +82,7 @@ class Signal(NamedTuple):
         "Whether an order follows."
         return self.side != "NEUTRAL" and not self.reason
 
-
+# %% ../../nbs/live/01_messages.ipynb #e9fdbe8d
 class Order(NamedTuple):
     "What is sent to a broker."
 
@@ -121,7 +121,7 @@ class Fill(NamedTuple):
     profit: float  # of the whole trade, after all costs; NaN at an entry
     reason: str = ""  # of a cancelled order or a close
 
-
+# %% ../../nbs/live/01_messages.ipynb #6ca048ab
 class Holding(NamedTuple):
     "What is held in a symbol."
 
@@ -185,7 +185,7 @@ class Prediction(NamedTuple):
         "A name that is the same in every process: of the decision and the bundle."
         return prediction_name(self.key, self.model_version)
 
-
+# %% ../../nbs/live/01_messages.ipynb #9ec767e3
 class PredictionOutcome(NamedTuple):
     "Outcome of a decision, by the rules of the bundle that predicted it."
 

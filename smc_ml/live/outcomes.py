@@ -70,7 +70,7 @@ class _Followed(NamedTuple):
     stop: float
     target: float
 
-
+# %% ../../nbs/live/03_outcomes.ipynb #ee6e8796
 class OutcomeStream:
     "The decisions of one symbol, followed until their outcome is known."
 

@@ -137,7 +137,7 @@ def check_one_close(closed: ClosedCandles, step: pd.Timedelta) -> None:
                 "give closed candles, one close at a time"
             )
 
-
+# %% ../../nbs/live/04_path.ipynb #c1634209
 class LivePath:
     "A bundle, a market, an account: all of it at each close."
 

@@ -72,7 +72,7 @@ class _StoppedAs(KillSwitch):
         super().__init__()
         self._called = state
 
-
+# %% ../../nbs/live/06_running.ipynb #d62e5e9e
 def arrival_of(
     closed: ClosedCandles, feed: CandleFeed, live: LiveConfig, stopped: Stopped | None = None
 ) -> Arrival:
@@ -83,7 +83,7 @@ def arrival_of(
     now = closed.known_at + pd.Timedelta(seconds=state.age) if late else None
     return Arrival(bool(closed.filled or off), now, stopped)
 
-
+# %% ../../nbs/live/06_running.ipynb #0a88957c
 class _Since:
     "The unusual arrivals since a path was kept, as a state of the store."
 
@@ -119,7 +119,7 @@ class _Since:
 # %% ../../nbs/live/06_running.ipynb #4a56a605
 _SINCE = "arrivals"
 
-
+# %% ../../nbs/live/06_running.ipynb #c9dbf0cb
 class LiveRun:
     "A feed, a path and a store at work."
 

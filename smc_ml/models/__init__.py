@@ -63,7 +63,7 @@ def _maker(shown: str, name: str) -> Callable[..., Any]:
     )
     return make
 
-
+# %% ../../nbs/models/49___init__.ipynb #af13cec8
 def __getattr__(name: str) -> Any:
     "What makes a model, by the model's name."
     if name.startswith("_") or name not in (known := _by_class()):

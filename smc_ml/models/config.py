@@ -623,7 +623,7 @@ NO_EVENT_MODEL = (
     "add one, such as logistic"
 )
 
-
+# %% ../../nbs/models/00_config.ipynb #365bc4d2
 class TrainingConfig(Section):
     "The `train` section: which models are trained, windows, weights and the settings of each model."
 

@@ -107,7 +107,7 @@ def _instants(times: Any, count: int) -> np.ndarray:
         raise ValueError(f"{len(stamps)} times for {count} samples: give one a sample")
     return np.where(stamps.isna(), _NEVER, stamps.asi8)
 
-
+# %% ../../nbs/models/23_lorentzian.ipynb #ce0ca6cd
 class LorentzianClassifier(ClassifierMixin, BaseEstimator):
     "The votes of the nearest resolved samples, on scaled rows without missing values."
 

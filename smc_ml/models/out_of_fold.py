@@ -85,7 +85,7 @@ def _checkpoint(model: BaseEstimator, folder: Path | None, fold: int) -> dict[st
         return {}
     return {"checkpoint": KeptCheckpoint(folder / f"fold_{fold}.safetensors")}
 
-
+# %% ../../nbs/models/16_out_of_fold.ipynb #b3ccb0a1
 def _fit(
     model: BaseEstimator,
     windows: Windows,

@@ -290,7 +290,7 @@ class Regression(Task):
         "Mean squared error of the known targets, in variances of the training targets."
         return float(np.nanmean(np.square((answer - _floats(y)) / self.deviation)))
 
-
+# %% ../../nbs/models/02_tasks.ipynb #864d0be9
 def _floats(y: Any) -> np.ndarray:
     "float64, NaN where missing."
     return pd.Series(y).to_numpy(float, na_value=np.nan)
@@ -300,7 +300,7 @@ def _direction(horizon: str) -> Classes:
     "Down, flat or up over a horizon."
     return Classes(f"direction_{horizon}", (-1, 0, 1), ("down", "flat", "up"))
 
-
+# %% ../../nbs/models/02_tasks.ipynb #1107b159
 @dataclass(frozen=True)
 class Horizons(Task):
     "Return, direction and risks over several horizons."
@@ -400,7 +400,7 @@ def _samples_back(symbols: np.ndarray) -> np.ndarray:
     place = pd.Series(np.arange(len(symbols)))
     return (place - place.groupby(symbols).shift()).fillna(0).to_numpy(int)
 
-
+# %% ../../nbs/models/02_tasks.ipynb #9dd117a4
 @dataclass(frozen=True)
 class Position(Task):
     "What to hold, by what it earns after costs; the trading loss."
@@ -483,7 +483,7 @@ class Position(Task):
         charged = self.cost * np.abs(answer) + self.turnover * np.abs(change)
         return -float(np.nanmean(answer * self._earned(y) - charged))
 
-
+# %% ../../nbs/models/02_tasks.ipynb #dcf6a269
 def _smooth_size(value: "torch.Tensor") -> "torch.Tensor":
     "The absolute value, a parabola near zero."
     import torch

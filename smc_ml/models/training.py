@@ -276,7 +276,7 @@ class _Course:
         descent.bar.update(facts["steps"])
         _log.info("going on after epoch %d, from %s", len(self.history) - 1, path)
 
-
+# %% ../../nbs/models/08_training.ipynb #83aed5b3
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     "The tensors whose names begin so, without that."
     return {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}

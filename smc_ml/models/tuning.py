@@ -209,7 +209,7 @@ class AskedTrial(NamedTuple):
     number: int  # in the study
     values: Mapping[str, Any]  # of the settings
 
-
+# %% ../../nbs/models/42_tuning.ipynb #13cd00e9
 @dataclass(frozen=True)
 class TuningSearch:
     "What a trial needs."
@@ -299,7 +299,7 @@ class TuningSearch:
             state = optuna.trial.TrialState.PRUNED if values is None else optuna.trial.TrialState.COMPLETE
             study.tell(trial, values, state)
 
-
+# %% ../../nbs/models/42_tuning.ipynb #bfae8cd6
 TrialScores = Callable[[Sequence[AskedTrial]], Sequence[list[float] | None]]  # objectives; None: given up
 
 

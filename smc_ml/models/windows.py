@@ -310,7 +310,7 @@ def _places(partners: Mapping[str, str], names: tuple[str, ...]) -> np.ndarray |
         return None
     return np.array([place[partners.get(name, name)] for name in names])
 
-
+# %% ../../nbs/models/01_windows.ipynb #a6108477
 def event_windows(
     features: Mapping[str, pd.DataFrame],  # one table per symbol, indexed by open_time
     labels: pd.DataFrame,  # with symbol, time, row and direction
@@ -349,7 +349,7 @@ def _bars_of(
     frame = {"symbol": symbol, "time": times, "row": np.arange(len(table)), "exit_at": times + horizon}
     return pd.concat([pd.DataFrame(frame), targets.reset_index(drop=True)], axis=1)
 
-
+# %% ../../nbs/models/01_windows.ipynb #fcc46ec7
 def bar_windows(
     features: Mapping[str, pd.DataFrame],  # one table per symbol, indexed by open_time
     targets: Mapping[str, pd.DataFrame],  # of the same rows, such as `horizon_targets`

@@ -41,7 +41,7 @@ class ConceptReport(NamedTuple):
 _FIRST = 40  # blocks that give the scale
 _HELD_SD = 2.0  # of the first blocks, beyond which a block counts as that far
 
-
+# %% ../../nbs/monitoring/07_concept.ipynb #fff98cb2
 def concept_drift(
     events: pd.DataFrame,  # of `resolved_predictions`
     horizon_hours: float = 12.0,  # of a block

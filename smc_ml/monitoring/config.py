@@ -79,7 +79,7 @@ class PerformanceConfig(Section):
     latency_ms: float = Field(50.0, gt=0, description="99 % of answers that come later warn, milliseconds")
     error_rate: float = Field(0.01, gt=0, lt=1, description="share of failed answers that warns")
 
-
+# %% ../../nbs/monitoring/00_config.ipynb #3f377650
 class NotifyConfig(Section):
     "Who is told of an alarm, and how often at most."
 

@@ -114,7 +114,7 @@ def _learn_raw(table: pd.DataFrame, first: pd.Timestamp) -> _Raw:
     scores, _ = relation_scores(table, relations)
     return _Raw(relations, scores, day_facts(day_rows(table)), table.iloc[-1:])
 
-
+# %% ../../nbs/monitoring/08_drift.ipynb #fac1979e
 def _facts_joined(facts: DayFacts, new: DayFacts, days: int) -> DayFacts:
     "Facts with those of one more day; the oldest leaves."
     return DayFacts(*(np.concatenate([old, one])[-days:] for old, one in zip(facts, new, strict=True)))
@@ -156,7 +156,7 @@ def needed_days(config: DriftConfig) -> int:
     least = min(config.alarms_a_month, config.broken_alarms_a_month)
     return int(np.ceil(1 / config.level(least)))
 
-
+# %% ../../nbs/monitoring/08_drift.ipynb #28be0f9c
 class DriftDetector:
     """Watches features for broken columns and moved distributions, and predictions for lost skill.
 

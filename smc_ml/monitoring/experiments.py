@@ -93,7 +93,7 @@ def _chances(experiment: Experiment, table: pd.DataFrame, arms: Mapping[str, Any
 
 _FACTS = ("key", "symbol", "time", "event_id", "exit_at", "won", "realised_r")
 
-
+# %% ../../nbs/monitoring/12_experiments.ipynb #5baa7d80
 def _event_key(row: Mapping[str, Any]) -> str:
     "The key of an event: its own, or symbol, time and number."
     if "key" in row:
@@ -163,7 +163,7 @@ def _difference_row(values: pd.Series, config: ExperimentConfig, metrics: int) -
     better, low, high = (float(each) for each in band[-1]) if len(band) else (np.nan,) * 3
     return {"better": better, "low": low, "high": high, "significant": bool(low > 0 or high < 0)}
 
-
+# %% ../../nbs/monitoring/12_experiments.ipynb #951be1e9
 def compare_arms(
     experiment: Experiment,
     events: pd.DataFrame,  # of `experiment_events`
@@ -198,7 +198,7 @@ def _over_base(
     value, low, high = (float(each) for each in band[-1])
     return value, low, high
 
-
+# %% ../../nbs/monitoring/12_experiments.ipynb #473ff4f9
 def _decided(
     result: ExperimentResult, weeks: float, config: ExperimentConfig, past: np.ndarray
 ) -> tuple[Literal["wait", "promote", "keep", "stop"], str]:

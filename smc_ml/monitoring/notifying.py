@@ -77,7 +77,7 @@ class WebhookNotifier:
             reason = type(error).__name__
             raise MonitoringError(f"the webhook of {self._address} cannot be reached ({reason})") from None
 
-
+# %% ../../nbs/monitoring/10_notifying.ipynb #90cca4fa
 class EmailNotifier:
     "Sends an alert by e-mail, over TLS; host, account and password stand in the environment."
 
@@ -165,7 +165,7 @@ class Notifiers:
                 logging.getLogger("smc_ml.monitoring").error("an alert was not told: %s", error)
         return taken
 
-
+# %% ../../nbs/monitoring/10_notifying.ipynb #dcca5aa0
 def notifiers_of(
     config: NotifyConfig,
 ) -> Notifiers:

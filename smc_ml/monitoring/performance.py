@@ -43,7 +43,7 @@ def _taken(events: pd.DataFrame) -> np.ndarray:
         return events["expected_r"].to_numpy(float) > 0
     return np.ones(len(events), bool)
 
-
+# %% ../../nbs/monitoring/09_performance.ipynb #211b8da0
 def event_scores(
     events: pd.DataFrame,  # of `resolved_predictions`
     config: PerformanceConfig | None = None,
@@ -67,7 +67,7 @@ def event_scores(
         scores["expectancy"] = np.where(taken, result, np.nan)
     return pd.DataFrame(scores, events.index)
 
-
+# %% ../../nbs/monitoring/09_performance.ipynb #9bba0947
 def block_scores(
     events: pd.DataFrame,  # of `resolved_predictions`
     config: PerformanceConfig | None = None,
@@ -124,7 +124,7 @@ def _fall(values: np.ndarray, end: int, yardstick: int, window: int, both: bool)
     apart = (before - now) / np.sqrt(own + other)
     return abs(apart) if both else apart
 
-
+# %% ../../nbs/monitoring/09_performance.ipynb #a1bb91cf
 def _watched(values: np.ndarray, config: PerformanceConfig, both: bool = False) -> _Watch:
     "Follow one metric through its blocks."
     window, year = config.window_blocks, int(365 * 24 / config.horizon_hours)
@@ -181,7 +181,7 @@ def performance_alerts(
         found.append(Alert(blocks.index[place], "performance", "base_rate", level, f"information: {known}"))
     return sorted(found, key=lambda each: (each.known_at, each.metric))
 
-
+# %% ../../nbs/monitoring/09_performance.ipynb #142b86b4
 def standing_alerts(
     alerts: Iterable[Alert],  # in order
 ) -> tuple[Alert, ...]:
@@ -220,7 +220,7 @@ class PerformanceReport(NamedTuple):
         gain = f"{1000 * row['value']:+.1f} mnat"
         return f"{head}: {told}; {self.events:,} resolved predictions, {sure} ({gain})"
 
-
+# %% ../../nbs/monitoring/09_performance.ipynb #c9696bf4
 def _added(table: pd.DataFrame | None, new: pd.DataFrame, keys: list[str], source: str) -> pd.DataFrame:
     "A table with new rows; rows that are there are left out, and an error where they say something else."
     if table is None or not len(table):
@@ -231,7 +231,7 @@ def _added(table: pd.DataFrame | None, new: pd.DataFrame, keys: list[str], sourc
         raise MonitoringError(f"{source}: event {twice} was told before, with other values: tell it once")
     return joined
 
-
+# %% ../../nbs/monitoring/09_performance.ipynb #638b3d14
 class PerformanceMonitor:
     """Follows the outcomes of predictions.
 
@@ -356,7 +356,7 @@ class PerformanceMonitor:
             found.append(Alert(self._now, "service", "failed", "warning", what))
         return tuple(found)
 
-
+# %% ../../nbs/monitoring/09_performance.ipynb #f420808e
 def _latency(predictions: pd.DataFrame) -> tuple[float, float]:
     "Median and 99 % quantile of the latency, milliseconds."
     if "latency_ms" not in predictions or not predictions["latency_ms"].notna().any():

@@ -39,7 +39,7 @@ class Rank(NamedTuple):
     place: tuple[int, ...]  # of its largest deviation
     deviation: float  # that deviation, in standard deviations of the other days
 
-
+# %% ../../nbs/monitoring/02_ranks.ipynb #3a6aa8e3
 def rank_of_last(
     days: np.ndarray,  # (days, …), the day that is judged last
     one_sided: bool = False,  # whether only numbers above the usual ones count
@@ -85,7 +85,7 @@ class TwoRanks(NamedTuple):
     deviation: float
     lasting: bool  # whether the run told more than the day alone
 
-
+# %% ../../nbs/monitoring/02_ranks.ipynb #6514e6ab
 def rank_with_runs(
     days: np.ndarray,  # (days, …), the day that is judged last
     length: int = 3,  # of a run, days

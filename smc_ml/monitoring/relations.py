@@ -63,7 +63,7 @@ def _held(changes: np.ndarray, size: np.ndarray) -> np.ndarray:
     scaled = np.nan_to_num(changes / size, nan=0.0, posinf=_HELD, neginf=-_HELD)
     return np.clip(scaled, -_HELD, _HELD)
 
-
+# %% ../../nbs/monitoring/03_relations.ipynb #1338c12f
 def learn_relations(
     table: pd.DataFrame,  # of raw columns, by UTC time
 ) -> Relations:
@@ -109,7 +109,7 @@ def _sizes(held: np.ndarray, real: np.ndarray) -> np.ndarray:
     count = np.maximum(real.sum(axis=1), 1)
     return np.log(np.where(real, np.abs(held), 0.0).sum(axis=1) / count + _TINY)
 
-
+# %% ../../nbs/monitoring/03_relations.ipynb #2c805882
 def relation_scores(
     table: pd.DataFrame,  # of the raw columns of some days, by UTC time
     relations: Relations,
@@ -159,7 +159,7 @@ def day_facts(
     level = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return DayFacts(high > low, count > 0, level)
 
-
+# %% ../../nbs/monitoring/03_relations.ipynb #8b5bf850
 def certain_breaks(
     rows: DayRows,  # of one or more days
     columns: Sequence[str],  # of the reference
@@ -195,7 +195,7 @@ def changed_units(
         for day, column in np.argwhere(beyond)
     ]
 
-
+# %% ../../nbs/monitoring/03_relations.ipynb #241f6fd9
 def name_of_break(
     score: int,  # place in `SCORES`
     agreement: float,  # Fisher's z of prediction and change on the day

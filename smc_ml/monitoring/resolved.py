@@ -37,7 +37,7 @@ def _need_columns(table: pd.DataFrame, source: str, *columns: str) -> None:
             found = ", ".join(map(str, table.columns))
             raise MonitoringError(f"{source}: no column {name} (found: {found}): rename or add it")
 
-
+# %% ../../nbs/monitoring/06_resolved.ipynb #45d4c25a
 def resolved_predictions(
     predictions: pd.DataFrame,  # symbol, time, event_id or key; probability; expected_r if there is one
     outcomes: pd.DataFrame,  # the same key; exit_at, won, realised_r

@@ -78,7 +78,7 @@ def rolling_band(
     told[window - 1 :] = np.stack([np.where(count > 0, mean, np.nan), mean - half, mean + half], axis=1)
     return told
 
-
+# %% ../../nbs/monitoring/05_sequences.ipynb #21e47885
 def student_of(
     quantile: float,  # of the normal distribution
     freedom: np.ndarray,  # degrees of freedom

@@ -53,7 +53,7 @@ def _what_was_done(served: np.ndarray, right: np.ndarray, near: float) -> str:
     factor = float(np.median(served[both] / right[both])) if both.any() else np.nan
     return f"scaled by {factor:.4g}" if same(served / factor, right) and factor else "other values"
 
-
+# %% ../../nbs/monitoring/04_served.ipynb #e9ffa525
 def compare_served(
     served: pd.DataFrame,  # rows of features as they were served, by UTC time
     recomputed: pd.DataFrame,  # the same rows from the candles

@@ -100,7 +100,7 @@ def _sorted_quantiles(values: np.ndarray, shares: tuple[float, ...]) -> list[np.
         told.append(np.where(last >= 0, below + (place - low) * (above - below), np.nan))
     return told
 
-
+# %% ../../nbs/monitoring/01_summaries.ipynb #e67ac368
 def day_summaries(
     rows: DayRows,
     typical: np.ndarray | None = None,  # (columns,): usual distance of the quartiles; None: of these days

@@ -59,7 +59,7 @@ def served_alerts(
     "Served features that are not the recomputed ones, as alerts."
     return [Alert(known_at, "broken", each.column, "degraded", f"served {each}") for each in differences]
 
-
+# %% ../../nbs/monitoring/13_watching.ipynb #3833f150
 def concept_alerts(
     report: ConceptReport,
 ) -> list[Alert]:
@@ -113,7 +113,7 @@ def known_wins(
 
 Tables = Mapping[str, pd.DataFrame]
 
-
+# %% ../../nbs/monitoring/13_watching.ipynb #9bcf7d26
 class MarketWatch:
     "Watches a market and its model, day by day or many days at once."
 
@@ -194,7 +194,7 @@ class MarketWatch:
         new = [each for each in of_days if last is not None and each.known_at > last]
         return (*standing_alerts(new), *standing_alerts(others))
 
-
+# %% ../../nbs/monitoring/13_watching.ipynb #a8b3b337
 def _raw_of(candles: Tables | None) -> pd.DataFrame | None:
     "The raw columns of candles, of all symbols."
     return all_symbols({name: raw_columns(each) for name, each in candles.items()}) if candles else None

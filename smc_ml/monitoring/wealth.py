@@ -128,7 +128,7 @@ class WeeksNeeded(NamedTuple):
         weeks = f"{self.median:.0f} weeks (median; 80 %: {late})"
         return f"a gain of {self.gain:g} nats an event is shown in {weeks}"
 
-
+# %% ../../nbs/monitoring/11_wealth.ipynb #58b6467d
 def weeks_needed(
     differences: ArrayLike,  # of past blocks, of a champion and any other model
     gain: float | None = None,  # nats an event; None: the least one would act on

@@ -30,6 +30,8 @@ from smc_ml.patterns.levels import (
     level_room,
     support_resistance,
 )
+
+# %% ../../nbs/patterns/12_detectors.ipynb #d8bae157
 from smc_ml.patterns.liquidity import (
     CANDIDATE,
     DECIDED,
@@ -100,7 +102,7 @@ def _legs(name: str, scale: int, length: Callable[[PatternConfig], int]) -> Dete
         looks_back=length,
     )
 
-
+# %% ../../nbs/patterns/12_detectors.ipynb #d3ad5044
 def _breaks_of_legs(name: str, scale: int, *reads: str) -> Detector:
     "Breaks of legs; internal ones keep away from the large scale."
     internal = scale == INTERNAL
@@ -141,7 +143,7 @@ def _leg_length(config: PatternConfig) -> int:
 def _swing_leg_length(config: PatternConfig) -> int:
     return config.swing_leg_length
 
-
+# %% ../../nbs/patterns/12_detectors.ipynb #b7e6f07d
 DETECTORS = (
     Detector(
         "fractals",

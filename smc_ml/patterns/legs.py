@@ -70,7 +70,7 @@ def _leg_label(side: int, level: float, last: float) -> int:
     higher = level > last if side > 0 else level < last
     return (HIGHER_HIGH if side > 0 else LOWER_LOW) + (0 if higher else 1)
 
-
+# %% ../../nbs/patterns/17_legs.ipynb #04441335
 @njit(cache=True)
 def leg_swings(
     candles: np.ndarray,
@@ -269,7 +269,7 @@ def _tell_equal(event: np.record, last: np.record, row: int, side: int, level: f
     event.top, event.bottom, event.level = max(level, last.level), min(level, last.level), level
     event.strength, event.volume = 2.0, 0.0
 
-
+# %% ../../nbs/patterns/17_legs.ipynb #8d70a243
 @njit(cache=True)
 def equal_legs(
     candles: np.ndarray,

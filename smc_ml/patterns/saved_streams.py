@@ -98,7 +98,7 @@ def read_state(
     del facts["version"]
     return facts, arrays
 
-
+# %% ../../nbs/patterns/16_saved_streams.ipynb #d71bff60
 def restore_stream(
     path: str | os.PathLike,
     config: PatternConfig | None = None,  # that it has to have; None: its own, whatever they are

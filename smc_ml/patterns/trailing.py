@@ -44,7 +44,7 @@ def _follow(s: np.record, event: np.record) -> None:
     elif event.kind == BREAK_OF_STRUCTURE or event.kind == CHANGE_OF_CHARACTER:
         s.trend = event.direction
 
-
+# %% ../../nbs/patterns/19_trailing.ipynb #8da371d7
 @njit(cache=True)
 def trail(
     candles: np.ndarray,
@@ -104,7 +104,7 @@ def _of_table(patterns: pd.DataFrame, closes: pd.DatetimeIndex, timeframe: str) 
     events["direction"], events["level"] = found["direction"], found["level"]
     return events
 
-
+# %% ../../nbs/patterns/19_trailing.ipynb #de0c0353
 def trailing_range(
     candles: pd.DataFrame,  # of one symbol
     patterns: pd.DataFrame,  # as `detect_patterns` finds them in these candles, with swings and breaks
@@ -139,7 +139,7 @@ class TrailingState(NamedTuple):
     high: str  # strong, weak or empty
     low: str
 
-
+# %% ../../nbs/patterns/19_trailing.ipynb #12b2ecf1
 class TrailingRange:
     "The trailing range of one series, candle by candle."
 

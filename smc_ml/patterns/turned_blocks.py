@@ -68,7 +68,7 @@ def _tell_block(
     event.strength, event.volume = _in_ranges(moved, candle.range), extreme.volume
     event.upside_down = 1 if extreme.high < extreme.low else 0
 
-
+# %% ../../nbs/patterns/18_turned_blocks.ipynb #cb5f6013
 @njit(cache=True)
 def turned_blocks(
     candles: np.ndarray,
@@ -141,7 +141,7 @@ def _tell_gap(event: np.record, outer: np.record, middle: np.record, third: np.r
     event.formed_time = middle.time
     event.strength, event.volume = _in_ranges(top - bottom, third.range), middle.volume
 
-
+# %% ../../nbs/patterns/18_turned_blocks.ipynb #c4d328c9
 @njit(cache=True)
 def body_gaps(
     candles: np.ndarray,

@@ -310,7 +310,7 @@ def _give_way(
         s.held = _compact(held, watches, s.held)
     return noted
 
-
+# %% ../../nbs/patterns/11_zones.ipynb #bad94701
 @njit(cache=True)
 def _enter_early(
     arriving: np.ndarray,

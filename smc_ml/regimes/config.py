@@ -89,7 +89,7 @@ class RegimeConfig(Section):
             "a model cannot learn from fewer candles than the first one"
         )
 
-
+# %% ../../nbs/regimes/00_config.ipynb #f771251d
 def regime_timeframe(config: RegimeConfig, base: str) -> str:
     "The timeframe of the states on base candles of one; a `RegimeError` where it is no multiple."
     if TIMEFRAMES[base] >= TIMEFRAMES[config.timeframe]:

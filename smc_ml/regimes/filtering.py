@@ -18,7 +18,7 @@ def normal_factors(covariances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     logarithms = np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(axis=-1)
     return np.linalg.inv(lower), -logarithms - 0.5 * covariances.shape[-1] * np.log(2 * np.pi)
 
-
+# %% ../../nbs/regimes/02_filtering.ipynb #222b771f
 @njit(cache=True)
 def log_densities(
     values: np.ndarray,  # (rows, inputs)

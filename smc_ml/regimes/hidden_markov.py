@@ -70,7 +70,7 @@ def _first_guess(values: np.ndarray, volatile: np.ndarray, detector: "HMMRegimeD
         covariances.append(np.atleast_2d(np.cov(group.T)) + 1e-3 * np.eye(values.shape[1]))
     return np.array(means), np.repeat(np.array(covariances)[:, None], detector.mixtures, axis=1)
 
-
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #df156b92
 def _estimated(
     values: np.ndarray, volatile: np.ndarray, lengths: Sequence[int], detector: "HMMRegimeDetector"
 ) -> Any:
@@ -108,7 +108,7 @@ def _estimated(
     with threadpool_limits(1):  # the products are small: threads would only wait for each other
         return model.fit(values, lengths)
 
-
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #68264e56
 def learnt_model(
     values: np.ndarray,  # (rows, inputs)
     names: Sequence[str],  # of the inputs
@@ -181,7 +181,7 @@ def sequence_begins(rows: int, lengths: Sequence[int] | None) -> np.ndarray:
     begins[np.cumsum([0, *sizes[:-1]])[: len(sizes) if rows else 0]] = True
     return begins
 
-
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #96d688a5
 class HMMRegimeDetector(BaseEstimator):
     "Filtered probabilities of the states of a hidden Markov model, the calmest state first."
 
@@ -296,7 +296,7 @@ class HMMRegimeDetector(BaseEstimator):
                 f"{folder}: description and numbers do not fit together ({error}): {again}"
             ) from None
 
-
+# %% ../../nbs/regimes/03_hidden_markov.ipynb #7a11b4e6
 def make_detector(config: RegimeConfig = RegimeConfig()) -> HMMRegimeDetector:
     "The untrained detector of the settings."
     return HMMRegimeDetector(

@@ -91,7 +91,7 @@ def _segment_bars(
     known = np.maximum(known_rows(candles, timeframe, made, higher) - lacking, -1)
     return closes[lacking:], values[lacking:], known
 
-
+# %% ../../nbs/regimes/01_inputs.ipynb #3a9dfb90
 def regime_bars(
     candles: pd.DataFrame,  # of the base, one symbol
     config: RegimeConfig = RegimeConfig(),
@@ -142,7 +142,7 @@ class _Interval(NamedTuple):
     low: float
     close: float
 
-
+# %% ../../nbs/regimes/01_inputs.ipynb #68f26215
 class BarBuilder:
     "Longer candles of one segment from its base candles, as `resample` makes them: close time and prices."
 

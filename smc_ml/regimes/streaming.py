@@ -23,7 +23,7 @@ from .walk_forward import RegimeDetector, refit_periods, regime_columns, sequenc
 _FIRST = np.array([True])
 _LATER = np.array([False])
 
-
+# %% ../../nbs/regimes/05_streaming.ipynb #f80bd18c
 class RegimeStream:
     "The regimes of one symbol, candle by candle."
 

@@ -120,7 +120,7 @@ def _tables(known: np.ndarray, index: pd.Index, probabilities: np.ndarray, fits:
         index=index,
     )
 
-
+# %% ../../nbs/regimes/04_walk_forward.ipynb #a7cb2eb3
 def _walked(
     candles: pd.DataFrame,
     bars: RegimeBars,
@@ -161,7 +161,7 @@ def walk_forward_regimes(
         raise _too_short(source, found.bars, config)
     return found
 
-
+# %% ../../nbs/regimes/04_walk_forward.ipynb #ee2c1a90
 def _too_short(source: str, bars: int, config: RegimeConfig) -> RegimeError:
     "What to say where no model could be learnt."
     return RegimeError(

@@ -142,7 +142,7 @@ def _card_figures(root: Path, model: str) -> dict[str, Markup]:
         if figure is not None
     }
 
-
+# %% ../../nbs/reports/08_cards.ipynb #98f4854b
 def _bar_rows(scores: pd.DataFrame) -> list[tuple[str, str]]:
     "Name and value, with its interval, of each measure of a model that learns from bars."
     forms = {
@@ -177,7 +177,7 @@ def _judgement_of(root: Path, model: str) -> tuple[str, list[tuple[str, str]]]:
     simplest = table.index[(table["kind"] == "model") & table["gain_over_simplest"].isna()]
     return _card_sentence(row), _judged_rows(row, words(str(next(iter(simplest), "the simplest model"))))
 
-
+# %% ../../nbs/reports/08_cards.ipynb #b60ffd31
 def _fold_rows(folds: pd.DataFrame) -> list[tuple[str, ...]]:
     "Fold, spans and counts of each fold, in words."
     names = ("train_events", "purged_events", "test_events")

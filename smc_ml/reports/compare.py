@@ -63,7 +63,7 @@ class ComparedRun(NamedTuple):
     metrics: dict[str, dict[str, Any]]  # stage -> what it wrote
     equity: pd.Series | None  # at the end of each day
 
-
+# %% ../../nbs/reports/13_compare.ipynb #90f95f57
 def _files_of(root: Path, commit: str) -> dict[str, bytes]:
     "The files that tell of a run, by path."
     wanted = "params.yaml", "headline.json", "reports/metrics", "reports/plots/equity.csv"
@@ -119,7 +119,7 @@ def _expectancy(run: ComparedRun) -> Interval | None:
     parts = [run.headline.get(f"net_r{end}") for end in ("", "_low", "_high")]
     return None if None in parts else Interval(*(float(part) for part in parts if part is not None))
 
-
+# %% ../../nbs/reports/13_compare.ipynb #ef33ea54
 def comparison_opening(runs: Sequence[ComparedRun]) -> Opening:
     "Which run earned most after costs, whether its interval lies above the others', and what was tried."
     known = {run.name: found for run in runs if (found := _expectancy(run)) is not None}
@@ -178,7 +178,7 @@ def _headline_rows(runs: Sequence[ComparedRun]) -> list[list[Cell]]:
         for name in (*_HEADLINE.values(), *_ACCOUNT)
     ]
 
-
+# %% ../../nbs/reports/13_compare.ipynb #8db7f269
 def _model_rows(runs: Sequence[ComparedRun]) -> list[list[Cell]]:
     "The gain in log-loss of every model, a cell a run."
     found = [run.metrics.get("ensemble", {}) for run in runs]
@@ -197,7 +197,7 @@ def _table(first: str, runs: Sequence[ComparedRun], rows: Sequence[Sequence[Cell
     columns = [Column(first, ascending=True), *(Column(run.name) for run in runs)]
     return without_parts(sortable_table(columns, rows, by=None, name=name).text)
 
-
+# %% ../../nbs/reports/13_compare.ipynb #e1451348
 def comparison_html(runs: Sequence[ComparedRun], home: str = "index.html") -> str:
     "The page that sets runs side by side."
     accounts = {run.name: run.equity for run in runs if run.equity is not None and len(run.equity)}

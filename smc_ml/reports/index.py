@@ -72,7 +72,7 @@ def _paid_tile(backtest: dict[str, Any]) -> Tile:
     paid = [backtest[name] for name in ("fees_paid", "slippage_paid") if backtest.get(name) is not None]
     return "costs paid", shown(sum(paid) if paid else None, "money"), "fees and slippage, quote currency"
 
-
+# %% ../../nbs/reports/05_index.ipynb #fd316f2b
 def _break_even_tile(backtest: dict[str, Any]) -> Tile:
     "The costs at which the trades would earn nothing."
     bearable, charged = (
@@ -92,7 +92,7 @@ def trials_in_words(
     counted = f", as {shown(independent, 'count')} independent ones" if independent else ""
     return f"{shown(search.get('trials'), 'count')} trials{counted}"
 
-
+# %% ../../nbs/reports/05_index.ipynb #851c564d
 def verdict_numbers(
     headline: Mapping[str, Any],  # of `headline.json`
     search: Mapping[str, Any],  # trials, independent_trials and pbo of the judgement
@@ -131,7 +131,7 @@ def tiles_of(backtest: dict[str, Any]) -> list[Tile]:
         _break_even_tile(backtest),
     ]
 
-
+# %% ../../nbs/reports/05_index.ipynb #9d66e809
 def costs_of(backtest: dict[str, Any]) -> list[tuple[str, str]]:
     "Column and value of the cost table."
     fee, slippage, cost = (backtest.get(name) for name in ("fee_rate", "slippage_rate", "mean_cost_r"))
@@ -179,7 +179,7 @@ def _sections(parameters: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         for section, settings in parameters.items()
     }
 
-
+# %% ../../nbs/reports/05_index.ipynb #6e6f15ad
 _STEPS = {  # by verdict: what to do, and the page that helps with it
     "shown": (
         ("Try it on days and markets that nobody has looked at: this run cannot be its own proof.", ""),
@@ -212,7 +212,7 @@ def steps_after(
     steps = [(said, name if name in pages else "") for said, name in _STEPS[summary.verdict.kind]]
     return [(_OWN_CANDLES, ""), *steps] if summary.simulated else steps
 
-
+# %% ../../nbs/reports/05_index.ipynb #547eef3a
 def index_html(summary: RunSummary, stages: Sequence[Stage], cards: Sequence[Card] = ()) -> str:
     "The first page."
     figures = {name: figure for name, figure in summary.figures.items() if figure is not None}
@@ -272,7 +272,7 @@ def distinct_titles(stages: Sequence[Stage]) -> list[Stage]:
         for stage in stages
     ]
 
-
+# %% ../../nbs/reports/05_index.ipynb #18149e7a
 def build_report(
     notebooks: Sequence[str | os.PathLike],  # executed stage notebooks, in reading order
     summary: RunSummary | dict[str, Any],

@@ -29,6 +29,8 @@ class Measure(NamedTuple):
 
 
 _R = "R is the distance from the entry to the stop"
+
+# %% ../../nbs/reports/11_measures.ipynb #232da780
 MEASURE_WORDS = {
     # trades and accounts
     "pessimistic": Measure("worst case"),
@@ -154,7 +156,7 @@ MEASURE_WORDS = {
     "accuracy_share": Measure("share of the reachable accuracy", "percent"),
 }
 
-
+# %% ../../nbs/reports/11_measures.ipynb #4e31ad01
 def measure_of(name: str) -> Measure:
     "What a name of the metrics means; unknown ones are read as words."
     return MEASURE_WORDS.get(name) or Measure(words(name))
@@ -187,7 +189,7 @@ def _scalar(value: Any) -> bool:
     "Whether a value fits into a cell."
     return not isinstance(value, (Mapping, list, tuple, np.ndarray))
 
-
+# %% ../../nbs/reports/11_measures.ipynb #0677eba2
 def _text_cell(name: str, value: Any) -> Cell:
     "A cell of what is no number: sides, names in words, times."
     if name == "direction" and value in _SIDES:
@@ -259,7 +261,7 @@ def measures_table(
     columns = [*(Column(words(level), ascending=True) for level in levels), *map(_column, named)]
     return sortable_table(columns, rows, by=None, name=name)
 
-
+# %% ../../nbs/reports/11_measures.ipynb #d6db0f30
 def groups_side_by_side(
     table: pd.DataFrame,  # a row a group, its name in the index; columns of metrics
     name: str = "",  # of the file that is downloaded; none: the title of the page

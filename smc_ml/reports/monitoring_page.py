@@ -45,7 +45,7 @@ class _Section(NamedTuple):
     figure: Markup = Markup("")
     tables: tuple[str, ...] = ()
 
-
+# %% ../../nbs/reports/14_monitoring_page.ipynb #607acda1
 def performance_table(
     report: PerformanceReport,
 ) -> str:
@@ -108,7 +108,7 @@ def monitoring_opening(
     sentence = report.sentence()
     return Opening(f"{sentence[0].upper()}{sentence[1:]}.", tiles, f"{report.sharpe}")
 
-
+# %% ../../nbs/reports/14_monitoring_page.ipynb #f6fd92b0
 def _performance_part(watched: WatchedSpan, report: PerformanceReport) -> _Section:
     "Performance over time."
     monitor = watched.performance
@@ -149,7 +149,7 @@ def _drift_parts(watched: WatchedSpan) -> list[_Section]:
         parts.append(_Section("Before and after the first prediction", "", figure))
     return parts
 
-
+# %% ../../nbs/reports/14_monitoring_page.ipynb #f704d101
 def monitoring_html(
     watched: WatchedSpan,
     stages: Sequence[Stage] = (),  # whose pages lie beside it, for the links on top

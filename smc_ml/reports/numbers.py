@@ -40,7 +40,7 @@ def _written(number: float, form: str) -> str:
         text = f"{number:,.1f}" if abs(number) >= 1e4 else np.format_float_positional(short, trim="-")
     return text.replace("-", "−")
 
-
+# %% ../../nbs/reports/01_numbers.ipynb #8a32d7e3
 def shown(value: Any, form: str = "") -> str:
     "A value as a person would write it; `form` is count, percent, change, r, points, money, score or loss."
     if isinstance(value, dict):

@@ -82,7 +82,7 @@ def _collect(metrics: Metrics) -> Opening:
         ),
     )
 
-
+# %% ../../nbs/reports/12_openings.ipynb #576d22da
 def _patterns(metrics: Metrics) -> Opening:
     "How many patterns of the kinds one trades."
 
@@ -141,7 +141,7 @@ def _labels(metrics: Metrics) -> Opening:
         ),
     )
 
-
+# %% ../../nbs/reports/12_openings.ipynb #0a23d9b4
 def _horizons(metrics: Metrics) -> Opening:
     "How far the price goes, and how often it goes nowhere."
     (near, first), (far, last) = [*metrics.items()][0], [*metrics.items()][-1]
@@ -167,7 +167,7 @@ def _even(metrics: Metrics) -> bool:
     "Whether rises and falls differ by less than three points of a hundred at every horizon."
     return all(abs(one["up"] - one["down"]) < 0.03 for one in metrics.values())
 
-
+# %% ../../nbs/reports/12_openings.ipynb #2aefce3b
 def _splits(metrics: Metrics) -> Opening:
     "How much of the events is independent, and that nothing leaks."
     left_out = metrics["purged"] + metrics["embargoed"]
@@ -224,7 +224,7 @@ def _information(metrics: Metrics) -> Opening:
         ("sets that beat the base rate", f"{shown_sets} of {len(sets)}", "each with each model, all counted"),
     )
 
-
+# %% ../../nbs/reports/12_openings.ipynb #0ab16b9c
 def _leaderboard(metrics: Metrics) -> Opening:
     "Which model gains most over the base rate."
     models = {name: row for name, row in metrics["models"].items() if row["kind"] == "model"}
@@ -244,7 +244,7 @@ def _leaderboard(metrics: Metrics) -> Opening:
         tiles.insert(1, beside)
     return _opened(metrics["sentence"], *tiles)
 
-
+# %% ../../nbs/reports/12_openings.ipynb #dd2f4580
 def _ensemble(metrics: Metrics) -> Opening:
     "Whether the ensemble knows more than the base rate, and whether it is better than its best member."
     row = metrics["ensemble"]
@@ -314,7 +314,7 @@ def _agent(metrics: Metrics) -> Opening:
         ),
     )
 
-
+# %% ../../nbs/reports/12_openings.ipynb #b0c22d30
 def _judgement(metrics: Metrics) -> Opening:
     "What is left of the result once everything that was tried is counted."
     luck = shown(metrics.get("independent_maximum"), "score")
@@ -333,7 +333,7 @@ def _judgement(metrics: Metrics) -> Opening:
     )
     return _opened(metrics["sentence"], *tiles)
 
-
+# %% ../../nbs/reports/12_openings.ipynb #1fbf3698
 def _controls(metrics: Metrics) -> Opening:
     "Whether anything is found where there is nothing, and how small an edge would be seen."
     nulls = metrics["nulls"]

@@ -119,7 +119,7 @@ def _without_head(notebook: nbformat.NotebookNode) -> None:
     if first and first.cell_type == "markdown":
         first.source = _HEAD.sub("", first.source)
 
-
+# %% ../../nbs/reports/03_pages.ipynb #dd7101d0
 def _without_said(notebook: nbformat.NotebookNode, opening: Opening) -> None:
     "Take printed lines out that the opening says already."
     for cell in notebook.cells:
@@ -138,7 +138,7 @@ def links_to(stages: Sequence[Stage], here: str) -> list[dict[str, Any]]:
         for other in stages
     ]
 
-
+# %% ../../nbs/reports/03_pages.ipynb #8da9f588
 def page(
     executed_notebook: str | os.PathLike,
     destination: str | os.PathLike,  # the HTML file

@@ -72,7 +72,7 @@ def _part_cell(name: str, value: str) -> Cell:
     told = f"{value}:00" if name == "hour" else value if name in ("symbol", "timeframe") else words(value)
     return Cell(told, told)
 
-
+# %% ../../nbs/reports/09_setups_page.ipynb #44c347a6
 def setups_table(
     cells: pd.DataFrame,  # of `setup_cells`
 ) -> Html:
@@ -120,7 +120,7 @@ def setups_opening(
     )
     return Opening(first + stop.strip(), tiles, others)
 
-
+# %% ../../nbs/reports/09_setups_page.ipynb #0de93a6c
 def setups_html(
     cells: pd.DataFrame | None,  # of `setup_cells`; None: no trade was taken
     stages: Sequence[Stage] = (),  # whose pages lie beside it, for the links on top
@@ -155,7 +155,7 @@ def read_setups(
         return None
     return setup_cells(setup_facts(trades, read_tables(root / "artifacts/regimes")), _DEEPEST)
 
-
+# %% ../../nbs/reports/09_setups_page.ipynb #90392dc2
 def setups_beside(
     summary: RunSummary,
     root: str | os.PathLike = ".",  # of the project

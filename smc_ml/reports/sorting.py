@@ -69,7 +69,7 @@ def _heading_html(column: Column, order: str) -> str:
     button = f'<button type="button"{meaning}>{escape(column.heading)}</button>'
     return f'<th scope="col" aria-sort="{order}" data-first="{first}">{button}</th>'
 
-
+# %% ../../nbs/reports/07_sorting.ipynb #b3eddfff
 def sortable_table(
     columns: Sequence[Column],
     rows: Iterable[Sequence[Cell]],
@@ -123,7 +123,7 @@ MODEL_COLUMNS = {
     ),
 }
 
-
+# %% ../../nbs/reports/07_sorting.ipynb #2a8a5ff6
 def _model_cells(row: Mapping[str, Any], linked: bool) -> list[Cell]:
     "The cells of one model."
     name, larger = words(str(row["model"])), shown(row["majority_rate"], "percent")
@@ -181,7 +181,7 @@ def bars_table(
     rows = [(model, row) for model, table in scores.items() for row in table.to_dict("records")]
     return sortable_table(BAR_COLUMNS, [_bar_cells(model, row) for model, row in rows], 1)
 
-
+# %% ../../nbs/reports/07_sorting.ipynb #8cdee827
 def _bar_cells(model: str, row: Mapping[str, Any]) -> list[Cell]:
     "The cells of one measure."
     named, form = _MEASURES[row["measure"]]

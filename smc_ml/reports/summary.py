@@ -102,7 +102,7 @@ def _pipeline(root: Path) -> str:
     own = {name: f"pages/{name}.html" for name in shown_stages if name != "report"}
     return pipeline_html(shown_stages, own | {"train": f"pages/{BEHIND}.html"})
 
-
+# %% ../../nbs/reports/06_summary.ipynb #c216594b
 def _figures(root: Path, scores: pd.DataFrame, backtest: dict[str, Any], chart: Chart) -> dict[str, Any]:
     "The figures of the index page."
     figures = {
@@ -143,7 +143,7 @@ def findings_of(
         *((name, sentence, "controls") for name, sentence in controls["sentences"].items()),
     ]
 
-
+# %% ../../nbs/reports/06_summary.ipynb #1d85fa72
 def verdict_of(
     ensemble: Mapping[str, Any],  # its row of the scores
     backtest: Mapping[str, Any],
@@ -169,7 +169,7 @@ HEADLINE = {  # of headline.json: its source and the decimals that a person read
     "dsr": ("independent_dsr", 3),
 }
 
-
+# %% ../../nbs/reports/06_summary.ipynb #c1a76676
 def headline_of(
     ensemble: Mapping[str, Any],  # its row of the scores
     backtest: Mapping[str, Any],
@@ -188,7 +188,7 @@ def headline_of(
         for name, (value, digits) in values.items()
     }
 
-
+# %% ../../nbs/reports/06_summary.ipynb #dc436e2f
 def summarise(config: ReportConfig, root: str | os.PathLike = ".") -> RunSummary:
     "The summary of the run whose artifacts lie in a project folder."
     root = Path(root)

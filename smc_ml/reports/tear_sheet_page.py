@@ -65,6 +65,8 @@ _ACCOUNT = {
     "time_in_market": _Named("time in the market", "percent", "share of candles with a position"),
     "recovery_factor": _Named("return over drawdown", "", "net return over maximum drawdown"),
 }
+
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #536bbd72
 _TRADES = {
     "trades": _Named("trades", "count"),
     "trades_a_day": _Named("trades a day"),
@@ -94,7 +96,7 @@ def _number(value: Any, form: str) -> Cell:
         return Cell(f"{plain:,.2f}", plain)
     return Cell(shown(plain, form))
 
-
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #1e9a5829
 def numbers_table(
     numbers: Mapping[str, Any],  # of a tear sheet
     named: Mapping[str, Any],  # names, forms and meanings
@@ -138,7 +140,7 @@ def calendar_html(
     ]
     return without_parts(sortable_table(columns, rows, 0, (), "months").text)
 
-
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #6dfd1066
 def exits_html(
     exits: pd.DataFrame,  # of `exits_table`
 ) -> str:
@@ -231,7 +233,7 @@ def _signal_row(signal: Mapping[str, Any]) -> list[Cell]:
         Cell(shown(signal["realised_r"], "r"), signal["realised_r"]),
     ]
 
-
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #a91e8cfa
 def declined_html(
     signals: pd.DataFrame,  # of `signal_reasons`
     most: int = MOST_DECLINED,
@@ -281,7 +283,7 @@ def _streak_sentence(streaks: Mapping[str, int]) -> str:
     ]
     return " ".join(told)
 
-
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #18b6dd44
 def tear_sheet_opening(
     sheet: TearSheet,
     judged: Mapping[str, Any],  # metrics of the judgement
@@ -317,7 +319,7 @@ def _account_part(account: Backtest, sheet: TearSheet) -> _Part:
     tables = numbers, drawdowns_html(sheet.drawdowns), calendar_html(sheet.calendar)
     return _Part("The account", "", figure, tables)
 
-
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #66de6c8d
 def _trade_parts(account: Backtest, sheet: TearSheet, judged: Mapping[str, Any]) -> list[_Part]:
     "What the trades were like, and whether they still are."
     figure = figure_html(tear_trades_plot(account.trades), "tear-trades")
@@ -355,7 +357,7 @@ class Beside(NamedTuple):
     equities: Mapping[str, pd.DataFrame] = {}  # of each case
     signals: pd.DataFrame | None = None  # of `signal_reasons`; None: not known
 
-
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #2dd49f90
 def _case_parts(beside: Beside) -> list[_Part]:
     "The same trades in the best, base and worst case."
     if beside.cases is None or not beside.cases["trades"].sum():
@@ -383,7 +385,7 @@ def _signal_parts(beside: Beside) -> list[_Part]:
     tables = (reasons_html(beside.signals), declined_html(beside.signals)) if declined else ()
     return [_Part("Signals that were not taken", told, tables=tables)]
 
-
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #8bde64a8
 def tear_sheet_html(
     account: Backtest,
     judged: Mapping[str, Any],  # metrics of the judgement
@@ -416,7 +418,7 @@ def tear_sheet_html(
         ],
     )
 
-
+# %% ../../nbs/reports/10_tear_sheet_page.ipynb #1594b317
 def read_beside(
     root: Path,  # of the project
     trades: pd.DataFrame,  # of its account

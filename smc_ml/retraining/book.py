@@ -206,7 +206,7 @@ class RetrainingBook:
         rows = self.rows(sa.select(_RUNS).where(_RUNS.c.job == job).order_by(_RUNS.c.due))
         return pd.DataFrame([[row[name] for name in names] for row in rows], columns=names)
 
-
+# %% ../../nbs/retraining/02_book.ipynb #74c81934
 def _once(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
     "Insert a row unless its key is there; whether it was new."
     kind: Any = sqlite if connection.dialect.name == "sqlite" else postgresql

@@ -86,7 +86,7 @@ def last_events(
     events = read_table(run / "artifacts/labels/labels.parquet").tail(count)
     return read_tables(run / "artifacts/features"), events
 
-
+# %% ../../nbs/retraining/04_checks.ipynb #0505d16e
 def answers_events(
     asked: AskedEvents,
 ) -> CheckResult:
@@ -127,7 +127,7 @@ def _bars_apart(bundle: Bundle, run: Path, name: str, features: Mapping[str, pd.
     both = said[said["model"] == name].merge(told, on=keys, suffixes=("", "_then"))
     return [name, len(both), _apart(both["probability_up"], both["probability_up_then"])]
 
-
+# %% ../../nbs/retraining/04_checks.ipynb #523dea03
 def bundle_differences(
     bundle: Bundle,
     run: Path,
@@ -184,7 +184,7 @@ def control_record(
         raise RetrainingError(f"{path} is of other candles than the run: let it run smc run to its end")
     return record
 
-
+# %% ../../nbs/retraining/04_checks.ipynb #03fe36ed
 def finds_nothing(
     record: Mapping[str, Any],  # of `control_record`
     level: float,  # chance of refusing a run whose null markets are empty

@@ -84,7 +84,7 @@ def _sum_of(processes: Sequence[psutil.Process], size: Callable[[psutil.Process]
             total += size(one)
     return total
 
-
+# %% ../../nbs/retraining/03_children.ipynb #d865c14b
 def _end_group(child: subprocess.Popen, patience: float = 10.0) -> None:
     "End a child with all that it began."
     for word in (signal.SIGTERM, signal.SIGKILL):

@@ -67,7 +67,7 @@ class RetrainingConfig(Section):
             raise ConfigError("a command without words trains nothing: write smc run")
         return value
 
-
+# %% ../../nbs/retraining/01_config.ipynb #ae19a2cd
 def create_retraining_config(
     **values: Any,  # of the fields of `RetrainingConfig`
 ) -> RetrainingConfig:

@@ -91,7 +91,7 @@ class _Heart:
 def _utc_now() -> pd.Timestamp:
     return pd.Timestamp.now("UTC")
 
-
+# %% ../../nbs/retraining/06_pipeline.ipynb #b535a929
 class AutomatedTrainingPipeline:
     """Trains again on schedule, on an alarm or by hand, and promotes what has earned it.
 

@@ -21,6 +21,8 @@ from ..features.catalogue import FeatureCatalogue
 from ..labels.config import SplitsConfig
 from ..live.messages import Decision, Prediction, PredictionOutcome, prediction_name
 from ..live.store.engines import database_place
+
+# %% ../../nbs/retraining/07_rehearsal.ipynb #55e65609
 from ..live.store.live_store import LiveStore
 from ..models.predictions import EVENT_KEYS, join_outcomes
 from ..models.saving import save_model
@@ -34,6 +36,8 @@ from .pipeline import AutomatedTrainingPipeline
 from .schedule import RetrainingError
 from .steps import RETRAINING_STEPS, Step, StepAnswer, StepContext
 from ..serving.asked import NUMBERS
+
+# %% ../../nbs/retraining/07_rehearsal.ipynb #eadbe255
 from ..serving.finished import SERVED_SECTIONS, FinishedRun, ServedMarket
 from ..serving.making import make_bundle
 from ..simulation.config import SimulationConfig
@@ -47,6 +51,8 @@ from ..tracking.deployer import ModelDeployer
 from ..tracking.lineage import RunRecord
 from ..tracking.manager import MLflowManager
 from ..tracking.promoting import BundleRegistry
+
+# %% ../../nbs/retraining/07_rehearsal.ipynb #8ab709f1
 from ..tracking.slots import AUTOMATIC
 from ..writing import write_table
 
@@ -75,7 +81,7 @@ def _leaning(features: Mapping[str, pd.DataFrame], labels: pd.DataFrame, step: p
         parts.append(pd.Series(known * trades["direction"].to_numpy() / column.std(), trades.index))
     return pd.concat(parts).reindex(labels.index).fillna(0.0).to_numpy()
 
-
+# %% ../../nbs/retraining/07_rehearsal.ipynb #d9f4097f
 def turning_market(
     days: int = 98,
     turns: Sequence[float] = (54, 78),  # days after the first at which the rule turns its sign
@@ -118,7 +124,7 @@ def _served(market: TurningMarket) -> ServedMarket:
     columns = tuple(map(str, next(iter(market.candles.values())).columns))
     return ServedMarket(_JOB, columns, series)
 
-
+# %% ../../nbs/retraining/07_rehearsal.ipynb #e2384cd0
 def _write_run(market: TurningMarket, labels: pd.DataFrame, folder: Path) -> FinishedRun:
     "Train on trades and leave the folders of a run."
     sections: dict[str, Any] = {name: kind() for name, kind in SERVED_SECTIONS.items()}
@@ -143,7 +149,7 @@ def _write_run(market: TurningMarket, labels: pd.DataFrame, folder: Path) -> Fin
     learnt_from = sections, _served(market), market.catalogue, labels
     return FinishedRun(*learnt_from, said, folds, models, told, {})
 
-
+# %% ../../nbs/retraining/07_rehearsal.ipynb #ee7ebdbd
 def small_run(
     market: TurningMarket,
     now: pd.Timestamp,  # trades that end later are not known
@@ -185,7 +191,7 @@ class Rehearsal(NamedTuple):
     history: pd.DataFrame  # of the retrainings
     steps: tuple[Any, ...]  # of the first of them
 
-
+# %% ../../nbs/retraining/07_rehearsal.ipynb #fca5e795
 def _rehearsal_steps(market: TurningMarket, plan: RehearsalPlan) -> dict[str, Step]:
     "The steps of a retraining, the run and its note in the registry made in this process."
     records: dict[str, RunRecord] = {}
@@ -351,7 +357,7 @@ def _own_folder(root: Path) -> None:
             raise RetrainingError(f"{name} is set: a rehearsal keeps to its own folder, so unset it first")
     subprocess.run(["git", "init", "-q", str(root)], check=True)
 
-
+# %% ../../nbs/retraining/07_rehearsal.ipynb #d1dfb9ef
 def rehearse_turns(
     root: str | os.PathLike,  # an empty folder
     market: TurningMarket | None = None,  # None: `turning_market()`

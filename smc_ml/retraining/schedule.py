@@ -80,7 +80,7 @@ def cron_trigger(
         raise ConfigError(f"cron {text!r} never fires: no year has such a day")
     return trigger
 
-
+# %% ../../nbs/retraining/00_schedule.ipynb #dbb45b49
 def next_due(
     text: str,  # five fields
     after: pd.Timestamp,  # with a zone

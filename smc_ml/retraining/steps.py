@@ -79,7 +79,7 @@ class StepContext:
         "What serves."
         return BundleSlots(self.root / "artifacts/deployment" / self.job, self.deployment)
 
-
+# %% ../../nbs/retraining/05_steps.ipynb #68342df9
 class StepAnswer(NamedTuple):
     "What a step came to."
 
@@ -129,7 +129,7 @@ def make_worktree(context: StepContext) -> StepAnswer:
         shutil.copytree(root / "data", folder / "data", dirs_exist_ok=True)
     return StepAnswer(f"commit {commit[:12]}", {"commit": commit})
 
-
+# %% ../../nbs/retraining/05_steps.ipynb #bf793c30
 def train_again(context: StepContext) -> StepAnswer:
     "The commands that train, in the worktree; what an earlier try left running is ended first."
     ended = end_left_over(context.folder)
@@ -246,7 +246,7 @@ def _refused(context: StepContext) -> str:
     answer = judge_challenger(version.verdict, None, pd.DataFrame(), context.promotion)
     return "" if answer.allowed else answer.sentence
 
-
+# %% ../../nbs/retraining/05_steps.ipynb #5293b6dd
 def shadow_champion(context: StepContext) -> StepAnswer:
     "Wait until live events have decided between the champion and the challenger."
     slots, digest = context.slots(), context.facts["digest"]
@@ -277,7 +277,7 @@ def live_outcomes(
     with LiveStore(place, book or "".join(books) or "main") as store:
         return store.resolved(since=since)
 
-
+# %% ../../nbs/retraining/05_steps.ipynb #fc896e9b
 def _decide(context: StepContext, champion: str) -> StepAnswer:
     "What live events say by now."
     try:
@@ -332,7 +332,7 @@ def _serve(slots: BundleSlots, version: BundleVersion, context: StepContext) -> 
         digest = slots.put(context.folder / "artifacts/bundles" / context.job)
         slots.deploy(digest, AUTOMATIC, "earned by a retraining", context.now, "blue_green")
 
-
+# %% ../../nbs/retraining/05_steps.ipynb #4c55f80a
 RETRAINING_STEPS: Mapping[str, Step] = {
     "worktree": make_worktree,
     "train": train_again,

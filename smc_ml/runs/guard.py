@@ -56,7 +56,7 @@ def _alike(ancestor: int) -> bool:
     except ProcessLookupError:
         return False
 
-
+# %% ../../nbs/runs/00_guard.ipynb #c848be71
 def end_when_gone(ancestor: int) -> None:
     "Kill this process and those below it once that one is gone; it looks twice, since processes come and go."
     while descends_from(ancestor) or descends_from(ancestor):
@@ -101,7 +101,7 @@ def _locked(path: Path, wait: float) -> int | None:
                 return None
             time.sleep(_LOOK_EVERY)
 
-
+# %% ../../nbs/runs/00_guard.ipynb #5c354e99
 @contextlib.contextmanager
 def alone(
     path: Path,  # of the lock

@@ -77,7 +77,7 @@ _UNSAID = re.compile(
     r"\tgit add|To enable auto staging|\tdvc config core\.autostage|Use `dvc push`"
 )
 
-
+# %% ../../nbs/runs/04_progress.ipynb #d31f28ce
 class Narrator:
     "Hears what `dvc repro` says, and says how far it is."
 

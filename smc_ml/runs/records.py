@@ -183,7 +183,7 @@ def _entries(lock: Any) -> list[dict[str, Any]]:
     entries = [*readers, *lock.get("write", {}).values()]
     return [{"pid": int(entry["pid"]), "cmd": str(entry["cmd"])} for entry in entries]
 
-
+# %% ../../nbs/runs/01_records.ipynb #27346f4d
 def mend_rwlock(root: Path) -> list[str]:
     """Drop `.dvc/tmp/rwlock` where it cannot be read or names nobody who is alive; what was done.
 

@@ -98,7 +98,7 @@ _NUMBERS_SAID = re.compile(
     r".*?(?:trades?|was taken)\.\s*"
 )  # the sentence of numbers that reasons begin with
 
-
+# %% ../../nbs/runs/06_repro.ipynb #b12050be
 def headline_lines(root: Path) -> list[str]:
     "The three numbers that carry the verdict, a line each; none where `headline.json` is not there."
     with contextlib.suppress(OSError, ValueError):
@@ -139,7 +139,7 @@ def result_sentences(root: Path) -> list[str]:
         lines[-1:] = [*numbers, *filter(None, [_NUMBERS_SAID.sub("", lines[-1], count=1)])]
     return [*lines, *([f"Report: {page.resolve().as_uri()}"] if page.is_file() else [])]
 
-
+# %% ../../nbs/runs/06_repro.ipynb #266fd6d4
 def _follow(process: subprocess.Popen, narrator: Narrator | None, say: Callable[[str], None]) -> int:
     "Wait for DVC to end, and say how far it is; its exit code."
     for line in process.stdout or ():
@@ -150,7 +150,7 @@ def _follow(process: subprocess.Popen, narrator: Narrator | None, say: Callable[
         narrator.end_stage()
     return code
 
-
+# %% ../../nbs/runs/06_repro.ipynb #cb716d4d
 def reproduce(
     root: Path,  # of the project
     words: Sequence[str] = (),  # targets and options of `dvc repro`

@@ -43,7 +43,7 @@ def _in_worker(parent: int, held: bool, task: Callable[[], Any]) -> Any:
     _begin(parent, held)
     return task()
 
-
+# %% ../../nbs/runs/07_workers.ipynb #20874274
 def in_processes(
     tasks: Sequence[Callable[[], Any]],  # each can be sent to another process
     workers: int | None = None,  # at once; None: as many as there are cores

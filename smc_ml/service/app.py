@@ -106,7 +106,7 @@ class Service:
         _log.warning("trading was stopped by a request: %s", reason)
         return reason
 
-
+# %% ../../nbs/service/10_app.ipynb #69dc4795
 KNOWN_PATHS = (
     "/",
     "/login",
@@ -206,7 +206,7 @@ class _Told(JSONResponse):
     def render(self, content: Any) -> bytes:
         return super().render(json_ready(content))
 
-
+# %% ../../nbs/service/10_app.ipynb #7cd3ca0d
 def _add_looks(app: FastAPI, service: Service) -> None:
     "Everything that is only looked at."
     views = service.views

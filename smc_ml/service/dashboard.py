@@ -33,7 +33,7 @@ def _quantile(share: float, name: str, by: str = "") -> str:
 def _p50_p99(name: str) -> tuple[tuple[str, str], ...]:
     return (_quantile(0.5, name), "p50"), (_quantile(0.99, name), "p99")
 
-
+# %% ../../nbs/service/12_dashboard.ipynb #2b1cd2c4
 PANELS = (
     Panel("Ready", (("smc_ready", "ready"),), form="stat", wide=4),
     Panel("Trading stopped", (("smc_trading_stopped", "stopped"),), form="stat", wide=4),
@@ -106,7 +106,7 @@ class Alarm(NamedTuple):
     level: str  # warning or critical
     what: str  # with what to do
 
-
+# %% ../../nbs/service/12_dashboard.ipynb #cc94e8c1
 ALARMS = (
     Alarm(
         "LiveProcessAway",
@@ -270,7 +270,7 @@ def grafana_dashboard() -> str:
     dashboard |= {"refresh": "10s", "time": {"from": "now-6h", "to": "now"}, "editable": False}
     return json.dumps(dashboard | {"panels": panels}, indent=1, sort_keys=True) + "\n"
 
-
+# %% ../../nbs/service/12_dashboard.ipynb #f8e1f36b
 def alert_rules() -> str:
     "The alarms as rules of Prometheus."
     rules = [

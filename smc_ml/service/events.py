@@ -22,7 +22,7 @@ _log = logging.getLogger("smc_ml")
 # %% ../../nbs/service/07_events.ipynb #e56b244e
 _BEHIND = 64  # messages that a page may be behind
 
-
+# %% ../../nbs/service/07_events.ipynb #524eadb1
 class Broadcast:
     "Hands messages to every page that listens."
 
@@ -72,7 +72,7 @@ class Broadcast:
 # %% ../../nbs/service/07_events.ipynb #ac58e3a5
 _LOOKED_THROUGH = 200  # newest rows
 
-
+# %% ../../nbs/service/07_events.ipynb #77d631c3
 class Watcher:
     "Sees what was written since it last looked."
 

@@ -121,7 +121,7 @@ def with_headers(send: Send, seen: Callable[[int], None]) -> Send:
 
     return sending
 
-
+# %% ../../nbs/service/03_guarding.ipynb #fcd2c1d0
 async def refuse(send: Send, refusal: Refusal) -> None:
     "Answer with a refusal."
     body = json.dumps({"error": refusal.why}).encode()
@@ -135,7 +135,7 @@ OPEN = ("/health", "/ready", "/login")  # to anybody, as is what lies under /ass
 STREAM = "/api/events"
 _SAFE = ("GET", "HEAD")
 
-
+# %% ../../nbs/service/03_guarding.ipynb #b042a396
 class Door:
     "Middleware that lets in what may come in, and counts what it does."
 

@@ -59,7 +59,7 @@ class TakenClose(Protocol):
         "Time of each part; `models` among them."
         ...
 
-
+# %% ../../nbs/service/14_joining.ipynb #eb5195d1
 def failed_models(
     members: Sequence[str],  # models of events of the bundle
     predictions: Sequence[Prediction],  # of one close
@@ -92,7 +92,7 @@ def not_ready(
         return "; ".join(failed.values())
     return ""
 
-
+# %% ../../nbs/service/14_joining.ipynb #da95c793
 class LiveProcess:
     "The process that trades, as the service sees it."
 

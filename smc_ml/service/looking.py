@@ -61,7 +61,7 @@ def thinned(
     points["equity"], points["drawdown"] = groups["equity"].last(), groups["drawdown"].min()
     return points.to_dict("records")
 
-
+# %% ../../nbs/service/09_looking.ipynb #096f1d8c
 class Views:
     "What the page asks for; every method may be called from any thread."
 

@@ -27,6 +27,8 @@ class Metric(NamedTuple):
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SHARES = tuple(place / 20 for place in range(1, 21))
+
+# %% ../../nbs/service/04_metrics.ipynb #6fba8725
 METRICS = (
     Metric("ml_predictions_total", "counter", "answers of the models", ("symbol", "signal")),
     Metric("ml_inference_duration_seconds", "histogram", "time for the answers of one close", (), _SECONDS),
@@ -89,7 +91,7 @@ class StandingAlert(Protocol):
         "Of warning or degraded; empty: it is over."
         ...
 
-
+# %% ../../nbs/service/04_metrics.ipynb #3a711b70
 class LiveMetrics:
     "The metrics of one live process."
 

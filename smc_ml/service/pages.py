@@ -56,7 +56,7 @@ def page_file(name: str) -> PageFile:
     content = text.encode()
     return PageFile(content, PAGE_FILES[name], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
-
+# %% ../../nbs/service/08_pages.ipynb #1c3583e0
 def live_page() -> str:
     "The page."
     return _own("live.html")

@@ -28,7 +28,7 @@ class _Quiet(uvicorn.Server):
         "Capture none."
         yield
 
-
+# %% ../../nbs/service/11_running.ipynb #eac345f0
 class ServiceServer:
     "The service, listening in the running loop: `async with ServiceServer(service) as server`."
 
@@ -91,7 +91,7 @@ class ServiceServer:
     async def __aexit__(self, *error: object) -> None:
         await self.stop()
 
-
+# %% ../../nbs/service/11_running.ipynb #287cbb4d
 def welcome(
     address: str,
     token: Token,

@@ -96,7 +96,7 @@ class WatchedFeatures:
         found = feature_tables(market, patterns, self.config, self.patterns, self.names, threads=1)
         return {name: table[table.index >= since] for name, table in found.items()}
 
-
+# %% ../../nbs/service/15_watching.ipynb #836e335c
 def candles_of_book(
     store: LiveStore,
     bundle: Bundle,
@@ -164,7 +164,7 @@ def wins_learnt(
     "Wins and events that the ensemble of a bundle knew at a time."
     return known_wins(bundle.ensemble.stream_.members().events, since)
 
-
+# %% ../../nbs/service/15_watching.ipynb #d0fbf22c
 def watched_book(
     store: LiveStore,
     bundle: Bundle,
@@ -217,7 +217,7 @@ def alert_notice(
     what = f"{alert.source} {alert.metric}: {alert.what}"
     return Notice(alert.known_at, source, "degraded" if alert.level else "info", what)
 
-
+# %% ../../nbs/service/15_watching.ipynb #c4363415
 class LiveWatch:
     "Judges a live run at the end of each day of its market."
 

@@ -63,7 +63,7 @@ def history_needed(bundle: Bundle) -> int:
     rooms = _rooms(base, [_resolved(window, base, names, config) for window in windows.values()])
     return longest_lookback(config, patterns, base, names) + rooms[base] + labels.maximum_wait
 
-
+# %% ../../nbs/serving/08_answering.ipynb #e25325bf
 class LivePredictor:
     "A bundle, and the features of a market as its candles close."
 

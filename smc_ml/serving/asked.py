@@ -57,7 +57,7 @@ class BarForecast(NamedTuple):
 
 NUMBERS = EventAnswer._fields[2:-2]
 
-
+# %% ../../nbs/serving/04_asked.ipynb #3c351aaa
 class FeatureRows(NamedTuple):
     "Rows of features of a symbol, oldest first: what tables and live calculators have in common."
 
@@ -93,7 +93,7 @@ def _stack(parts: Mapping[str, np.ndarray], names: tuple[str, ...], optional: fr
     first = dict(zip(parts, starts, strict=False))
     return _Stack(names, values, np.concatenate([[0], lacking.cumsum()]), first, optional)
 
-
+# %% ../../nbs/serving/04_asked.ipynb #00238281
 class EventInputs:
     "How windows of events are made of rows of features."
 

@@ -21,6 +21,8 @@ from sklearn.base import BaseEstimator
 from ..candles import TIMEFRAMES
 from ..config import UserError
 from ..datasets.bars import bar_timeframe
+
+# %% ../../nbs/serving/05_bundle.ipynb #8283da01
 from ..ensemble.estimator import Ensemble, load_ensemble
 from ..ensemble.members import check_table
 from ..ensemble.running import Asked, Key, Outcome, Stream
@@ -33,6 +35,8 @@ from ..models.predictions import EVENT_KEYS
 from ..models.saving import NETWORK_FILE, feature_versions, load_model, read_description, saved_file
 from ..models.tasks import task_of
 from ..models.windows import WindowError, Windows
+
+# %% ../../nbs/serving/05_bundle.ipynb #71c4e5ec
 from smc_ml.serving.asked import (
     NUMBERS,
     BarForecast,
@@ -89,7 +93,7 @@ def _told(folder: Path) -> dict[str, Any]:
             f"{folder / 'bundle.json'}: not readable ({error}): make the bundle again"
         ) from None
 
-
+# %% ../../nbs/serving/05_bundle.ipynb #c3932f50
 class Bundle:
     "All that a prediction needs; made by `make_bundle`, read by `Bundle.load`."
 

@@ -63,7 +63,7 @@ def _closes_bar(opened: int, step: int, timeframe: str) -> bool:
     "Whether a bar of a timeframe closes with the candle that opens then, ns."
     return (opened + step) % TIMEFRAMES[timeframe].value == 0
 
-
+# %% ../../nbs/serving/07_calculator.ipynb #5cc81572
 class SymbolFeatures:
     "The streams of one symbol: its patterns, its features and its newest rows."
 
@@ -112,7 +112,7 @@ def _builders(base: str, timeframes: Iterable[str], share: float, calendar: Any)
     "What makes the candles of each timeframe that is longer than the base."
     return {name: HigherCandles(base, name, share, calendar) for name in timeframes if name != base}
 
-
+# %% ../../nbs/serving/07_calculator.ipynb #24e826ad
 def _opened(
     market: Market,
     symbol: str,
@@ -333,7 +333,7 @@ def calculator_files(calculator: RealTimeCalculator, small: bool = True) -> dict
             files[f"{number}/patterns_{name}.stream"] = stream_bytes(stream, small)
     return files
 
-
+# %% ../../nbs/serving/07_calculator.ipynb #211d3c28
 def save_calculator(calculator: RealTimeCalculator, folder: str | os.PathLike) -> str:
     "Write all streams into a folder, whole or not at all; the digest of its manifest."
 

@@ -56,7 +56,7 @@ class ServedMarket:
     complete_share: float = 0.9  # of its candles that a higher candle has to have
     kind: str | None = None  # spot, perpetual or forex
 
-
+# %% ../../nbs/serving/02_finished.ipynb #65fcf481
 @dataclass(frozen=True)
 class FinishedRun:
     "All that a bundle is made of."
@@ -170,7 +170,7 @@ def _metrics(root: Path, models: tuple[str, ...]) -> dict[str, Any]:
     found = {"headline": _json(root / "headline.json"), "models": told, "importance": _importance(root)}
     return found | {"ensemble": _json(reports / "ensemble.json")["ensemble"]}
 
-
+# %% ../../nbs/serving/02_finished.ipynb #7493fdc3
 def _code(root: Path, models: tuple[str, ...]) -> dict[str, str]:
     "By stage, the hash of the list of what it rests on."
     names = (*_STAGES, *(f"train_{model}" for model in models))
@@ -190,7 +190,7 @@ def _context(root: Path, predictions: Mapping[str, pd.DataFrame], outcomes: pd.D
     forecasts = pd.concat(bars, ignore_index=True) if bars else None
     return event_context(known, market, read_tables(root / "artifacts/regimes"), forecasts)
 
-
+# %% ../../nbs/serving/02_finished.ipynb #c2247c3f
 def finished_run(
     root: str | Path,  # of the project
     settings: Mapping[str, Any],  # the sections of params.yaml as they stand there

@@ -107,7 +107,7 @@ def _manifest(folder: Path, digest: str | None) -> tuple[dict[str, Any], str]:
         )
     return told, found
 
-
+# %% ../../nbs/serving/01_manifest.ipynb #e3f7eecc
 def check_bundle(
     folder: str | os.PathLike,
     digest: str | None = None,  # that it has to have; None: its own

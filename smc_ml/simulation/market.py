@@ -75,6 +75,8 @@ _MIDDLE = (
         1.0,
     ),
 )
+
+# %% ../../nbs/simulation/01_market.ipynb #cedf4f0a
 _TAIL = (
     (
         7.74545014278341407640e-4,
@@ -107,7 +109,7 @@ def _ratio(value: float, tables: tuple[tuple[float, ...], ...]) -> float:
         above, below = above * value + tables[0][number], below * value + tables[1][number]
     return above / below
 
-
+# %% ../../nbs/simulation/01_market.ipynb #3088fbef
 @vectorize(cache=True)
 def _normal(share: float) -> float:
     "The standard normal number below which this share lies; none is beyond 6.7."
@@ -299,7 +301,7 @@ def _new_zone(
     zone.top, zone.bottom = top, bottom
     zone.away = top + distance if direction > 0 else bottom - distance
 
-
+# %% ../../nbs/simulation/01_market.ipynb #f209edf0
 @njit(cache=True)
 def _new_swing(
     zone: np.record,
@@ -513,7 +515,7 @@ def _accumulate(impulses: np.ndarray, config: SimulationConfig) -> np.ndarray:
         ahead[:-distance] |= impulses[distance:] != 0
     return np.where(ahead, config.accumulation, 1.0)
 
-
+# %% ../../nbs/simulation/01_market.ipynb #b500f41b
 def _truth(
     symbol: str, zones: np.ndarray, opens: pd.DatetimeIndex, decimals: int, edge: float
 ) -> pd.DataFrame:
@@ -593,7 +595,7 @@ def _joint_noise(own: _Noise, common: _Noise, correlation: float) -> np.ndarray:
     shared = _shared(own.candle[:, :_SHARED], common.candle[:, :_SHARED], correlation)
     return np.hstack([shared, own.candle[:, _SHARED:]])
 
-
+# %% ../../nbs/simulation/01_market.ipynb #43958296
 def _simulate_symbol(
     symbol: str, days: range, rows: int, common: _Noise, config: SimulationConfig
 ) -> SimulatedMarket:
@@ -654,7 +656,7 @@ def simulated_span(symbols: Sequence[str], start: str, end: str) -> tuple[pd.Tim
         raise SimulationError(f"simulated market: end {end} is not after start {start}: choose a later end")
     return first, last
 
-
+# %% ../../nbs/simulation/01_market.ipynb #41acdb33
 def simulate_market(
     symbols: Sequence[str],  # names; each has its own noise and shares the common one
     start: str,

@@ -84,7 +84,7 @@ def _with_timeframe(
     samples = own.samples.model_copy(update={"timeframe": timeframe})
     return config.model_copy(update={model: own.model_copy(update={"samples": samples})}), samples
 
-
+# %% ../../nbs/stages/20_bars.ipynb #1e617067
 def train_bars(
     model: str,  # its name
     features: Mapping[str, pd.DataFrame],  # by symbol, a row per base candle

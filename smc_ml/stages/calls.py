@@ -83,7 +83,7 @@ def _with_bounds(name: str, *values: float) -> dict[str, float | None]:
     known = (float(value) if np.isfinite(value) else None for value in values)
     return dict(zip((name, f"{name}_low", f"{name}_high"), known, strict=True))
 
-
+# %% ../../nbs/stages/14_calls.ipynb #5c729bb9
 def daily_t_interval(
     results: np.ndarray,  # R of each trade
     times: pd.Series,

@@ -130,7 +130,7 @@ def _controls(sections: Sections) -> None:
         for model in sections[name].models or ():
             model_of(model).check_installed()
 
-
+# %% ../../nbs/stages/15_checks.ipynb #97af7204
 def _report(sections: Sections) -> None:
     "A chart of candles that are not made."
     collect = sections["collect"]

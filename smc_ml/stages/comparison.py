@@ -100,7 +100,7 @@ def _of_trades(settings: PipelineSettings, model: str) -> PipelineSettings:
     own = getattr(train, model).model_copy(update={"samples": SamplesConfig()})
     return settings.model_copy(update={"train": train.model_copy(update={model: own})})
 
-
+# %% ../../nbs/stages/22_comparison.ipynb #0601512d
 def _judged(
     model: str,
     events: Callable[[], MarketEvents],
@@ -178,7 +178,7 @@ def _known(sections: Mapping[str, Any]) -> dict[str, Any]:
     "The sections that decide what is learnt."
     return {name: sections[name] for name in (*_ORIGINS, "regimes", "train")}
 
-
+# %% ../../nbs/stages/22_comparison.ipynb #746272ff
 def compare_in_project(
     sections: Mapping[str, Any],  # of the project, by name
     models: Sequence[str],

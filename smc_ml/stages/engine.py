@@ -149,7 +149,7 @@ class ZMQFreeShell(InteractiveShell):
         with contextlib.redirect_stdout(_Printed(self.outputs)):
             return bool(self.run_cell(cell.source, store_history=True).success)
 
-
+# %% ../../nbs/stages/02_engine.ipynb #03f73995
 @contextlib.contextmanager
 def stage_shell() -> Iterator[ZMQFreeShell]:
     "The shell of this process, with figures shown where they are drawn; gone at the end."

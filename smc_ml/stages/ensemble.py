@@ -60,7 +60,7 @@ def surroundings_of(
     bars = [table for table in tables.values() if "event_id" not in table]
     return Surroundings(candles, regimes, pd.concat(bars, ignore_index=True) if bars else None)
 
-
+# %% ../../nbs/stages/09_ensemble.ipynb #e44ba460
 def _all_of_events(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     "The tables in one; an error for a model of bars."
     parts = list(tables)
@@ -91,7 +91,7 @@ def _mixed_by(members: Members, config: EnsembleConfig) -> tuple[pd.DataFrame, p
     places = table["fold"], table["model"]
     return mixed, table.assign(weight=[means.loc[fold, name] for fold, name in zip(*places, strict=True)])
 
-
+# %% ../../nbs/stages/09_ensemble.ipynb #9b2e7a36
 def combine_models(
     tables: Iterable[pd.DataFrame],  # predictions of each model, same events
     outcomes: pd.DataFrame,  # trades
@@ -142,7 +142,7 @@ def _told_of(members: Members, said: Mixture, config: EnsembleConfig) -> pd.Data
     parts = entropy_parts(members.probability, said.weights)
     return table.assign(aleatoric=parts["aleatoric"], epistemic=parts["epistemic"], **weights)
 
-
+# %% ../../nbs/stages/09_ensemble.ipynb #a70a1703
 def judge_methods(
     tables: Iterable[pd.DataFrame],  # predictions of each model, same events
     outcomes: pd.DataFrame,  # trades

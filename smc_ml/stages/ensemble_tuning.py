@@ -96,7 +96,7 @@ class TunedEnsemble(NamedTuple):
             f"the present settings (95 % CI {low} to {high})."
         )
 
-
+# %% ../../nbs/stages/24_ensemble_tuning.ipynb #9fac3db0
 def judged_later(
     members: Members, found: Searched, config: EnsembleConfig, before: pd.Timestamp
 ) -> TunedEnsemble:

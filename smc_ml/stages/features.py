@@ -22,7 +22,7 @@ from ..patterns.config import PatternConfig
 # %% ../../nbs/stages/07_features.ipynb #0edb9f1f
 _PLURALS = {"feature": "features", "family": "families", "symbol": "symbols"}
 
-
+# %% ../../nbs/stages/07_features.ipynb #3019cbd8
 class ComputedFeatures(NamedTuple):
     "The features of a market."
 

@@ -64,7 +64,7 @@ def _last_rows(windows: Windows, trades: pd.DataFrame) -> pd.DataFrame:
     "The oriented rows of the trades as a table."
     return pd.DataFrame(windows.last(), trades.index, list(windows.feature_names))
 
-
+# %% ../../nbs/stages/18_information.ipynb #9e3a3fdf
 def feature_sets(
     judged: JudgedMarket,
     trades: pd.DataFrame,  # of `learnt_trades`
@@ -179,7 +179,7 @@ def _in_words(row: Mapping[str, Any]) -> dict[str, str | int]:
     verdict = gain_words(row["verdict"], row["least_gain"])
     return {name: row[name] for name in ("set", "model", "columns")} | told | {"verdict": verdict}
 
-
+# %% ../../nbs/stages/18_information.ipynb #e3c9de90
 class Information(NamedTuple):
     "What each set tells."
 

@@ -114,7 +114,7 @@ def _place(folder: Path | None, name: str) -> Path | None:
 def _predictions(model: str, events: Callable[[], MarketEvents], settings: PipelineSettings) -> pd.DataFrame:
     return predictions_of(model, events(), settings.train, settings.splits)
 
-
+# %% ../../nbs/stages/13_kept.ipynb #59dfbfb3
 def model_mark(model: str, market: Market, settings: PipelineSettings) -> str:
     "The mark of a model's predictions."
     names = ["splits", "patterns", "labels", "costs", "features"]

@@ -55,7 +55,7 @@ class YearMade(NamedTuple):
     columns: int
     sha256: str  # of the file
 
-
+# %% ../../nbs/stages/26_symbol_years.ipynb #ba7e008e
 class YearSettings(NamedTuple):
     "How patterns, labels and features are made."
 
@@ -102,7 +102,7 @@ def _with_lead(candles: pd.DataFrame, year: int, lookback: int) -> pd.DataFrame:
     lead = candles.index[max(begin - lookback, 0)].floor("D") - pd.Timedelta(days=7)
     return candles.iloc[candles.index.searchsorted(lead) : end]
 
-
+# %% ../../nbs/stages/26_symbol_years.ipynb #0addd5f3
 def _features(task: SymbolYear, settings: YearSettings) -> pd.DataFrame:
     "The features of a year, one float32 row a candle."
     wanted = settings.wanted()
@@ -159,7 +159,7 @@ def _patterns(task: SymbolYear, settings: YearSettings) -> pd.DataFrame:
     "The patterns that became known in a year, with their whole life."
     return _of_year(_detected(task, settings)[1], "known_at", task.year)
 
-
+# %% ../../nbs/stages/26_symbol_years.ipynb #0eebfbc5
 def _labels(task: SymbolYear, settings: YearSettings) -> pd.DataFrame:
     "The trades that were decided in a year; rows and events of a whole history have no numbers here."
     market, found = _detected(task, settings)
@@ -240,7 +240,7 @@ def symbol_year_tasks(
         folder.mkdir(parents=True, exist_ok=True)
     return tasks
 
-
+# %% ../../nbs/stages/26_symbol_years.ipynb #6ce966e9
 def symbol_years(
     candles: str | Path,  # folder with a Parquet file of base candles for each symbol
     out: str | Path,  # folder of what is made: SYMBOL/YEAR.parquet; on a cluster one that all machines share

@@ -79,7 +79,7 @@ def model_windows(
         windows = input_windows(inputs, usable, origin, config.steps)
     return windows, usable
 
-
+# %% ../../nbs/stages/08_train.ipynb #27272ab9
 def train_model(
     model: str,  # its name
     features: Mapping[str, pd.DataFrame],  # by symbol

@@ -137,7 +137,7 @@ def _search_at(where: TuningPlace) -> TuningSearch:
     windows, usable = model_windows(where.model, features, catalogue, outcomes, train, origin)
     return TuningSearch.of(where.model, windows, usable, train, settings["splits"], settings["tuning"])
 
-
+# %% ../../nbs/stages/16_tuning.ipynb #652d85db
 def trial_elsewhere(
     asked: AskedTrial,
     where: TuningPlace,

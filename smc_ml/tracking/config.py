@@ -56,7 +56,7 @@ class DeploymentConfig(Section):
     )
     kept: int = Field(5, ge=2, description="bundles whose files stay in the folder")
 
-
+# %% ../../nbs/tracking/00_config.ipynb #7091df1b
 def create_deployment_config(
     **values: Any,  # of the fields of `DeploymentConfig`
 ) -> DeploymentConfig:

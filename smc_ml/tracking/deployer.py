@@ -88,7 +88,7 @@ class BundleAnswer(NamedTuple):
 
 AskBundle = Callable[[Bundle], tuple[Sequence[EventAnswer], tuple[str, ...]]]  # answers, and the members
 
-
+# %% ../../nbs/tracking/08_deployer.ipynb #875c0be4
 def _neutral(reason: str) -> EventAnswer:
     "NEUTRAL for a reason."
     return EventAnswer._make(("NEUTRAL", reason, *[math.nan] * len(NUMBERS), (), None))
@@ -297,7 +297,7 @@ class BundlePanel:
             for digest, rows in state["told"].items()
         }
 
-
+# %% ../../nbs/tracking/08_deployer.ipynb #386f7e1e
 def _compared_as(pointer: SlotPointer) -> tuple[str, ...]:
     "Which bundles are compared, and as what: what a candidate has shown is no trial of a champion."
     return (*compared_bundles(pointer), "candidate" if pointer.candidate else "champion")
@@ -616,7 +616,7 @@ class ModelDeployer(_Following):
         roles = {pointer.previous: "previous", pointer.champion: "champion", pointer.candidate: "candidate"}
         return roles.get(digest, "out of service")
 
-
+# %% ../../nbs/tracking/08_deployer.ipynb #e14ab397
 def _records(found: BundleAnswer, roles: Iterable[str]) -> list[dict[str, Any]]:
     "One record an answer."
     more = {"model_version": found.digest, "ms": found.seconds * 1e3}

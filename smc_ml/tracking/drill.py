@@ -56,7 +56,7 @@ def _load_broken(folder: Path, digest: str) -> Bundle:
         bundle.models = {**bundle.models, name: _BrokenModel(bundle.models[name], how)}
     return bundle
 
-
+# %% ../../nbs/tracking/09_drill.ipynb #3e4cd2ef
 def _copied(source: Path, folder: Path, how: str) -> Path:
     "A copy of a bundle, whole, with a note how it is broken."
 
@@ -96,7 +96,7 @@ def rollback_drill(
         ]
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/tracking/09_drill.ipynb #18c874a9
 def _drilled(
     bundle: Path,
     folder: Path,

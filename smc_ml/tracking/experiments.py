@@ -144,7 +144,7 @@ class ExperimentManager:
         said = _best_sentence(best, metric, found, among, len(judged))
         return BestRun(best, metric, found, among, len(judged), said)
 
-
+# %% ../../nbs/tracking/04_experiments.ipynb #d642d94c
 def _best_sentence(run: TrackedRun, metric: str, found: Interval, among: Interval, tried: int) -> str:
     "What may be said of the best run."
     shown, form = _SHOWN.get(metric, (metric, ".4g"))

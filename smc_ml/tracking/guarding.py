@@ -25,7 +25,7 @@ def is_failure(
     "Whether a model failed, as against data that were not whole."
     return _FAILED[0] in reason or reason.endswith(_FAILED[1])
 
-
+# %% ../../nbs/tracking/07_guarding.ipynb #5418522b
 class CallRecord:
     "The last calls of one bundle in one process."
 
@@ -70,7 +70,7 @@ class CallRecord:
 # %% ../../nbs/tracking/07_guarding.ipynb #b11e57ce
 _STAKES = np.linspace(0.02, 0.95, 16)
 
-
+# %% ../../nbs/tracking/07_guarding.ipynb #0f8d3d56
 class WorseBet:
     "Whether one bundle predicts worse than another, to be looked at after every outcome."
 

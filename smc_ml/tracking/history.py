@@ -47,7 +47,7 @@ class Change:
         "One line."
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
-
+# %% ../../nbs/tracking/01_history.ipynb #5c0a79ce
 def next_change(
     changes: Sequence[Change],  # all there are
     when: pd.Timestamp,
@@ -102,7 +102,7 @@ def _change_of(line: bytes, where: str, number: int) -> Change:
             f"{where}: line {number} is no entry: restore the history from a copy before anything is changed"
         ) from None
 
-
+# %% ../../nbs/tracking/01_history.ipynb #621dd7f5
 class ChangeLog:
     "The history in a file; whoever appends holds `one_at_a_time`."
 

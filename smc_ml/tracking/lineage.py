@@ -101,7 +101,7 @@ def _data_hash(series: Mapping[str, Mapping[str, Any]]) -> str:
     told = json.dumps({symbol: each["content"] for symbol, each in series.items()}, sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
-
+# %% ../../nbs/tracking/02_lineage.ipynb #13cfe2f5
 def lineage(
     root: Path,  # of the project
     facts: Mapping[str, Any],  # of the bundle's bundle.json
@@ -141,7 +141,7 @@ def _bounded(told: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     wanted = [name + end for name in names for end in ("", "_low", "_high")]
     return {name: told[name] for name in wanted if name in told}
 
-
+# %% ../../nbs/tracking/02_lineage.ipynb #8ace5bb2
 def headline_metrics(
     root: Path,  # of the project
     models: tuple[str, ...],

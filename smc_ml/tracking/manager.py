@@ -99,7 +99,7 @@ def _database(uri: str) -> Path | None:
     "The file of a SQLite address; None for any other."
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
-
+# %% ../../nbs/tracking/03_manager.ipynb #5654c0f2
 class MLflowManager:
     """Notes runs and keeps their bundles, in a local database or at a tracking server.
 
@@ -349,7 +349,7 @@ class MLflowManager:
             else:
                 client.delete_registered_model_alias(name, alias)
 
-
+# %% ../../nbs/tracking/03_manager.ipynb #6fccbb4d
 def model_name(
     timeframe: str,  # of the base candles
 ) -> str:

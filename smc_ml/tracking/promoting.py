@@ -90,7 +90,7 @@ def judge_challenger(
         return PromotionAnswer(False, f"Not promoted: {wrong}.", paired)
     return PromotionAnswer(True, f"It beats the champion on {paired.events:,} events: {numbers}.", paired)
 
-
+# %% ../../nbs/tracking/05_promoting.ipynb #517c74b3
 def _hindrance(paired: Paired, config: PromotionConfig) -> str:
     "What keeps a challenger from the champion's place; nothing where nothing does."
     if paired.events < config.fewest_events:
@@ -113,7 +113,7 @@ def _hindrance(paired: Paired, config: PromotionConfig) -> str:
 CHAMPION, CHALLENGER = "champion", "challenger"
 PROMOTED, ROLLED_BACK = "promoted to champion", "rolled back to champion"  # in the history
 
-
+# %% ../../nbs/tracking/05_promoting.ipynb #13c7e124
 class BundleRegistry:
     "Champion and challenger of a timeframe, with the history of both."
 

@@ -26,7 +26,7 @@ from ..writing import write_whole
 AUTOMATIC = "automatic"  # who, of a change that no person made
 _SLOTS = ("blue", "green")
 
-
+# %% ../../nbs/tracking/06_slots.ipynb #ea61852d
 @dataclass(frozen=True)
 class SlotPointer:
     "What serves; digests, empty where there is none."
@@ -89,7 +89,7 @@ def _pointer_of(content: bytes, path: Path) -> SlotPointer:
         raise TrackingError(f"{path}: {pointer.active} is no slot: remove it and deploy the bundle again")
     return pointer
 
-
+# %% ../../nbs/tracking/06_slots.ipynb #6547fb67
 class BundleSlots:
     "What is served from a folder, and every way to change it."
 

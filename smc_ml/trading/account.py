@@ -158,7 +158,7 @@ def _pay_funding(
         )
     return free, paid
 
-
+# %% ../../nbs/trading/02_account.ipynb #b23f72a5
 @njit(cache=True)
 def _bought_units(
     position: float, equity: float, free: float, entry: float, fee: float, slippage: float, leverage: float
@@ -190,7 +190,7 @@ def _enter(
     free = max(free - margin - abs(units) * entry * slippage - fee, 0.0)
     return units, margin, free, units * fill + fee
 
-
+# %% ../../nbs/trading/02_account.ipynb #d666e4d9
 @njit(cache=True)
 def _leave(
     units: float, margin: float, basis: float, price: float, fee: float, slippage: float
@@ -200,7 +200,7 @@ def _leave(
     fee = abs(units) * fill * fee
     return margin + units * (fill - basis) - fee, units * fill - fee
 
-
+# %% ../../nbs/trading/02_account.ipynb #831be789
 @njit(cache=True)
 def _units(  # the order of events at a row is one rule: funding, exits, entries
     marks: np.ndarray,  # (two rows per candle, symbols): open, close
@@ -427,7 +427,7 @@ def _free(trades: pd.DataFrame) -> pd.DataFrame:
     late = (before > in_order["entry_at"]).to_numpy()
     return trades.drop(index=in_order.index[late]) if late.any() else trades
 
-
+# %% ../../nbs/trading/02_account.ipynb #8768935d
 def run_backtest(
     trades: pd.DataFrame,  # from `select_trades`
     market: Market,  # base candles

@@ -15,7 +15,7 @@ from ..config import Section
 # %% ../../nbs/trading/00_config.ipynb #001297f0
 SCENARIOS = {"pessimistic": "worst case", "expected": "base case", "optimistic": "best case"}
 
-
+# %% ../../nbs/trading/00_config.ipynb #c43e42e3
 class BacktestConfig(Section):
     "Which predictions are traded, how large, and what an account pays beyond the section `costs`."
 

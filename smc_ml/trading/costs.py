@@ -114,7 +114,7 @@ def _spread_at_exit(trades: pd.DataFrame, candles: pd.DataFrame) -> np.ndarray:
 
 _SPREADS = {"entry": _spread_at_entry, "exit": _spread_at_exit}
 
-
+# %% ../../nbs/trading/01_costs.ipynb #7abd654d
 def rates_of_side(
     maker: np.ndarray,  # whether it rests in the book
     half: np.ndarray,  # half the spread, share of the price; NaN where it is not known
@@ -161,7 +161,7 @@ def _is_bankrupt(trades: pd.DataFrame, config: BacktestConfig) -> np.ndarray:
     left = trades["direction"] * (trades["exit_price"] - bankruptcy_price(trades, config)) / trades["entry"]
     return ((trades["exit_reason"] == "liquidation") & (left <= 1e-9)).to_numpy()
 
-
+# %% ../../nbs/trading/01_costs.ipynb #6806cf13
 def charge_costs(
     trades: pd.DataFrame,  # trades or labels
     market: Market,  # base candles
@@ -293,7 +293,7 @@ def _forced_fill(side: Any, bankrupt: Any, price: Any, open_: Any) -> Any:
     "Fill of a liquidation: its price, or the open beyond it, never beyond the price that takes the margin."
     return side * np.maximum(side * bankrupt, np.minimum(side * price, side * open_))
 
-
+# %% ../../nbs/trading/01_costs.ipynb #916771f8
 @njit(cache=True)
 def _liquidation_rows(
     open_: np.ndarray,

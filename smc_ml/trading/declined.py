@@ -53,7 +53,7 @@ def _signals_of(predictions: pd.DataFrame, labels: pd.DataFrame, target: str | N
     signals = signals if "filled" in signals else signals.assign(filled=True)
     return signals.sort_values(["time", "event_id"], ignore_index=True)
 
-
+# %% ../../nbs/trading/08_declined.ipynb #8e9696ef
 def signal_reasons(
     predictions: pd.DataFrame,  # of one model
     labels: pd.DataFrame,  # of the same events

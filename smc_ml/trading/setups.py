@@ -137,7 +137,7 @@ def _groups(
             ]
     return found
 
-
+# %% ../../nbs/trading/06_setups.ipynb #49268dfb
 def _block_sums(facts: pd.DataFrame, rows: Sequence[np.ndarray]) -> np.ndarray:
     "(blocks, cells): R of the trades of each cell in each block of days."
     block = day_blocks(facts["time"], block_days(facts["exit_at"] - facts["time"]))

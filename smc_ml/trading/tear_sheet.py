@@ -163,7 +163,7 @@ def exits_table(trades: pd.DataFrame) -> pd.DataFrame:
     table.insert(1, "share", table["trades"] / max(len(trades), 1))
     return table.rename_axis("exit")
 
-
+# %% ../../nbs/trading/07_tear_sheet.ipynb #63fec3b1
 def _of_trades(trades: pd.DataFrame) -> dict[str, Any]:
     "Counts, rates and sizes of the trades."
     results = trades["realised_r"].to_numpy(float)
@@ -193,7 +193,7 @@ def _of_trades(trades: pd.DataFrame) -> dict[str, Any]:
         "streaks": streaks_of(ended),
     }
 
-
+# %% ../../nbs/trading/07_tear_sheet.ipynb #b3b80c1c
 def _of_account(equity: pd.DataFrame, net: pd.Series, cash: float) -> dict[str, Any]:
     "Growth, drawdown, exposure and risk-adjusted figures of the account."
     returns, year = net.to_numpy(float), days_a_year(pd.DatetimeIndex(net.index))
@@ -223,7 +223,7 @@ def _of_account(equity: pd.DataFrame, net: pd.Series, cash: float) -> dict[str, 
         "time_in_market": float(held.mean()),
     }
 
-
+# %% ../../nbs/trading/07_tear_sheet.ipynb #bd50b791
 def tear_sheet(
     account: Backtest,  # trades and equity
     cash: float = BacktestConfig().initial_cash,
@@ -272,7 +272,7 @@ def ratio_sentence(
     bounds = f"{ratio.bounds('.2f')}; " if isinstance(ratio, Interval) else ""
     return f"{name} {in_words(value, '.2f')} ({bounds}{beside})"
 
-
+# %% ../../nbs/trading/07_tear_sheet.ipynb #cbaf8561
 def tear_sheet_sentence(sheet: TearSheet) -> str:
     "What the account did, in one sentence."
     numbers = sheet.numbers

@@ -60,7 +60,7 @@ def cross_check(
         }
     )
 
-
+# %% ../../../nbs/data/collection/08_collector.ipynb #baf6fafd
 def require_agreement(
     compared: int, differing: pd.DataFrame, want: Wanted, base_timeframe: str, share: float
 ) -> None:
@@ -168,7 +168,7 @@ class HistoricalDataCollector:
         summary = pd.DataFrame(rows, columns=_SUMMARY).set_index(["source", "symbol", "timeframe"])
         return summary if summary["compared"].any() else summary.drop(columns=["compared", "disagreeing"])
 
-
+# %% ../../../nbs/data/collection/08_collector.ipynb #62c4ef52
 async def _collect_venue(config: DataCollectionConfig, source: CandleSource | None) -> None:
     "Bring the series of one venue up to date."
     if config.source == "simulated":
@@ -211,7 +211,7 @@ def cross_check_series(
         require_agreement(*found[want.path], want, timeframe, config.cross_check_share)
     return found
 
-
+# %% ../../../nbs/data/collection/08_collector.ipynb #47c39246
 def _missing(facts: dict[str, Any], timeframe: str, calendar: str | None) -> list[int]:
     "Candles missing in each gap of a series while the market was open."
     spans = [

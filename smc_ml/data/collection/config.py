@@ -113,7 +113,7 @@ def _check_exchanges(config: "DataCollectionConfig") -> None:
             f'write one for each, like {{{asked[0]}: "http://…"}}'
         )
 
-
+# %% ../../../nbs/data/collection/01_config.ipynb #929e89e9
 def _check_extras(config: "DataCollectionConfig") -> None:
     "Raise for funding rates and recordings of what is not collected."
     if config.funding and not (config.market == "perpetual" and config.source in ("binance", "bybit")):

@@ -193,7 +193,7 @@ async def update_funding(
         fresh = [(start, min(stop, settled)) for start, stop in spans if start < now - STILL_COMING]
         write_table(rates, path, _funding_facts(rates, config, symbol, [*before.answered, *fresh]))
 
-
+# %% ../../../nbs/data/collection/05_download.ipynb #a8c26edb
 def _funding_facts(
     rates: pd.DataFrame, config: DataCollectionConfig, symbol: str, answered: Iterable[Span]
 ) -> dict[str, object]:
@@ -256,7 +256,7 @@ async def _clock(
     _check_clock(config, now)
     return now
 
-
+# %% ../../../nbs/data/collection/05_download.ipynb #b3a69253
 @asynccontextmanager
 async def _closing(source: CandleSource) -> AsyncIterator[CandleSource]:
     "The source, closed at the end."

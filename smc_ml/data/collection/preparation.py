@@ -72,7 +72,7 @@ def _kept_facts(path: Path, repairs: Mapping[str, int], config: DataCollectionCo
     told = {"market": kind} if kind else {}
     return kept | told | rules | ({"repairs": dict(repairs)} if repairs else {})
 
-
+# %% ../../../nbs/data/collection/09_preparation.ipynb #d5763d6f
 def make_candles(
     raw: Mapping[str, Path],  # where the base candles of each symbol lie in the snapshot
     config: DataCollectionConfig,

@@ -61,7 +61,7 @@ def collect_recordings(config: DataCollectionConfig) -> None:
         facts = {"symbol": symbol, "files": [Path(file).name for file in files], "rows": len(measures)}
         write_table(measures, path, facts)
 
-
+# %% ../../../nbs/data/collection/07_recordings.ipynb #f5f85210
 def with_recordings(candles: pd.DataFrame, config: DataCollectionConfig, symbol: str) -> pd.DataFrame:
     "The candles with the columns of their recording, NaN where nothing was recorded."
     if symbol not in recorded_symbols(config):

@@ -136,7 +136,7 @@ def read_series(path: str | os.PathLike) -> Series:
     answered = [(pd.Timestamp(start), pd.Timestamp(end)) for start, end in facts.get("answered", [])]
     return Series(candles, answered, facts)
 
-
+# %% ../../../nbs/data/collection/02_store.ipynb #cb59539d
 def series_facts(
     candles: pd.DataFrame,
     timeframe: str,

@@ -67,7 +67,7 @@ def _lag_table(
         }
     )
 
-
+# %% ../../../nbs/data/quality/07_clocks.ipynb #8c4e54c8
 def find_lags(
     shape: PriceShape, other: PriceShape | None, series: CandleSeries, config: QualityConfig
 ) -> pd.DataFrame:

@@ -44,7 +44,7 @@ DEFECTS = (
     "disagreements",
 )
 
-
+# %% ../../../nbs/data/quality/09_report.ipynb #9cbdad93
 @dataclass(frozen=True)
 class QualityReport:
     "What was found in one series; each table carries the times of its defects."

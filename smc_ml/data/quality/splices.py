@@ -184,7 +184,7 @@ def _around_rollover(
     hidden = np.where(inside, max(_ROLLOVER_LASTS * HOUR // 60 / series.step, 1), 1)
     return before, np.maximum(after, rows), hidden
 
-
+# %% ../../../nbs/data/quality/06_splices.ipynb #d0d53db5
 def _stays(shape: PriceShape, before: np.ndarray, after: np.ndarray, jump: np.ndarray) -> np.ndarray:
     "Whether the closes of twelve candles from the row after on keep more than half of the jump."
     ahead = (after[:, None] + np.arange(12)).clip(0, len(shape.slot) - 1)

@@ -112,7 +112,7 @@ def _sheet_text(content: bytes) -> bytes:
         raise ValueError(str(error)) from None
     return sheet.dropna(how="all").to_csv(header=False, index=False).encode()
 
-
+# %% ../../../nbs/data/sources/03_containers.ipynb #d126ed4b
 def _unzipped(content: bytes, path: Path) -> bytes:
     "What a zip archive or a workbook holds."
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

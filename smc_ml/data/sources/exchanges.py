@@ -76,7 +76,7 @@ def _refuse_failure(exchange: str, error: Exception, answer: Any, headers: Mappi
         raise TransientError(said, retry_after(headers)) from None
     raise ccxt.ExchangeError(said) from None
 
-
+# %% ../../../nbs/data/sources/13_exchanges.ipynb #8c9b31cf
 @cache
 def _client_class(exchange: str) -> type:
     "ccxt's asynchronous client, with failures that say whether they may pass."
@@ -285,7 +285,7 @@ _METHODS = {
     ("bybit", "perpetual"): "publicGetV5MarketKline",
 }
 
-
+# %% ../../../nbs/data/sources/13_exchanges.ipynb #51921cf3
 class ExchangeSource(Exchange):
     "Candles, funding rates and order books of one market of one exchange."
 

@@ -89,7 +89,7 @@ def _matching(pattern: Path) -> list[Path]:
         raise SourceError(f"{pattern}: no such file or folder: check collect.files")
     return found
 
-
+# %% ../../../nbs/data/sources/10_file_source.ipynb #d44c3c29
 def _files(place: str | os.PathLike) -> list[Path]:
     "The file itself, or the candle files of a folder or of a pattern in alphabetical order."
     place = Path(place).expanduser()
@@ -157,7 +157,7 @@ def _longer(
     begun = candles.index.floor(TIMEFRAMES[timeframe]).nunique()
     return longer, [fact | {"made_from": held, "incomplete": begun - len(longer)} for fact in facts]
 
-
+# %% ../../../nbs/data/sources/10_file_source.ipynb #57c96baf
 class FileSource:
     "Old downloads as a `CandleSource`: one series for each symbol and timeframe in the files."
 

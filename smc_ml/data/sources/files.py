@@ -141,7 +141,7 @@ def _spelled(step: pd.Timedelta) -> str | None:
             return f"{step // pd.Timedelta(unit)}{name}"
     return None
 
-
+# %% ../../../nbs/data/sources/09_files.ipynb #1474dad8
 def _timeframe(named: str | None, times: pd.DatetimeIndex, path: Path) -> str | None:
     "The timeframe by name and by distance of the rows, which must not contradict each other."
     step = usual_step(times)
@@ -194,7 +194,7 @@ def _symbol(inside: str | None, given: str | None, timeframe: str | None, path: 
         )
     return given or inside or named
 
-
+# %% ../../../nbs/data/sources/09_files.ipynb #06735eb2
 def _candle_columns(table: pd.DataFrame, form: Form, path: Path) -> tuple[pd.DataFrame, str]:
     "The columns that candles may have, as floats, and what their volume counts."
     volume, counted = _volume(table, form, path)

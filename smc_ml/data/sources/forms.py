@@ -41,6 +41,8 @@ def _any(*sets: str) -> tuple[frozenset[str], ...]:
 
 _OHLC = "open high low close"
 _KLINE = f"open_time {_OHLC} volume close_time quote_volume trades taker_buy_volume taker_buy_quote_volume"
+
+# %% ../../../nbs/data/sources/07_forms.ipynb #1aa54139
 FORMS = (
     Form(
         "plain", _of(f"open_time {_OHLC} volume"), remark="freqtrade, ccxt, TradingView, a table of one's own"
@@ -103,6 +105,8 @@ FORMS = (
     Form("Polygon", told_by=_any("vw t o c"), envelope=frozenset({"ticker", "results"})),
     Form("Alpaca", told_by=_any("vw t n o"), envelope=frozenset({"bars"})),
 )
+
+# %% ../../../nbs/data/sources/07_forms.ipynb #e130b2ec
 FORM_NAMES = tuple(dict.fromkeys(form.name for form in FORMS))
 
 
@@ -206,7 +210,7 @@ def _same_candles(table: pd.DataFrame, forms: Sequence[Form]) -> bool:
         for one in read
     )
 
-
+# %% ../../../nbs/data/sources/07_forms.ipynb #3cdb929e
 def nameless_form(raw: RawTable, path: Path, asked: str | None = None) -> Form:
     "The form of rows without names; a `SourceError` that names those that fit where several do, or none."
     wide = _fitting(raw, asked)

@@ -76,7 +76,7 @@ def _chart_timeframe(found: re.Match) -> str:
     length = pd.Timedelta(int(found[1]) * (30 if found[2] == "M" else 1), unit={"w": "W"}.get(unit, unit))
     return next((known for known, step in TIMEFRAMES.items() if step == length), f"{int(found[1])}{unit}")
 
-
+# %% ../../../nbs/data/sources/08_instruments.ipynb #96b97565
 def _pairs(words: Sequence[str]) -> list[str]:
     "Words, or neighbouring words, that are a pair of currencies."
     found = []
@@ -111,7 +111,7 @@ def _has_currency(word: str) -> bool:
     "Whether a word with dashes holds a currency: BTC-USDT does, SIM-A does not."
     return any(piece in CURRENCIES for piece in word.split("-")[1:])
 
-
+# %% ../../../nbs/data/sources/08_instruments.ipynb #3bc5a450
 def name_parts(path: str | os.PathLike) -> tuple[str | None, str | None]:
     "Symbol and timeframe that a file's name tells; None for what it does not."
     stem = Path(path).name.split(".")[0]

@@ -46,7 +46,7 @@ def _is_by_time(value: Any) -> bool:
         and all(key[:2].isdigit() for key in value)
     )
 
-
+# %% ../../../nbs/data/sources/05_json_answers.ipynb #77ad2158
 def _lists(value: Any, instrument: str | None) -> Iterator[tuple[Any, str | None]]:
     "Every list of candles in an answer, with the instrument that the answer tells for it."
     if _is_list(value) or _is_columns(value) or _is_by_time(value):
@@ -89,7 +89,7 @@ def _document(content: bytes) -> Any:
             raise
         return [json.loads(line) for line in lines if line.strip()]
 
-
+# %% ../../../nbs/data/sources/05_json_answers.ipynb #f3968655
 def json_table(content: bytes, path: Path) -> RawTable:
     "The candles of a JSON answer; a `SourceError` where there are none, or those of several instruments."
     answer = _document(content)

@@ -191,7 +191,7 @@ def _bare_name(name: str) -> str:
     "An instrument's name without separators, in capitals."
     return re.sub(r"[/_\- ]", "", name).upper()
 
-
+# %% ../../../nbs/data/sources/14_oanda.ipynb #f36f5ef4
 class OandaSource(Oanda):
     "Candles of one broker's instruments, such as EUR_USD."
 

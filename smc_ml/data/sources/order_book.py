@@ -55,7 +55,7 @@ def _check_crossed(books: Books, source: str) -> None:
             "remove the snapshot, or record the book again"
         )
 
-
+# %% ../../../nbs/data/sources/15_order_book.ipynb #2f6bfdfc
 def check_books(books: Books, source: str = "book") -> Books:
     "The books unchanged, or a `SourceError` that names source, level and time."
     _ordered(books.time, source)
@@ -113,7 +113,7 @@ def _floats(table: pd.DataFrame, names: list[str], path: str | os.PathLike) -> n
             f"{path}: columns {names[0]} to {names[-1]} are not all numbers ({error}): correct the file"
         ) from None
 
-
+# %% ../../../nbs/data/sources/15_order_book.ipynb #32dafdaf
 def read_books(
     path: str | os.PathLike,  # a table with a time and bid_px_1, bid_sz_1, ask_px_1, ask_sz_1, …
     levels: int | None = None,  # best levels to read; None: as many as there are
@@ -227,7 +227,7 @@ def _held(stamps: np.ndarray, length: int, stale: int, until: pd.Timestamp | Non
     over = np.minimum((stamps // length + 1) * length, stamps + stale)
     return np.minimum(over, np.append(stamps[1:], end)) - stamps
 
-
+# %% ../../../nbs/data/sources/15_order_book.ipynb #6b73350a
 def book_candles(
     books: Books,  # checked
     timeframe: str,
@@ -280,7 +280,7 @@ def trade_candles(
     table.loc[_spoiled(trades.lost, candle, len(opens))] = np.nan
     return table
 
-
+# %% ../../../nbs/data/sources/15_order_book.ipynb #c3de87d0
 def order_book_candles(
     books: Books,
     trades: Trades,

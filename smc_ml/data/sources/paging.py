@@ -41,7 +41,7 @@ async def _from_the_front(
         page = pd.concat([earlier, page]) if page.index[0] - earlier.index[-1] <= step else earlier
     return page
 
-
+# %% ../../../nbs/data/sources/12_paging.ipynb #c260a9cb
 async def paged(
     ask: Ask,
     start: pd.Timestamp,  # first time wanted, UTC

@@ -76,7 +76,7 @@ def _failure(state: "RetryCallState") -> TransientError:
     "What the last attempt failed with."
     return cast(TransientError, cast(asyncio.Future, state.outcome).exception())
 
-
+# %% ../../../nbs/data/sources/11_retrying.ipynb #09ee6681
 class ThrottledClient:
     "Requests to one server: attempts, waits, and pauses that all of them keep."
 

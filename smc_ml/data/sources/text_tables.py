@@ -96,7 +96,7 @@ def _names(above: Sequence[list[str]], width: int) -> list[str] | None:
         chosen = [single[-1], *chosen[1:]]
     return chosen
 
-
+# %% ../../../nbs/data/sources/04_text_tables.ipynb #51885c72
 def _is_row(cells: Sequence[str], width: int) -> bool:
     "Whether cells are a row of the table."
     return len(cells) == width and any(map(is_number, cells))
@@ -205,7 +205,7 @@ def _read_rows(body: str, layout: _Layout, options: dict[str, str]) -> pd.DataFr
     )
     return table.set_axis(names, axis=1)
 
-
+# %% ../../../nbs/data/sources/04_text_tables.ipynb #8182dc89
 def text_table(content: bytes, path: Path) -> RawTable:
     "A table from separated text; a `SourceError` for cut rows, zero bytes, numbers that may be two."
     text, notes = _decoded(content)

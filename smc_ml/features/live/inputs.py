@@ -69,7 +69,7 @@ def _group_sum(values: np.ndarray) -> float:
         total = reached
     return total
 
-
+# %% ../../../nbs/features/live/03_inputs.ipynb #86986713
 _MERGE: dict[str, Callable[[np.ndarray], float]] = {
     "first": lambda values: values[0],
     "max": lambda values: values.max(),
@@ -150,7 +150,7 @@ class _Recording(FeatureSettings):
         higher.needed.add(found.step)
         return self.program.given(("on", timeframe, count, within, found.step))
 
-
+# %% ../../../nbs/features/live/03_inputs.ipynb #ff3b9ba4
 def _smoothed(inputs: Any, name: str, length: int, wilder: bool) -> Any:
     share, window = 1 / length if wilder else 2 / (length + 1), smoothing_rows(length, wilder)
     return inputs.rolling(exponential_mean, window, name, parameters=(share,))
@@ -172,7 +172,7 @@ def _newest(result: Any, known: bool) -> Any:
     newest = result[..., -1:]
     return newest if known else np.full(newest.shape, np.nan)
 
-
+# %% ../../../nbs/features/live/03_inputs.ipynb #a34a784a
 class LiveInputs(FeatureSettings):
     "The newest row of one symbol, as features see it: `FeatureInputs` with arrays of length 1."
 
@@ -524,7 +524,7 @@ class LiveInputs(FeatureSettings):
         for made in self._on.values():
             made.inputs.refresh()
 
-
+# %% ../../../nbs/features/live/03_inputs.ipynb #728abbc1
 def _times(rows: int) -> Ring:
     "A ring of open times, ns; exact, since they are whole seconds."
     return Ring(np.full(2 * rows, float(_LONG_AGO)))

@@ -87,7 +87,7 @@ def _reckoned(code: int, one: float, other: float) -> float:
         return np.sqrt(one)
     return np.sign(one)
 
-
+# %% ../../../nbs/features/live/02_machines.ipynb #1f6c50e6
 @njit(cache=True, nogil=True, error_model="numpy")
 def _judged(code: int, one: float, other: float) -> bool:
     "`LOGIC` on one pair."
@@ -111,7 +111,7 @@ def _judged(code: int, one: float, other: float) -> bool:
         return one == 0.0
     return np.isnan(one)
 
-
+# %% ../../../nbs/features/live/02_machines.ipynb #64792efe
 @njit(cache=True, nogil=True, error_model="numpy")
 def _windowed(code: int, values: np.ndarray, share: float) -> float:
     "`WINDOWS` on one window."
@@ -134,7 +134,7 @@ def _windowed(code: int, values: np.ndarray, share: float) -> float:
         return rolling_rank(values, rows)[-1]
     return exponential_mean(values, rows, share)[-1]
 
-
+# %% ../../../nbs/features/live/02_machines.ipynb #9dba08ae
 @njit(cache=True, nogil=True, error_model="numpy")
 def _carry_out(
     code: np.ndarray,  # (instructions, 5): what, where to, operands
@@ -198,7 +198,7 @@ class _Round(NamedTuple):
     calls: list[tuple[int, ProgramStep, list[Any]]]
     code: np.ndarray
 
-
+# %% ../../../nbs/features/live/02_machines.ipynb #2331cf54
 class Machine:
     "A program with its values and rings."
 
@@ -376,6 +376,6 @@ class Machine:
         view.flags.writeable = False
         return view
 
-
+# %% ../../../nbs/features/live/02_machines.ipynb #db1a5fc5
 def _coded(instructions: list[list[int]]) -> np.ndarray:
     return np.array(instructions, np.int64).reshape(len(instructions), 5)

@@ -30,7 +30,7 @@ _OF_PERIODS = frozenset(map(LABELS.index, PERIODS))
 _ORDER = list(TIMEFRAMES)
 _PLACES = {name: place for place, name in enumerate(_ORDER)}
 
-
+# %% ../../../nbs/features/live/00_patterns.ipynb #2eebfb8c
 class LivePatterns:
     "What pattern streams have said, as far as it matters at the newest row."
 
@@ -168,7 +168,7 @@ class LivePatterns:
                 if pattern[1] == _LIVES:
                     self._living[int(pattern[6]), int(pattern[7])] = kind, pattern
 
-
+# %% ../../../nbs/features/live/00_patterns.ipynb #1ba7933d
 def _in_order(update: PatternUpdate) -> tuple[int, int]:
     return update.closed_at, _PLACES[update.timeframe]
 

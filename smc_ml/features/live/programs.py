@@ -61,6 +61,8 @@ _OF_TRUTHS = {
     np.logical_or: np.logical_or,
     np.logical_not: np.logical_not,
 }
+
+# %% ../../../nbs/features/live/01_programs.ipynb #d38f958b
 WINDOWS = (
     rolling_sum,
     rolling_mean,
@@ -89,7 +91,7 @@ class ProgramStep(NamedTuple):
     rows: int = 0  # how far
     more: tuple[Any, ...] = ()
 
-
+# %% ../../../nbs/features/live/01_programs.ipynb #91f9daf5
 class Recorded(NDArrayOperatorsMixin):
     "A value of the newest row, an array of length 1 that is not known yet."
 
@@ -270,7 +272,7 @@ class Program:
             for number, part in enumerate(parts)
         )
 
-
+# %% ../../../nbs/features/live/01_programs.ipynb #43aa189e
 @cache
 def _all_missing(rows: int) -> np.ndarray:
     missing = np.full(rows, np.nan)

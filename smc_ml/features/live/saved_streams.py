@@ -61,7 +61,7 @@ def save_feature_stream(stream: FeatureStream, path: str | os.PathLike) -> None:
     "Write a stream to a file, whole or not at all."
     write_whole(path, feature_stream_bytes(stream))
 
-
+# %% ../../../nbs/features/live/05_saved_streams.ipynb #f19c15e5
 def restore_feature_stream(
     path: str | os.PathLike,
     families: Sequence[Family] = FEATURE_FAMILIES,  # that hold its features

@@ -45,7 +45,7 @@ from smc_ml.patterns.streaming import (
 _TRIAL = 100  # rows on which the live form of a function has to agree with the batch
 _CLOSE = 1e-9
 
-
+# %% ../../../nbs/features/live/04_streaming.ipynb #528e38db
 class _Function:
     "One function and those of its columns that are wanted."
 
@@ -115,7 +115,7 @@ def _ends_segment(before: int, opened: int, step: int, config: PatternConfig) ->
     saturday = before + (9 * day - before % (7 * day)) % (7 * day)
     return not (config.weekends_closed and saturday + day <= opened < before + 5 * day)
 
-
+# %% ../../../nbs/features/live/04_streaming.ipynb #beace944
 class FeatureStream:
     "The feature table of one symbol, row by row."
 
@@ -438,7 +438,7 @@ class FeatureStream:
             for name, told in facts["told"].items()
         }
 
-
+# %% ../../../nbs/features/live/04_streaming.ipynb #499b7472
 _NEVER = -(1 << 62)
 _STATE = ("_inputs", "_functions", "_told", "patterns", "row")
 

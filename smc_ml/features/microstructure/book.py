@@ -87,7 +87,7 @@ def _pressure(inputs: FeatureInputs) -> dict[str, np.ndarray]:
 def _depth_imbalance(inputs: FeatureInputs) -> np.ndarray:
     return inputs.rolling(rolling_sum, 12, "imbalance") / 12
 
-
+# %% ../../../nbs/features/microstructure/04_book.ipynb #07830c8d
 def _declare_imbalance(level: str) -> None:
     "Declare the mean of a column `imbalance_<levels>`; a recording may have fewer levels than others."
 
@@ -158,7 +158,7 @@ def _signed_return(inputs: FeatureInputs) -> np.ndarray:
     "Signed volume times the logarithmic return."
     return inputs["signed_volume"] * inputs["log_return"]
 
-
+# %% ../../../nbs/features/microstructure/04_book.ipynb #e93ee800
 @BOOK.feature(
     {
         "signed_volume_share_12": "Signed volume over volume, 12 candles.",

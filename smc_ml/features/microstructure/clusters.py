@@ -77,7 +77,7 @@ def _correlation_with_volume(inputs: FeatureInputs, name: str, square: str, prod
 def _with_volatility(inputs: FeatureInputs) -> np.ndarray:
     return _correlation_with_volume(inputs, "log_true_range", "squared_true_range", "range_times_volume")
 
-
+# %% ../../../nbs/features/microstructure/03_clusters.ipynb #ca4ee50a
 @MICROSTRUCTURE.feature(
     {"volume_return_correlation_48": "Correlation of volume with the return, 48 candles."},
     lookback=49,
@@ -110,7 +110,7 @@ def at_heaviest(values: np.ndarray, weights: np.ndarray, window: int) -> np.ndar
             out[row] = values[heaviest]
     return out
 
-
+# %% ../../../nbs/features/microstructure/03_clusters.ipynb #96c2c5c1
 @MICROSTRUCTURE.feature(
     {
         "heaviest_return_48": "Return of the heaviest of 48 candles.",

@@ -112,7 +112,7 @@ def _flow_product(inputs: FeatureInputs) -> np.ndarray:
 def _tick_imbalance(inputs: FeatureInputs) -> np.ndarray:
     return _share_of_volume(inputs, "tick_flow", 48)
 
-
+# %% ../../../nbs/features/microstructure/01_flow.ipynb #ab9179d1
 @MICROSTRUCTURE.feature(
     {
         f"volume_weighted_return_{window}": f"Mean return weighted with volume, {window} candles."

@@ -96,7 +96,7 @@ def _falling_volume(inputs: FeatureInputs) -> np.ndarray:
     "Volume of a candle that fell; half of it where the close stood."
     return (inputs["volume"] - inputs["tick_flow"]) / 2
 
-
+# %% ../../../nbs/features/microstructure/02_impact.ipynb #f267ff3c
 @MICROSTRUCTURE.feature(
     {
         f"impact_asymmetry_{window}": f"Impact of rising less of falling volume, over both, {window} candles."

@@ -77,7 +77,7 @@ def _two_candle_spread(inputs: FeatureInputs) -> np.ndarray:
     alpha = (math.sqrt(2) - 1) * np.sqrt(own) / _ROOT - both / math.sqrt(_ROOT)
     return np.maximum(2 * np.tanh(alpha / 2), 0.0)
 
-
+# %% ../../../nbs/features/microstructure/00_spreads.ipynb #6f790c0e
 @MICROSTRUCTURE.feature(
     {
         f"corwin_schultz_spread_{window}": f"Mean spread from the ranges of two candles, {window} candles."

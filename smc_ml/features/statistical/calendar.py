@@ -53,7 +53,7 @@ def _circles(inputs: FeatureInputs) -> dict[str, np.ndarray]:
         "weekday_cosine": np.cos(week),
     }
 
-
+# %% ../../../nbs/features/statistical/03_calendar.ipynb #dde5cbb1
 @cache
 def _session_times(name: str) -> np.ndarray:
     "Begins and ends of a session in turn, from 1970 to 2100, in seconds."

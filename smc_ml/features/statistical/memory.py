@@ -58,7 +58,7 @@ def _declare_autocorrelation(lag: int) -> None:
         squares = inputs["squares_of_day"] * inputs.past("squares_of_day", lag)
         return ratio(products, np.sqrt(squares), least=DAY_CANDLES * STILL**2)
 
-
+# %% ../../../nbs/features/statistical/01_memory.ipynb #66e7188a
 for _lag in LAGS:
     _declare_autocorrelation(_lag)
 
@@ -86,7 +86,7 @@ def _declare_absolute_autocorrelation(lag: int) -> None:
 for _lag in (1, 12):
     _declare_absolute_autocorrelation(_lag)
 
-
+# %% ../../../nbs/features/statistical/01_memory.ipynb #9b79bbd2
 def _declare_variance_ratio(span: int) -> None:
     def square(inputs: FeatureInputs) -> np.ndarray:
         return (inputs["log_close"] - inputs.past("log_close", span)) ** 2
@@ -146,7 +146,7 @@ def permutation_entropy(values: np.ndarray, window: int) -> np.ndarray:
             out[row] = (np.log(orders) - total / orders) / np.log(6.0)
     return out
 
-
+# %% ../../../nbs/features/statistical/01_memory.ipynb #e89d5e9e
 @njit(cache=True, nogil=True)
 def run_length(values: np.ndarray, window: int) -> np.ndarray:
     "Values in a row with the sign of the last, with that sign, at most `window`; 0 where the last is 0."
@@ -187,7 +187,7 @@ def _run_up(inputs: FeatureInputs) -> np.ndarray:
 def _run_down(inputs: FeatureInputs) -> np.ndarray:
     return np.maximum(-inputs.rolling(run_length, 24, "log_return"), 0.0)
 
-
+# %% ../../../nbs/features/statistical/01_memory.ipynb #76465eb6
 @STATISTICAL.feature(lookback=96 + 24, inputs=("close",), unit="candles", signed=True)
 def longest_run_balance_96(inputs: FeatureInputs) -> np.ndarray:
     "Longest rise less longest fall, in candles in a row, that ended or went on within 96 candles."

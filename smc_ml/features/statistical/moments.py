@@ -62,7 +62,7 @@ def _moments(inputs: FeatureInputs, window: int) -> tuple[np.ndarray, np.ndarray
     names = ("log_return", "squared_return", "return_cube", "return_fourth")
     return standardised_moments(*(inputs.rolling(rolling_mean, window, name) for name in names))
 
-
+# %% ../../../nbs/features/statistical/00_moments.ipynb #d7e87e71
 @STATISTICAL.feature(
     {f"return_skewness_{window}": f"Skewness of {window} returns." for window in (48, DAY_CANDLES)},
     lookback={f"return_skewness_{window}": window + 1 for window in (48, DAY_CANDLES)},
@@ -99,7 +99,7 @@ def mean_over_deviation_288(inputs: FeatureInputs) -> np.ndarray:
     mean = inputs.rolling(rolling_mean, DAY_CANDLES, "log_return")
     return ratio(math.sqrt(DAY_CANDLES) * mean, _both(inputs)[DAY_CANDLES][0], least=STILL)
 
-
+# %% ../../../nbs/features/statistical/00_moments.ipynb #97d50be7
 @STATISTICAL.feature(lookback=DAY_CANDLES + 1, inputs=("close",), unit="-1 to 1", signed=True)
 def semivariance_balance_288(inputs: FeatureInputs) -> np.ndarray:
     "Upper less lower semivariance of 288 returns, over their sum: 1 when only rises moved the price."
@@ -168,7 +168,7 @@ def _expected_deviation(inputs: FeatureInputs) -> np.ndarray:
     "Root of the exponential mean of the squared returns."
     return np.sqrt(np.maximum(inputs.smoothed("squared_return", 24), 0.0))
 
-
+# %% ../../../nbs/features/statistical/00_moments.ipynb #77b90731
 @STATISTICAL.feature(
     {
         f"jump_share_{window}": f"Share of the variance of {window} returns that came in jumps."
@@ -204,7 +204,7 @@ def volatility_of_volatility_288(inputs: FeatureInputs) -> np.ndarray:
     mean, square = (inputs.rolling(rolling_mean, DAY_CANDLES, name) for name in names)
     return ratio(np.sqrt(np.maximum(square - mean * mean, 0.0)), mean, least=STILL)
 
-
+# %% ../../../nbs/features/statistical/00_moments.ipynb #a92a4f08
 @STATISTICAL.feature(lookback=smoothing_rows(24) + 2, inputs=("close",), unit="0 to 1")
 def volatility_surprise(inputs: FeatureInputs) -> np.ndarray:
     "Size of the last return over its sum with the deviation expected before; 0.5: as expected."

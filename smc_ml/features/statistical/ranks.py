@@ -86,7 +86,7 @@ def window_line(values: np.ndarray, window: int) -> np.ndarray:
             tails[row - start] = block
     return out
 
-
+# %% ../../../nbs/features/statistical/02_ranks.ipynb #ccf1e297
 def _line_48(inputs: FeatureInputs) -> np.ndarray:
     return inputs.rolling(window_line, 48, "log_close")
 

@@ -52,7 +52,7 @@ def _turned_high(inputs: FeatureInputs) -> np.ndarray:
     "High of the turned chart: the low."
     return -inputs["counted_low"]
 
-
+# %% ../../../nbs/features/technical/06_candlesticks.ipynb #827741fb
 @series
 def _turned_low(inputs: FeatureInputs) -> np.ndarray:
     "Low of the turned chart: the high."
@@ -140,6 +140,8 @@ _FOLDS = {
         ("LONGLINE", "BELTHOLD", "MARUBOZU", "CLOSINGMARUBOZU"),
     ),
 }
+
+# %% ../../../nbs/features/technical/06_candlesticks.ipynb #1f197d0d
 _INDECISION = ("DOJI", "LONGLEGGEDDOJI", "RICKSHAWMAN", "SPINNINGTOP", "HIGHWAVE")
 
 
@@ -165,6 +167,7 @@ def candle_indecision(inputs: FeatureInputs) -> np.ndarray:
 # %% ../../../nbs/features/technical/06_candlesticks.ipynb #dbf6dfe4
 CANDLESTICKS = Family("candlesticks", default=False)
 
+# %% ../../../nbs/features/technical/06_candlesticks.ipynb #1d63de44
 _WORDS = {
     "2CROWS": "two_crows",
     "3BLACKCROWS": "three_black_crows",
@@ -228,6 +231,8 @@ _WORDS = {
     "UPSIDEGAP2CROWS": "upside_gap_two_crows",
     "XSIDEGAP3METHODS": "gap_three_methods",
 }
+
+# %% ../../../nbs/features/technical/06_candlesticks.ipynb #9d5ae08f
 _UNDIRECTED = frozenset({"DOJI", "LONGLEGGEDDOJI", "RICKSHAWMAN"})
 _BEARISH_THOUGH_POSITIVE = frozenset({"GRAVESTONEDOJI"})
 

@@ -166,7 +166,7 @@ def _smoothed_absolute_change(inputs: FeatureInputs) -> np.ndarray:
     "Exponential mean of the sizes of 25 price changes."
     return inputs.smoothed("absolute_change", 25)
 
-
+# %% ../../../nbs/features/technical/02_momentum.ipynb #6f3097e4
 @TECHNICAL.feature(
     lookback=smoothing_rows(25) + smoothing_rows(13), inputs=("close",), unit="share", signed=True
 )

@@ -53,7 +53,7 @@ def ultimate_oscillator(inputs: FeatureInputs) -> np.ndarray:
         total = total + weight * ratio(2 * bought - span, span)
     return total / 7
 
-
+# %% ../../../nbs/features/technical/03_oscillators.ipynb #e2e4f200
 @series
 def _smooth_return(inputs: FeatureInputs) -> np.ndarray:
     "Exponential mean of 15 logarithmic returns."
@@ -91,7 +91,7 @@ def _foreseen_close(inputs: FeatureInputs) -> np.ndarray:
     mean, slope = (inputs.rolling(kernel, 14, "close") for kernel in (rolling_mean, rolling_slope))
     return mean + (14 + 1) / 2 * slope
 
-
+# %% ../../../nbs/features/technical/03_oscillators.ipynb #67e74142
 @TECHNICAL.feature(lookback=with_atr(15), inputs=_CANDLES, unit="ATR", signed=True)
 def chande_forecast_14(inputs: FeatureInputs) -> np.ndarray:
     "Close less where the line through the 14 closes before it foresaw it."

@@ -177,7 +177,7 @@ def _next_stop(
     stop += factor * (extreme - stop)
     return 1.0, extreme, factor, stop if stop < bottom else bottom, held
 
-
+# %% ../../../nbs/features/technical/01_trend.ipynb #46c3579e
 @njit(cache=True, nogil=True)
 def _parabolic_stop(high: np.ndarray, low: np.ndarray, window: int, step: float, most: float) -> np.ndarray:
     "Parabolic stop of one who starts `window` rows back, as TA-Lib's SAR on these rows alone."
@@ -255,7 +255,7 @@ def _band_reach(inputs: FeatureInputs) -> np.ndarray:
     "Three of Wilder's ATR over ten candles, in price units."
     return _BAND_MULTIPLE * np.maximum(inputs.smoothed("true_range", _BAND_LENGTH, wilder=True), 0.0)
 
-
+# %% ../../../nbs/features/technical/01_trend.ipynb #ed9a693b
 @TECHNICAL.feature(
     lookback=with_atr(_FOLLOWED + smoothing_rows(_BAND_LENGTH, wilder=True)),
     inputs=_CANDLES,
@@ -306,7 +306,7 @@ def average_directional_index_14(inputs: FeatureInputs) -> np.ndarray:
     "ADX, 0 to 1: Wilder's mean over 14 candles of how one-sided directional movement is."
     return inputs.smoothed("directional_index", 14, wilder=True)
 
-
+# %% ../../../nbs/features/technical/01_trend.ipynb #f9280642
 @TECHNICAL.feature(
     {
         "directional_difference_14": "+DI less -DI: upward less downward movement over the true range.",
@@ -350,7 +350,7 @@ def ichimoku_base_distance(inputs: FeatureInputs) -> np.ndarray:
     "Close less the base line (kijun-sen): the middle of the range of 26 candles."
     return in_atr(inputs, inputs["close"] - inputs.once(_base))
 
-
+# %% ../../../nbs/features/technical/01_trend.ipynb #3d6581ef
 @TECHNICAL.feature(
     {
         "ichimoku_cloud_distance": "Close less the middle of the cloud whose spans are known now.",
@@ -405,7 +405,7 @@ def _downward_vortex(inputs: FeatureInputs) -> np.ndarray:
     "Way from the high before to the low, in price units."
     return np.abs(inputs["low"] - inputs.past("high", 1))
 
-
+# %% ../../../nbs/features/technical/01_trend.ipynb #5fa85c8a
 @TECHNICAL.feature(lookback=15, inputs=_CANDLES, unit="ratio", signed=True)
 def vortex_14(inputs: FeatureInputs) -> np.ndarray:
     "Ways up less ways down over the true range, of 14 candles (Botes and Siepman)."

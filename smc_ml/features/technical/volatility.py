@@ -57,7 +57,7 @@ def bollinger_width_20(inputs: FeatureInputs) -> np.ndarray:
     "Upper less lower band: four standard deviations of the logarithm of 20 closes."
     return 400 * inputs["deviation_20"]
 
-
+# %% ../../../nbs/features/technical/04_volatility.ipynb #7ac20689
 @TECHNICAL.feature(lookback=21, inputs=_CANDLES, unit="ratio")
 def bollinger_squeeze_20(inputs: FeatureInputs) -> np.ndarray:
     "Width of the Bollinger bands over that of Keltner's channel; 0 where nothing moved."
@@ -126,7 +126,7 @@ def _drifting_variance(inputs: FeatureInputs) -> np.ndarray:
     highs, lows = np.log(inputs["high"]), np.log(inputs["low"])
     return (highs - closes) * (highs - opens) + (lows - closes) * (lows - opens)
 
-
+# %% ../../../nbs/features/technical/04_volatility.ipynb #d40c743a
 def _variance(inputs: FeatureInputs, name: str, length: int) -> np.ndarray:
     "Population variance of small changes, by the mean of their squares."
     mean, square = (inputs.rolling(rolling_mean, length, of) for of in (name, f"squared_{name}"))
@@ -166,7 +166,7 @@ def parkinson_volatility_24(inputs: FeatureInputs) -> np.ndarray:
     "Volatility of 24 candles by their ranges (Parkinson 1980)."
     return 100 * _parkinson(inputs, 24)
 
-
+# %% ../../../nbs/features/technical/04_volatility.ipynb #cc1dc843
 @TECHNICAL.feature(lookback=48, inputs=("open", *_CANDLES), unit="%")
 def garman_klass_volatility_48(inputs: FeatureInputs) -> np.ndarray:
     "Volatility of 48 candles by range and body (Garman and Klass 1980)."

@@ -56,7 +56,7 @@ def _returned_volume(inputs: FeatureInputs) -> np.ndarray:
     "Volume times the logarithmic return, in percent."
     return 100 * inputs["log_return"] * inputs["volume"]
 
-
+# %% ../../../nbs/features/technical/05_volume.ipynb #05021f49
 @TECHNICAL.feature(lookback=25, inputs=("close", "volume"), unit="mean volumes a candle", signed=True)
 def on_balance_volume_slope_24(inputs: FeatureInputs) -> np.ndarray:
     "Slope of on-balance volume over 24 candles, in their mean volume."
@@ -113,7 +113,7 @@ def _pushed_volume(inputs: FeatureInputs) -> np.ndarray:
     "Volume times the price change."
     return inputs["volume"] * inputs["price_change"]
 
-
+# %% ../../../nbs/features/technical/05_volume.ipynb #e8717e8e
 @series
 def _ranged_volume(inputs: FeatureInputs) -> np.ndarray:
     "Volume times the true range."
@@ -165,7 +165,7 @@ def volume_oscillator_14_28(inputs: FeatureInputs) -> np.ndarray:
     short, long = (inputs.rolling(rolling_mean, length, "volume") for length in (14, 28))
     return ratio(short - long, long)
 
-
+# %% ../../../nbs/features/technical/05_volume.ipynb #224b96e1
 @series
 def _close_value(inputs: FeatureInputs) -> np.ndarray:
     "Close times volume, in the quote currency."

@@ -46,7 +46,7 @@ def filled_prices(
     rows, prices = limit_fills(open_, high, low, np.arange(len(orders)), side, limit, 1)
     return np.where(rows >= 0, prices, np.nan).tolist()
 
-
+# %% ../../../nbs/live/broker/02_entering.ipynb #6685da51
 def entries_of(
     orders: Sequence[Order],
     opened: Sequence[int],  # open time of the candle that each enters, ns

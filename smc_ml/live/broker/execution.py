@@ -64,7 +64,7 @@ class Execution(NamedTuple):
     reason: str  # why HOLD, CLOSE or CANCEL; empty of BUY and SELL
     order: Order | None  # None of HOLD; of CANCEL the one that rests
 
-
+# %% ../../../nbs/live/broker/09_execution.ipynb #7e4cc1c4
 class ExecutionEngine:
     "Signals in, orders out, as far as limits and switch let them."
 

@@ -65,7 +65,7 @@ def _is_liquidated(
     )
     return bool(rows[0] >= 0)
 
-
+# %% ../../../nbs/live/broker/03_leaving.ipynb #ced831b9
 def how_it_leaves(
     position: OpenTrade,
     candle: TradedCandle,  # the next one of its symbol, or the one that it entered
@@ -126,7 +126,7 @@ def exit_rates(
     fee, slipped = rates_of_side(*numbers, config, rules.charged)
     return float(fee[0]), float(slipped[0])
 
-
+# %% ../../../nbs/live/broker/03_leaving.ipynb #65ca128e
 def settle(
     position: OpenTrade,
     leaving: Leaving,

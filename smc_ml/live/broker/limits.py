@@ -20,7 +20,7 @@ def _day(known_at: pd.Timestamp) -> pd.Timestamp:
     "The UTC day that a close belongs to: that of the candle, so that midnight ends the day before."
     return (known_at - pd.Timedelta(1, "ns")).floor("D")
 
-
+# %% ../../../nbs/live/broker/08_limits.ipynb #83154586
 class AccountLimits:
     "What stands against an entry, close by close."
 

@@ -404,5 +404,5 @@ class PaperBroker:
         "What has happened after so many fills."
         return tuple(fill for number, fill in self.happened if number > before)
 
-
+# %% ../../../nbs/live/broker/04_paper.ipynb #03d4d747
 _: type[Broker] = PaperBroker  # it is one, as far as types tell

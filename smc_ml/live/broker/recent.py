@@ -60,7 +60,7 @@ def rows_needed(rules: BrokerRules) -> int:
     rested = 0 if rules.labels.entry == "next_open" else rules.labels.limit_expiry
     return max(rows, config.volatility_window + 2 + rested)
 
-
+# %% ../../../nbs/live/broker/01_recent.ipynb #4224b049
 class RecentCandles(Market):
     "The newest candles of each symbol, a table for whoever asks."
 

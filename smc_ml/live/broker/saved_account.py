@@ -85,7 +85,7 @@ def _check_same_rules(kept: Mapping[str, Any], rules: BrokerRules) -> None:
                     "go on with that, or begin a new account"
                 )
 
-
+# %% ../../../nbs/live/broker/06_saved_account.ipynb #c3f42527
 def restored_account(
     text: str,  # of `saved_account`
     rules: BrokerRules,  # by which it was kept

@@ -60,7 +60,7 @@ class FeedState(NamedTuple):
     refused: int  # rows that were no candles
     skew: float  # the exchange's clock less ours, seconds; NaN where nobody measured it
 
-
+# %% ../../../nbs/live/feeds/00_interface.ipynb #c6130f75
 class FeedTally:
     "What a feed counts, and what it has to say; bounded."
 

@@ -34,7 +34,7 @@ from ..messages import ClosedCandles
 # a feed does not wait long
 LIVE_RETRY = RetryPolicy(attempts=3, first_wait=0.5, longest_wait=10.0, timeout=10.0)
 
-
+# %% ../../../nbs/live/feeds/06_live.ipynb #7d429277
 class _Gaps:
     "What is known of the candles that did not come."
 
@@ -394,7 +394,7 @@ class LiveFeed(CandleFeed):
             too_old = self._now() - self.config.age_limit * self.step - self.step
             self._gaps.give_up(span, too_old.ceil(self.step))
 
-
+# %% ../../../nbs/live/feeds/06_live.ipynb #b00f79f4
 _LONGEST_SILENCE = 900.0  # seconds: the open candle of a long timeframe is spoken of too
 _BETWEEN_LOOKS = 3600.0  # seconds between two looks at the exchange's clock
 

@@ -54,7 +54,7 @@ class _Held(NamedTuple):
     filled: bool
     arrived: float
 
-
+# %% ../../../nbs/live/feeds/02_ordering.ipynb #529e8834
 class CandleOrder:
     "Closed candles of some symbols, put in as they come and taken out close by close."
 

@@ -44,7 +44,7 @@ def _time_of(text: str) -> pd.Timestamp:
     seconds, _, rest = text.partition(".")
     return pd.Timestamp(int(seconds) * 10**9 + int(rest[:9].ljust(9, "0") or 0), tz="UTC")
 
-
+# %% ../../../nbs/live/feeds/05_prices.ipynb #815402a0
 def streamed_quote(
     line: str,  # of the stream
 ) -> tuple[str, Quote] | None:

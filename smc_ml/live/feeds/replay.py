@@ -106,7 +106,7 @@ def _outages(outages: Sequence[tuple[Any, Any]]) -> list[Outage]:
         found.append(Outage(since, until))
     return sorted(found)
 
-
+# %% ../../../nbs/live/feeds/01_replay.ipynb #f701f48d
 class ReplayFeed(CandleFeed):
     "A market played as if it happened now."
 

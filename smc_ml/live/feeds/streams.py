@@ -88,7 +88,7 @@ def _at(url: Any, base: str) -> Any:
         return {name: _at(each, base) for name, each in url.items()}
     return re.sub(r"^wss?://[^/]+", base.rstrip("/"), url) if isinstance(url, str) else url
 
-
+# %% ../../../nbs/live/feeds/04_streams.ipynb #e6703d20
 class CandleStream:
     "One connection to the stream of an exchange, for some markets and one timeframe."
 
@@ -171,7 +171,7 @@ class CandleStream:
             await self._client.close()  # broken off, it is ended by the next call
         self._watchers, self._client = set(), None
 
-
+# %% ../../../nbs/live/feeds/04_streams.ipynb #713e18fd
 def _reason(watcher: "asyncio.Task[None]") -> str:
     "Why a group is not watched any more; a fault of this code is raised."
     import ccxt

@@ -91,7 +91,7 @@ def stop_risk(
         return math.nan
     return max(decision.direction * (price - decision.zone_stop) / price, minimum_risk)
 
-
+# %% ../../../nbs/live/signals/02_answers.ipynb #42a31d46
 def signal_of(
     decision: Decision,
     answer: DecisionAnswer,

@@ -23,7 +23,7 @@ class _Gathering:
         self.asked: list[tuple[tuple[Decision, ...], asyncio.Future[list[Signal]]]] = []
         self.complete = asyncio.Event()
 
-
+# %% ../../../nbs/live/signals/10_batching.ipynb #41bcb2ae
 class SignalBatcher:
     "A processor that is asked once for all symbols of a close."
 

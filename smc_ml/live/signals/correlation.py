@@ -32,7 +32,7 @@ def _correlations(
     scale = np.where(spread > 0, spread, np.nan)
     return products / scale / scale[:, None]
 
-
+# %% ../../../nbs/live/signals/05_correlation.ipynb #643380f1
 class KnownReturns:
     "The last closes of all symbols, and how their returns go together."
 

@@ -26,7 +26,7 @@ from ...writing import write_whole
 class EnhancerError(UserError):
     "A model that cannot be read, or one of other features."
 
-
+# %% ../../../nbs/live/signals/07_enhancer.ipynb #110e43ed
 class OnlineLogistic:
     "Logistic regression of scaled features by stochastic gradient descent."
 
@@ -89,7 +89,7 @@ class Enhanced(NamedTuple):
     base_rate: float  # share of wins among what it learnt from; NaN before
     outcomes: int  # that it learnt from
 
-
+# %% ../../../nbs/live/signals/07_enhancer.ipynb #463f4835
 class SignalEnhancer:
     "An online model of whether signals win."
 

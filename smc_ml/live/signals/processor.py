@@ -21,6 +21,8 @@ from ..config import LiveConfig, SignalConfig
 from ..decisions import resting_price
 from ..messages import AccountState, ClosedCandles, Decision, Notice, Signal
 from ..outcomes import DecisionOutcome
+
+# %% ../../../nbs/live/signals/09_processor.ipynb #a51bff40
 from smc_ml.live.signals.answers import (
     DecisionAnswer,
     SignalFacts,
@@ -48,6 +50,8 @@ from smc_ml.live.signals.sources import (
     asked_of,
     feature_hash,
 )
+
+# %% ../../../nbs/live/signals/09_processor.ipynb #a6bbd30b
 from .technical import TechnicalFilter, TechnicalSignals
 from .track_record import SharpeFilter
 from ...serving.answering import LivePredictor

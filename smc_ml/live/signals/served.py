@@ -60,7 +60,7 @@ def wanted_bundles(pointer: SlotPointer, worker: int = 0, why: str = "") -> Want
     moved, names = pointer.moved > worker, (pointer.champion, pointer.previous, pointer.candidate)
     return WantedBundles(*names, pointer.share, moved, why)
 
-
+# %% ../../../nbs/live/signals/11_served.ipynb #e8d1cd4d
 def reduced(
     wanted: WantedBundles,
     there: Iterable[str],  # digests that can be asked
@@ -130,7 +130,7 @@ class AskedBundle(NamedTuple):
 
 _MOST_DECISIONS = 20_000  # whose outcomes are waited for
 
-
+# %% ../../../nbs/live/signals/11_served.ipynb #10dc527b
 class ServedModels(PredictorSource):
     "The bundles that a pointer names, as one source that remembers what each said last."
 
@@ -327,7 +327,7 @@ class ServedModels(PredictorSource):
         self.panel.restore(state["panel"])
         self._turn_to(self.bundles[self.serves.pointer.serving(0)])
 
-
+# %% ../../../nbs/live/signals/11_served.ipynb #22cb4694
 _UNSEEN = 1e-9  # a share below which a candidate only watches
 
 

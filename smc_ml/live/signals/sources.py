@@ -60,7 +60,7 @@ def asked_of(decisions: Iterable[Decision]) -> list[LiveEvent]:
     "Decisions as the events that a source is asked for."
     return [LiveEvent(one.symbol, one.known_at, one.event_id, one.direction) for one in decisions]
 
-
+# %% ../../../nbs/live/signals/00_sources.ipynb #b863252c
 def decided_events(decisions: Iterable[Decision]) -> pd.DataFrame:
     "The same as a table: symbol, time, event_id, direction."
     given = list(decisions)
@@ -113,7 +113,7 @@ def asked_outcomes(bundle: Bundle, outcomes: Sequence[DecisionOutcome]) -> list[
             found.append((event.key, Outcome(one.exit_at.value, bool(one.won), float(one.realised_r))))
     return found
 
-
+# %% ../../../nbs/live/signals/00_sources.ipynb #fa679079
 class PredictorSource:
     "A bundle that answers decisions of the newest close."
 

@@ -19,7 +19,7 @@ from .filters import SignalFilter, Situation
 # %% ../../../nbs/live/signals/06_track_record.ipynb #76af6301
 DAY_LONG = pd.Timedelta("1D")
 
-
+# %% ../../../nbs/live/signals/06_track_record.ipynb #e669308d
 class TrackRecord:
     "The daily results of each symbol's resolved signals."
 

@@ -44,7 +44,7 @@ def _partial(store: StoreReader) -> list[str]:
         found += [f"{name} of {at}, after the last close" for at in there if last is None or at > last]
     return found
 
-
+# %% ../../../nbs/live/store/09_checking.ipynb #dbd409e1
 def _unexplained(store: StoreReader) -> list[str]:
     "Orders that no signal asked for, and exits from what was never entered."
     orders, fills = store.orders(), store.fills()

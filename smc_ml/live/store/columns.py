@@ -80,7 +80,7 @@ class TruthColumn(TypeDecorator[bool]):
         "As it is kept."
         return None if value is None else bool(value)
 
-
+# %% ../../../nbs/live/store/01_columns.ipynb #71f16dfe
 class TextColumn(TypeDecorator[str]):
     "A text; zero bytes and halves of characters become the mark of what cannot be shown."
 

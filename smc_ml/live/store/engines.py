@@ -128,7 +128,7 @@ def patiently(
     except exc.SQLAlchemyError as error:
         raise _in_words(error, url, config) from None
 
-
+# %% ../../../nbs/live/store/03_engines.ipynb #aeb0d7f4
 def _in_words(error: exc.SQLAlchemyError, url: sa.URL, config: StoreConfig) -> LiveStoreError:
     place, cause = place_in_words(url), cause_in_words(error, url)
     if is_away(error):

@@ -82,6 +82,8 @@ def key_of(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 _AT: Any = sa.bindparam("of_close")
+
+# %% ../../../nbs/live/store/08_live_store.ipynb #5980b06c
 _OF_BOOK = _T["closes"].c.book == sa.bindparam("of_book")
 _DIGEST_THERE = sa.select(_T["closes"].c.digest).where(_OF_BOOK, _T["closes"].c.known_at == _AT)
 _CLOSE_AFTER = sa.select(_T["closes"].c.known_at).where(_OF_BOOK, _T["closes"].c.known_at > _AT).limit(1)

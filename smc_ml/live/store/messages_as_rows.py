@@ -77,7 +77,7 @@ COLUMNS_OF = {
 }
 Rows = dict[str, list[dict[str, Any]]]  # by table
 
-
+# %% ../../../nbs/live/store/05_messages_as_rows.ipynb #9ae7671f
 def table_of(message: Any) -> str:
     "The table of a message; a `LiveStoreError` for what is none."
     if type(message) not in TABLE_OF:
@@ -106,7 +106,7 @@ def _holding_rows(account: AccountState, book: str) -> list[dict[str, Any]]:
         for place, holding in enumerate(account.positions)
     ]
 
-
+# %% ../../../nbs/live/store/05_messages_as_rows.ipynb #2d6f72e6
 def rows_of(messages: Sequence[Any], book: str) -> Rows:
     "All rows that messages make, by table, each once."
     found: Rows = {}

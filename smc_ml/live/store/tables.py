@@ -101,6 +101,8 @@ _table(
     Index(None, "book", "known_at"),
     numbered=True,
 )
+
+# %% ../../../nbs/live/store/02_tables.ipynb #3870bad2
 _table(
     "outcomes",
     "book prediction_id",
@@ -153,6 +155,8 @@ _table(
     Index(None, "book", "known_at"),
     numbered=True,
 )
+
+# %% ../../../nbs/live/store/02_tables.ipynb #7a0f7c97
 _table(
     "fills",
     "book order_id what time",
