@@ -10,6 +10,7 @@ import yaml
 
 from smc_ml.candles import Market
 from smc_ml.commands.monitoring import monitored
+from smc_ml.commands.retraining import keep_schedule
 from smc_ml.features.table import feature_tables
 from smc_ml.live.feeds.replay import ReplayFeed
 from smc_ml.live.messages import AccountState
@@ -18,6 +19,9 @@ from smc_ml.live.store.live_store import LiveStore
 from smc_ml.monitoring.config import DriftConfig, MonitoringConfig, NotifyConfig, PerformanceConfig
 from smc_ml.monitoring.notifying import Notifiers
 from smc_ml.monitoring.watching import watch
+from smc_ml.retraining.config import RetrainingConfig
+from smc_ml.retraining.pipeline import AutomatedTrainingPipeline
+from smc_ml.retraining.steps import StepAnswer
 from smc_ml.service.metrics import LiveMetrics
 from smc_ml.service.watching import LiveWatch, alert_notice, told_by_book, watched_book, wins_learnt
 from smc_ml.serving.bundle import Bundle
@@ -159,10 +163,36 @@ def test_a_past_that_is_too_short_is_waited_for_and_nothing_stops(bundled, fault
     assert any("no route to the exchange" in each for each in said), said
 
 
-def test_the_page_of_a_book(bundled, project, ran, tmp_path):
+@pytest.fixture
+def root(bundled, project, ran, tmp_path):
+    "The small run with the book of the live run."
     root, (place, _) = shutil.copytree(project, tmp_path / "project"), ran
     (root / "artifacts/live").mkdir(exist_ok=True)
     shutil.copy(place, root / "artifacts/live/live.sqlite")
+    return root
+
+
+def test_features_that_moved_begin_a_retraining_once(root):
+    def begun(**settings):
+        config = RetrainingConfig(cron="", on_performance="never", **settings)
+        steps = {"train": lambda context: StepAnswer(context.cause)}
+        pipeline = AutomatedTrainingPipeline(root, config, steps=steps)
+        pipeline.follow_service = lambda: ""  # there is no registry
+        lines = list(keep_schedule(pipeline, rounds=2, wait=lambda _: None, every=3600, monitoring=CONFIG))
+        history = pipeline.history()
+        pipeline.close()
+        return lines, history
+
+    assert not begun(on_drift="concept")[0]
+    lines, history = begun(on_drift="any")
+    assert len(lines) == 1 and lines[0].endswith("promoted: drift"), lines
+    why, due = history["why"].item(), history["due"].item()
+    assert why.split(":")[0] in WATCHED and "was unusual" in why
+    assert due == pd.Timestamp("2024-02-09", tz="UTC")  # when the wild day was over
+    assert not begun(on_drift="any")[0]
+
+
+def test_the_page_of_a_book(root):
     settings = yaml.safe_load((root / "params.yaml").read_text())
     settings["monitoring"] = CONFIG.model_dump(mode="json")
     (root / "params.yaml").write_text(yaml.safe_dump(settings))

@@ -52,22 +52,24 @@ def without_parts(html: str) -> str:
     return _OWN_PARTS.sub("", html)
 
 # %% ../../nbs/reports/07_sorting.ipynb #ce47c23d
-def _cell_html(cell: Cell) -> str:
+def _cell_html(cell: Cell, is_text: bool) -> str:
     "One cell; without a key where it is not known."
     known = cell.key is not None and not (isinstance(cell.key, float) and np.isnan(cell.key))
     key = f' data-key="{escape(str(cell.key))}"' if known else ""
     text = escape(cell.text)
     text = f'<a href="{escape(cell.link)}">{text}</a>' if cell.link else text
     notes = "".join(f"<small>{escape(note)}</small>" for note in cell.notes)
-    return f"<td{key}>{text}{notes}</td>"
+    kind = ' class="text"' if is_text else ""
+    return f"<td{kind}{key}>{text}{notes}</td>"
 
 
-def _heading_html(column: Column, order: str) -> str:
-    "One heading: a button."
+def _heading_html(column: Column, order: str, is_text: bool) -> str:
+    "One heading: a button; that of words stands above their beginning."
     first = "ascending" if column.ascending else "descending"
     meaning = f' title="{escape(column.meaning)}"' if column.meaning else ""
     button = f'<button type="button"{meaning}>{escape(column.heading)}</button>'
-    return f'<th scope="col" aria-sort="{order}" data-first="{first}">{button}</th>'
+    kind = ' class="text"' if is_text else ""
+    return f'<th scope="col"{kind} aria-sort="{order}" data-first="{first}">{button}</th>'
 
 # %% ../../nbs/reports/07_sorting.ipynb #b3eddfff
 def sortable_table(
@@ -81,8 +83,10 @@ def sortable_table(
     orders = ["none"] * len(columns)
     if by is not None:
         orders[by] = "ascending" if columns[by].ascending else "descending"
-    head = "".join(map(_heading_html, columns, orders))
-    cells = ["".join(map(_cell_html, row)) for row in rows]
+    table_cells = [list(row) for row in rows]
+    words_in = [any(isinstance(row[at].key, str) for row in table_cells) for at in range(len(columns))]
+    head = "".join(map(_heading_html, columns, orders, words_in))
+    cells = ["".join(map(_cell_html, row, words_in)) for row in table_cells]
     soft = [*quiet] or [False] * len(cells)
     body = "".join(
         f"<tr{' class=quiet' if is_soft else ''}>{row}</tr>\n"

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Step', 'RETRAINING_STEPS', 'StepContext', 'StepAnswer', 'remove_worktree', 'make_worktree', 'train_again',
            'bundle_again', 'smoke_test', 'latency_test', 'parity_test', 'null_test', 'register_challenger',
-           'shadow_events', 'shadow_champion', 'live_outcomes', 'promote_challenger', 'follow_rollback']
+           'shadow_events', 'shadow_champion', 'deciding_book', 'live_outcomes', 'promote_challenger',
+           'follow_rollback']
 
 # %% ../../nbs/retraining/05_steps.ipynb #333b700e
 import os
@@ -263,18 +264,26 @@ def shadow_champion(context: StepContext) -> StepAnswer:
     return _decide(context, champion)
 
 
-def live_outcomes(
+def deciding_book(
     root: Path,  # of the project
-    book: str = "",  # empty: the only one there is
-    since: pd.Timestamp | None = None,  # of the exit
-) -> pd.DataFrame:
-    "Live predictions with their outcomes; a `RetrainingError` where it is unclear which book is meant."
+    book: str = "",  # of the settings; empty: the only one there is
+) -> LiveStore:
+    "The live book that decides; a `RetrainingError` where it is unclear which one is meant."
     place = database_place(root=root)
     with LiveStore(place) as store:
         books = store.books()
     if not book and len(books) > 1:
         raise RetrainingError(f"there are the books {', '.join(books)}: say which decides: retraining.book")
-    with LiveStore(place, book or "".join(books) or "main") as store:
+    return LiveStore(place, book or "".join(books) or "main")
+
+
+def live_outcomes(
+    root: Path,  # of the project
+    book: str = "",  # empty: the only one there is
+    since: pd.Timestamp | None = None,  # of the exit
+) -> pd.DataFrame:
+    "Live predictions with their outcomes."
+    with deciding_book(root, book) as store:
         return store.resolved(since=since)
 
 # %% ../../nbs/retraining/05_steps.ipynb #fc896e9b
