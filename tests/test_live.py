@@ -336,14 +336,22 @@ def test_killed_fifty_times_on_sqlite_and_on_postgresql(bundled, project, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_months_of_real_candles_are_what_was_backtested(bitcoin, ether, tmp_path):
+def test_limit_orders_survive_fifty_kills(rests, project, tmp_path, postgres_url):  # noqa: F811
+    check_killed(rests, project, (tmp_path / "whole.sqlite", tmp_path / "killed.sqlite"), 25)
+    check_killed(rests, project, (tmp_path / "other.sqlite", postgres_url), 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ["next_open", "limit_edge"])
+def test_two_months_of_real_candles_are_what_was_backtested(bitcoin, ether, tmp_path, entry):
     whole = {"BTCUSDT": bitcoin[:"2023-08-31"], "ETHUSDT": ether[:"2023-08-31"]}
     gone = pd.date_range("2023-07-03", "2023-08-28", freq="97h", tz="UTC").floor("5min")
     whole["ETHUSDT"] = whole["ETHUSDT"].drop(gone)
     market = Market(whole, "5m")
     learnt = market.map(lambda candles: candles[:"2023-06-30"])
     all_of_them = {"minimum_expected_r": -1.0}  # so that there is much to compare
-    test_serving.finished(tmp_path, learnt, "binance", backtest=all_of_them)
+    labels = {} if entry == "next_open" else {"entry": entry, "limit_expiry": 100}
+    test_serving.finished(tmp_path, learnt, "binance", backtest=all_of_them, labels=labels)
     assert test_serving.smc(tmp_path, "bundle").exit_code == 0
     outages = [("2023-07-10 09:02", "2023-07-10 10:31"), ("2023-08-01 23:00", "2023-08-02 02:00")]
     place, bundled = tmp_path / "live.sqlite", tmp_path / "artifacts/bundles/5m"

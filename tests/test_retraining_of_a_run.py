@@ -1,21 +1,30 @@
-"""The real steps on a small finished run: tested, registered, in the shadow, promoted, and back."""
+"""The real steps on a small finished run: tested, registered, in the shadow, promoted, and back.
+
+And a whole one, as one begins it at the terminal, that is killed in the stages of its pipeline.
+"""
 
 import json
 import shutil
 import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import test_tracking
 import yaml
+from test_pipeline_end_to_end import environment, hashes, run, slice_file  # noqa: F401
+from test_pipeline_end_to_end import project as sliced  # noqa: F401
 from test_tracking import project as finished  # noqa: F401
 
 from smc_ml.live.messages import Decision, Prediction, PredictionOutcome
 from smc_ml.live.store.live_store import LiveStore
+from smc_ml.retraining.children import left_over
 from smc_ml.retraining.config import RetrainingConfig
 from smc_ml.retraining.pipeline import AutomatedTrainingPipeline
 from smc_ml.retraining.steps import RETRAINING_STEPS, StepAnswer
+from smc_ml.serving.manifest import check_bundle
 from smc_ml.tables import write_metrics
 from smc_ml.tracking.config import PromotionConfig
 from smc_ml.tracking.manager import MLflowManager
@@ -107,3 +116,64 @@ def test_a_retrained_bundle_earns_its_place_and_the_registry_follows_when_it_los
     assert pipeline.follow_service() == f"back to {first['bundle'][:12]}: 3 failed"
     assert MLflowManager(root=root).version("5m", "champion").bundle == first["bundle"]
     pipeline.close()
+
+
+SMC = [sys.executable, "-m", "smc_ml.cli"]
+LEASE = 5.0  # seconds
+
+
+def other_settings(root):
+    "New labels, committed: with them all stages after the patterns run anew."
+    path = root / "params.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["labels"] |= {"stop_buffer": 0.3}
+    settings["retraining"] = {"commands": ["smc run"], "lease_seconds": LEASE, "tries": 5}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.invalid"]
+    run(root, "git", "add", "-A")
+    run(root, "git", *who, "commit", "-qm", "other labels")
+
+
+def killed_in(root, stage, with_children):
+    "Begin or take up a retraining, and kill it in a stage; what it began is killed too, or left running."
+    log = root / "artifacts/retraining/logs"
+    for old in log.glob("*-train-1.log"):
+        old.unlink()
+    owner = subprocess.Popen(
+        [*SMC, "retrain", "now"], cwd=root, env=environment(root), stdout=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 600
+    while not any(f"Running stage '{stage}'" in one.read_text() for one in log.glob("*-train-1.log")):
+        assert time.monotonic() < end and owner.poll() is None, f"{stage} was not run"
+        time.sleep(0.1)
+    time.sleep(1.0)
+    owner.kill()
+    owner.wait()
+    (folder,) = (root / "artifacts/retraining").glob("5m-*")
+    begun = left_over(folder)
+    assert begun
+    for one in begun if with_children else ():
+        one.kill()
+    time.sleep(LEASE)
+    return folder
+
+
+def test_killed_in_the_stages_of_its_run_it_ends_as_one_that_nobody_killed(sliced):  # noqa: F811
+    for words in (["bundle"], ["track"], ["deploy", "promote"]):
+        run(sliced, *SMC, *words)
+    slots = BundleSlots(sliced / "artifacts/deployment/5m")
+    serves = slots.read().champion
+    other_settings(sliced)
+    for stage, with_children in (("labels", False), ("ensemble", True), ("judgement", False)):
+        folder = killed_in(sliced, stage, with_children)
+        assert slots.read().champion == serves == check_bundle(slots.place(serves), serves)
+    print(run(sliced, *SMC, "retrain", "now", check=False).stdout)
+    pipeline = AutomatedTrainingPipeline(sliced)
+    (due,) = pipeline.history()["due"]
+    steps = {step.step: step for step in pipeline.steps_of(due)}
+    pipeline.close()
+    assert [steps[name].status for name in ("worktree", "train", "bundle", "smoke", "parity")] == ["done"] * 5
+    assert steps["train"].starts == 4 and not left_over(folder), steps["train"]
+    assert slots.read().champion == serves
+    run(sliced, "dvc", "repro")  # of the same settings, where nobody kills it
+    assert hashes(sliced) == hashes(folder)
