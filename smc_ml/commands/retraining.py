@@ -118,7 +118,7 @@ class MovedFeatures:
         self.day: pd.Timestamp | None = None  # before which all days were looked at
 
     def look(self) -> tuple[Alert, ...]:
-        "The alarms of the last day that is over; none where it was looked at, or nothing is there to compare."
+        "The alarms of the last day that is over; none where it was looked at or cannot be compared."
         with deciding_book(self.pipeline.root, self.pipeline.config.book) as store:
             last = store.last_close()
             day = None if last is None else last.floor("D")

@@ -20,7 +20,7 @@ from .entering import OpenTrade, entries_of, filled_prices, with_barriers, with_
 from .leaving import Leaving, exit_rates, how_it_leaves, settle
 from .recent import RecentCandles, TradedCandle, breaks_off, traded_candle
 from ..messages import AccountState, ClosedCandles, Fill, Holding, Order
-from ...trading.account import _enter, _owe_funding
+from ...trading.account import _enter, _owe_funding, ranked_expectation
 
 # %% ../../../nbs/live/broker/04_paper.ipynb #d79f42dc
 KEPT_FILLS, KEPT_ORDERS = 1000, 256  # that a broker remembers; the store has them all
@@ -346,7 +346,7 @@ class PaperBroker:
         "The events that find their symbol free and a place in the account, the better expectation first."
         named = zip((orders[number] for number in events.index), events.to_dict("records"), strict=True)
         chosen: list[tuple[Order, dict[str, Any]]] = []
-        for order, event in sorted(named, key=lambda each: -each[0].expected_r):
+        for order, event in sorted(named, key=lambda each: -ranked_expectation(each[0].expected_r)):
             if event["position"] == 0:
                 self._cancel(order, "its size is zero")
             elif self._is_free(order, [other.symbol for other, _ in chosen]):

@@ -56,6 +56,7 @@ from .technical import TechnicalFilter, TechnicalSignals
 from .track_record import SharpeFilter
 from ...serving.answering import LivePredictor
 from ...serving.asked import _late
+from ...trading.account import ranked_expectation
 
 _log = logging.getLogger("smc_ml")
 
@@ -331,7 +332,8 @@ class SignalProcessor:
     def _filtered(self, signals: Sequence[Signal], now: Situation) -> list[Signal]:
         "The signals, those with a reason that a filter keeps back; the better expectation is judged first."
         found = []
-        for signal in sorted(signals, key=lambda one: (not one.acted_on, -one.expected_r, one.key)):
+        rank = lambda one: (not one.acted_on, -ranked_expectation(one.expected_r), one.decision.event_id)  # noqa: E731
+        for signal in sorted(signals, key=rank):
             for one in self.filters if signal.acted_on else ():
                 if why := one.refusal(signal, now):
                     self.counts[f"refused by {one.name}"] += 1
