@@ -16,14 +16,15 @@ from .concept import ConceptReport, concept_drift
 from .config import DriftConfig
 from .ranks import AlarmBudget, deviations, rank_of_last, rank_with_runs
 from smc_ml.monitoring.relations import (
+    STUCK,
     Break,
     DayFacts,
     Relations,
-    certain_breaks,
     changed_units,
     day_facts,
     learn_relations,
     name_of_break,
+    plain_breaks,
     relation_scores,
 )
 from .served import Difference, compare_served
@@ -122,9 +123,10 @@ def _facts_joined(facts: DayFacts, new: DayFacts, days: int) -> DayFacts:
 
 def _joined(usual: _Usual, day: DayRows, told: np.ndarray, breaks: list[Break], days: int) -> _Usual:
     "The reference with one more day, but for its broken columns; the oldest leaves."
-    sound = ~np.isin(usual.columns, [each.column for each in breaks])
+    sound = ~np.isin(usual.columns, [each.column for each in breaks if each.what != STUCK])
     facts = day_facts(day)
-    facts = facts._replace(moved=facts.moved | ~sound, known=facts.known | ~sound)
+    ends = {name: np.where(sound, getattr(facts, name), np.nan) for name in ("low", "high")}
+    facts = facts._replace(moved=facts.moved | ~sound, known=facts.known | ~sound, **ends)
     told = np.where(sound[None, :, None], told, np.nan)
     return usual._replace(
         days=usual.days.append(day.days)[-days:],
@@ -248,7 +250,7 @@ class DriftDetector:
         assert self._usual is not None
         usual = self._usual
         day = day_rows(part.reindex(columns=usual.columns))
-        breaks = certain_breaks(day, usual.columns, usual.facts)
+        breaks = plain_breaks(day, usual.columns, usual.facts)
         told = np.concatenate([usual.summaries, day_summaries(day, usual.typical)])
         rank, level = rank_with_runs(told, self.config.lasting_days), self._budget.level
         alarm = self._budget.alarms(rank.p)
@@ -277,7 +279,7 @@ class DriftDetector:
         raw, columns = self._raw, list(self._raw.relations.columns)
         table = part.reindex(columns=columns)
         rows = day_rows(table)
-        found = certain_breaks(rows, columns, raw.facts) + changed_units(rows, raw.facts)
+        found = plain_breaks(rows, columns, raw.facts) + changed_units(rows, raw.facts)
         scores, days = relation_scores(table, raw.relations, raw.last)
         rank = rank_of_last(np.concatenate([raw.scores, scores]), one_sided=True)
         if self._broken_budget.alarms(rank.p):
@@ -285,7 +287,8 @@ class DriftDetector:
             if columns[column] not in {each.column for each in found}:
                 word = name_of_break(score, -scores[-1, column, 0])
                 found.append(Break(days[-1], columns[column], word, False))
-        self._raw = _raw_joined(raw, table, scores, bool(found), self.config.reference_days)
+        broken = any(each.what != STUCK for each in found)
+        self._raw = _raw_joined(raw, table, scores, broken, self.config.reference_days)
         return found
 
     def detect_concept_drift(
