@@ -116,9 +116,10 @@ def measured(benchmark, run, coming, rounds):
         decided.append(bool(result.decisions))
 
     benchmark.pedantic(one_close, warmup_rounds=1, rounds=rounds if benchmark.enabled else 1)
-    table = pd.DataFrame(rows[1:])
+    first = int(len(rows) > 1)  # one that only warms up, where it is measured at all
+    table = pd.DataFrame(rows[first:])
     plain = table["keeping"] == 0
-    told(benchmark, table[plain], np.array(decided[1:])[plain.to_numpy()])
+    told(benchmark, table[plain], np.array(decided[first:])[plain.to_numpy()])
     if not plain.all():
         kept = table["keeping"][~plain].median()
         print(f"keeping the path, each {run.kept_every} closes, after the signals are stored: {kept:.0f} ms")
