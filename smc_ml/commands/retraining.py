@@ -125,7 +125,7 @@ class MovedFeatures:
             if day == self.day or store.state(REFERENCE_STATE) is None:
                 return ()
             self.day = day
-            bundle = Bundle.load(served_bundle(self.pipeline.root))
+            bundle = Bundle.load(served_bundle(self.pipeline.root, self.pipeline.job))
             seen = watched_book(store, bundle, self.monitoring, trials_of_run(self.pipeline.root))
         return tuple(each for each in drift_alerts(seen.drift) if each.known_at == day)
 

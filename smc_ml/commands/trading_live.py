@@ -86,13 +86,16 @@ def deployment_section(settings: Path) -> DeploymentConfig:
     return DeploymentConfig(**(found.get("deployment") or {}))
 
 # %% ../../nbs/commands/10_trading_live.ipynb #eea65ce7
-def served_bundle(root: Path) -> Path:
+def served_bundle(
+    root: Path,
+    timeframe: str = "*",  # of its base candles; *: any
+) -> Path:
     "The champion of `smc deploy`, else the only bundle; a `UserError` where it is not clear which."
-    slots = [BundleSlots(path) for path in sorted((root / SERVED).glob("*")) if path.is_dir()]
+    slots = [BundleSlots(path) for path in sorted((root / SERVED).glob(timeframe)) if path.is_dir()]
     served = [places[0] for one in slots if (places := _held_places(one))]
     if len(served) == 1:
         return served[0]
-    there = sorted(path for path in (root / BUNDLES).glob("*") if (path / "manifest.json").is_file())
+    there = sorted(path for path in (root / BUNDLES).glob(timeframe) if (path / "manifest.json").is_file())
     if len(there) == 1:
         return there[0]
     if not there:

@@ -105,6 +105,12 @@ def _one_close(decisions: Sequence[Decision]) -> pd.Timestamp:
     return times[0]
 
 # %% ../../../nbs/live/signals/09_processor.ipynb #db3155b9
+def _rank(signal: Signal) -> tuple[bool, float, int]:
+    "Those acted on first, of them the better expectation, of equals the one decided first."
+    expected = float(ranked_expectation(signal.expected_r))
+    return not signal.acted_on, -expected, signal.decision.event_id
+
+
 class SignalProcessor:
     "From decisions of a close to signals."
 
@@ -332,8 +338,7 @@ class SignalProcessor:
     def _filtered(self, signals: Sequence[Signal], now: Situation) -> list[Signal]:
         "The signals, those with a reason that a filter keeps back; the better expectation is judged first."
         found = []
-        rank = lambda one: (not one.acted_on, -ranked_expectation(one.expected_r), one.decision.event_id)  # noqa: E731
-        for signal in sorted(signals, key=rank):
+        for signal in sorted(signals, key=_rank):
             for one in self.filters if signal.acted_on else ():
                 if why := one.refusal(signal, now):
                     self.counts[f"refused by {one.name}"] += 1
